@@ -1,0 +1,99 @@
+"""DeepFool: the nearest class boundary, found by walking over linear approximations."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gap.attacks.gradient import check_differentiable, steepest
+from gap.budget import Budget, Norm
+from gap.errors import GapError
+from gap.frozen import frozen
+
+# The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
+SHORTEST_STEP = 1e-4
+
+
+@dataclass(frozen=True)
+class DeepFool:
+    """A small perturbation that changes the class (Moosavi-Dezfooli et al., 2016), untargeted, in L2 or Linf.
+
+    Each of at most `steps` steps goes to the nearest boundary with any of the `candidates` - 1 likeliest other classes
+    of the clean image, were the classifier affine; the sum is lengthened by the share `overshoot`. An image leaves
+    as soon as its class is not its label.
+
+    The norm is that of the budget when there is one, else `norm`. Without a budget the perturbation is as long as
+    it takes. With one, the result is projected onto it, so an image whose boundary lies farther away stays unfooled.
+    Raises GapError for options out of range.
+    """
+
+    budget: Budget | None = None
+    steps: int = 50
+    overshoot: float = 0.02
+    candidates: int = 10
+    norm: Norm = "l2"
+    name: str = "deepfool"
+
+    def __post_init__(self) -> None:
+        if self.norm not in ("linf", "l2"):
+            raise GapError(f"unknown norm {self.norm!r} for deepfool; use linf or l2")
+        if self.steps < 1 or self.candidates < 2:
+            raise GapError(
+                f"deepfool needs at least 1 step and 2 candidates, not steps={self.steps}, candidates={self.candidates}"
+            )
+        if not self.overshoot >= 0:
+            raise GapError(f"deepfool needs an overshoot of at least 0, not {self.overshoot:g}")
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with frozen(classifier), torch.no_grad():
+            perturbation = (1 + self.overshoot) * self._walk(classifier, images, labels)
+            if self.budget is not None:
+                perturbation = self.budget.project(perturbation)
+            return (images + perturbation).clamp(0, 1)
+
+    def _walk(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the steps for each image, without the overshoot."""
+        total = torch.zeros_like(images)
+        logits = classifier(images)
+        others = min(self.candidates, logits.shape[1]) - 1
+        rivals = logits.scatter(1, labels.view(-1, 1), float("-inf")).topk(others).indices
+        classes = torch.cat([labels.view(-1, 1), rivals], dim=1)
+        index = (logits.argmax(dim=1) == labels).nonzero().squeeze(1)
+        for _ in range(self.steps):
+            if not len(index):
+                break
+            current = (images[index] + (1 + self.overshoot) * total[index]).clamp(0, 1)
+            values, gradients, predicted = _candidate_gradients(classifier, current, classes[index])
+            standing = predicted == labels[index]
+            index = index[standing]
+            total[index] += self._step(values[standing], gradients[standing])
+        return total
+
+    def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
+        """The shortest step to a boundary, from logits N x K and their gradients N x K x C x H x W, own class first."""
+        gaps = values[:, :1] - values[:, 1:]
+        slopes = gradients[:, 1:] - gradients[:, :1]
+        flat = slopes.flatten(2)
+        dual = flat.norm(dim=2) if self._norm == "l2" else flat.abs().sum(dim=2)
+        distance, nearest = (gaps / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(dim=1)
+        # No two pictures lie farther apart than this; where all is flat the distance would be infinite.
+        diameter = math.sqrt(flat.shape[2]) if self._norm == "l2" else 1.0
+        length = distance.clamp(SHORTEST_STEP, diameter).view(-1, 1, 1, 1)
+        return length * steepest(slopes[torch.arange(len(nearest)), nearest], self._norm)
+
+    @property
+    def _norm(self) -> Norm:
+        return self.norm if self.budget is None else self.budget.norm
+
+
+def _candidate_gradients(classifier: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The logits of the classes N x K, their gradients N x K x C x H x W, and the N predicted classes."""
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = classifier(images)
+        values = logits.gather(1, classes)
+        sums = values.sum(dim=0).unbind()
+    check_differentiable(values)
+    gradients = [torch.autograd.grad(each, images, retain_graph=True)[0] for each in sums]
+    return values.detach(), torch.stack(gradients, dim=1), logits.argmax(dim=1)

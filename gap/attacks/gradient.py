@@ -1,0 +1,171 @@
+"""Gradient attacks: projected gradient descent and the one-step sign method.
+
+L2 and Linf differ in two small pieces, where a search starts (`uniform_in_ball`) and which way is steepest
+(`steepest`); the third, the projection, belongs to the budget.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from gap.attacks.losses import Goal, Loss, find_loss, margin
+from gap.budget import Budget, Norm, measure
+from gap.errors import GapError
+from gap.frozen import frozen
+
+
+@dataclass(frozen=True)
+class PGD:
+    """Projected gradient descent (Madry et al., 2018), tuned to be a reference that does not flatter.
+
+    Each run starts at a random point of the budget's ball and takes `steps` steepest steps whose size falls along a
+    cosine from `scale * epsilon` towards 0. There is one run for each of `step_scales`, `restarts` times over, so an
+    image that withstands them all costs `steps * len(step_scales) * restarts` gradients. Per image the most
+    adversarial iterate of all runs is kept: the one of lowest logit margin, hence a success if any run had one.
+
+    An image leaves the search once it is fooled by a logit margin of `confidence` (in logits, at least 0), a little
+    past the boundary so that rounding to 8 bits does not undo it; one that begins there is returned as it was.
+
+    `loss` is a name of `gap.attacks.losses`. The labels are the classes to leave or, when `targeted`, to reach.
+    Raises GapError for options out of range and for a classifier that passes no gradient.
+    """
+
+    budget: Budget
+    steps: int = 40
+    loss: str = "margin"
+    restarts: int = 1
+    step_scales: tuple[float, ...] = (0.25, 1.0)
+    confidence: float = 1.0
+    targeted: bool = False
+    name: str = "pgd"
+
+    def __post_init__(self) -> None:
+        find_loss(self.loss)
+        if self.steps < 1 or self.restarts < 1:
+            raise GapError(f"pgd needs at least 1 step and 1 restart, not steps={self.steps}, restarts={self.restarts}")
+        if not self.step_scales or not all(0 < scale < math.inf for scale in self.step_scales):
+            raise GapError(f"pgd needs positive step_scales, such as 0.25/1, not {self.step_scales}")
+        if not self.confidence >= 0:
+            raise GapError(f"pgd needs a confidence of at least 0, not {self.confidence:g}")
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with frozen(classifier), torch.no_grad():
+            best = _Best(images, classifier(images), Goal(labels, self.targeted))
+            for scale in self.step_scales * self.restarts:
+                self._run(classifier, images, best, scale * self.budget.epsilon)
+            return best.images
+
+    def _run(self, classifier: nn.Module, images: Tensor, best: "_Best", first_size: float) -> None:
+        """One descent of the images still standing; what it finds is offered to `best`."""
+        index = best.standing(self.confidence)
+        clean = images[index]
+        adversarial = (clean + uniform_in_ball(self.budget, clean)).clamp(0, 1)
+        for size in _cosine(first_size, self.steps):
+            if not len(index):
+                return
+            logits, gradient = loss_gradient(
+                classifier, adversarial, best.clean_logits[index], best.goal_of(index), find_loss(self.loss)
+            )
+            best.offer(index, adversarial, logits)
+            stepped = adversarial - clean - size * steepest(gradient, self.budget.norm)
+            adversarial = (clean + self.budget.project(stepped)).clamp(0, 1)
+
+            standing = best.margins[index] > -self.confidence
+            index, clean, adversarial = index[standing], clean[standing], adversarial[standing]
+        if len(index):
+            best.offer(index, adversarial, classifier(adversarial))
+
+
+class _Best:
+    """The most adversarial pictures met so far, one per image: those of lowest logit margin."""
+
+    def __init__(self, images: Tensor, logits: Tensor, goal: Goal) -> None:
+        self.images = images.detach().clone()
+        self.margins = margin(logits, logits, goal)
+        self.clean_logits = logits
+        self.goal = goal
+
+    def goal_of(self, index: Tensor) -> Goal:
+        return Goal(self.goal.classes[index], self.goal.targeted)
+
+    def standing(self, confidence: float) -> Tensor:
+        """The indices of the images not yet fooled by that margin."""
+        return (self.margins > -confidence).nonzero().squeeze(1)
+
+    def offer(self, index: Tensor, candidates: Tensor, logits: Tensor) -> None:
+        """Keep those candidates for the images `index` that are better than what is kept."""
+        margins = margin(logits, logits, self.goal_of(index))
+        better = margins < self.margins[index]
+        self.images[index[better]] = candidates[better]
+        self.margins[index[better]] = margins[better]
+
+
+@dataclass(frozen=True)
+class FGSM:
+    """One steepest step of the whole budget from the clean image (Goodfellow et al., 2015).
+
+    Linf: the sign of the gradient times epsilon. L2: the gradient scaled to the length epsilon. `loss` is a name of
+    `gap.attacks.losses`. Raises GapError for an unknown loss and for a classifier that passes no gradient.
+    """
+
+    budget: Budget
+    loss: str = "capped-cross-entropy"
+    name: str = "fgsm"
+
+    def __post_init__(self) -> None:
+        find_loss(self.loss)
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        with frozen(classifier), torch.no_grad():
+            _, gradient = loss_gradient(classifier, images, None, Goal(labels), find_loss(self.loss))
+            step = self.budget.epsilon * steepest(gradient, self.budget.norm)
+            return (images - self.budget.project(step)).clamp(0, 1)
+
+
+def loss_gradient(
+    classifier: nn.Module, images: Tensor, clean_logits: Tensor | None, goal: Goal, loss: Loss
+) -> tuple[Tensor, Tensor]:
+    """The logits (N x K) and the gradient of the summed loss by the images (N x C x H x W), both detached.
+
+    `clean_logits` None stands for those of the images themselves. Raises GapError when the classifier passes no gradient.
+    """
+    images = images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = classifier(images)
+        value = loss(logits, logits.detach() if clean_logits is None else clean_logits, goal).sum()
+    check_differentiable(value)
+    (gradient,) = torch.autograd.grad(value, images)
+    return logits.detach(), gradient
+
+
+def check_differentiable(value: Tensor) -> None:
+    """Raise GapError when a value computed by a classifier carries no gradient."""
+    if not value.requires_grad:
+        raise GapError("the classifier passes no gradient to its input; attack it with noise or a trained perturbation")
+
+
+def steepest(gradient: Tensor, norm: Norm) -> Tensor:
+    """The direction of length 1 in `norm` along which each image's loss rises most; 0 where the gradient is 0."""
+    if norm == "linf":
+        return gradient.sign()
+    # Scaled by the largest value first, or the squares of a small gradient would underflow.
+    scaled = gradient / measure(gradient, "linf").clamp_min(torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
+    return scaled / measure(scaled, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
+
+
+def uniform_in_ball(budget: Budget, images: Tensor) -> Tensor:
+    """Random perturbations shaped like the images, uniform in the budget's ball."""
+    if budget.norm == "linf":
+        return torch.empty_like(images).uniform_(-budget.epsilon, budget.epsilon)
+    direction = steepest(torch.randn_like(images), "l2")
+    dimensions = math.prod(images.shape[1:])
+    radius = torch.rand(len(images), 1, 1, 1, dtype=images.dtype, device=images.device) ** (1 / dimensions)
+    return budget.epsilon * radius * direction
+
+
+def _cosine(first: float, steps: int) -> Iterator[float]:
+    """Sizes that fall from `first` towards 0 along half a cosine."""
+    return (first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps))

@@ -1,0 +1,176 @@
+"""Training a generator: the forms an attack can take, and the job that the training loop runs for each."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from accelerate.utils import reduce
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.attacks.goals import GoalMaker
+from gap.attacks.losses import NEED_CLEAN, Loss
+from gap.attacks.trained import make_image
+from gap.budget import Budget, Norm, measure
+from gap.training.job import Backward, Job, Player
+
+# How fast the weight of the magnitude follows what the batches show, as a share per step.
+WEIGHT_RATE = 0.02
+# The magnitude aimed at, as a share of the one asked for: batches scatter, and the mean asked for is a promise.
+MAGNITUDE_AIM = 0.97
+
+
+class AttackJob(Job):
+    """A generator against frozen classifiers: the mean of an adversarial loss over images and classifiers.
+
+    What becomes of the generator's output, and what else its loss holds, is for the forms below.
+    """
+
+    def __init__(self, player: Player, classifiers: Sequence[nn.Module], goal: GoalMaker, loss: Loss) -> None:
+        self.players = {"generator": player}
+        self.classifiers = list(classifiers)
+        self.goal = goal
+        self.loss = loss
+
+    @abstractmethod
+    def adversarial(self, images: Tensor) -> Tensor:
+        """The generator's adversarial images, with gradients."""
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        loss, figures = self.attack_loss(images, labels, self.adversarial(images))
+        self.players["generator"].learn(loss, backward)
+        return {"loss": loss, **figures}
+
+    def attack_loss(self, images: Tensor, labels: Tensor, adversarial: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The mean adversarial loss, and the accuracy of the first classifier under attack."""
+        clean = self._clean_logits(images)
+        goal = self.goal(_consensus(clean), labels)
+        attacked = [classifier(adversarial) for classifier in self.classifiers]
+        losses = [self.loss(after, before, goal).mean() for after, before in zip(attacked, clean, strict=True)]
+        accuracy = (attacked[0].argmax(dim=1) == labels).float().mean()
+        return torch.stack(losses).mean(), {"accuracy_under_attack": accuracy}
+
+    @torch.no_grad()
+    def _clean_logits(self, images: Tensor) -> list[Tensor | None]:
+        """Each classifier's logits of the clean images where the goal or the loss asks for them: a pass is not free."""
+        if self.goal.needs_clean or self.loss in NEED_CLEAN:
+            return [classifier(images) for classifier in self.classifiers]
+        return [None] * len(self.classifiers)
+
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        adversarial = self.adversarial(images)
+        classifier = self.classifiers[0]
+        clean, attacked = classifier(images), classifier(adversarial)
+        goal = self.goal(clean, labels)
+        perturbation = adversarial - images
+        figures = {
+            "accuracy_under_attack": attacked.argmax(dim=1) == labels,
+            "fooling_rate": attacked.argmax(dim=1) != clean.argmax(dim=1),
+            "l2": measure(perturbation, "l2"),
+            "linf": measure(perturbation, "linf"),
+        }
+        return figures | ({"target_rate": goal.met(attacked)} if goal.targeted else {})
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
+        network = self.players["generator"].network
+        was = network.training
+        network.eval()
+        adversarial = self.adversarial(images)
+        network.train(was)
+        return {"clean": images, "perturbed": adversarial}
+
+
+class ThresholdedJob(AttackJob):
+    """The generator's output, tanh-bounded to a budget, added to the image and clamped."""
+
+    def __init__(self, budget: Budget, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.budget = budget
+
+    def adversarial(self, images: Tensor) -> Tensor:
+        return self.budget.perturb(images, self.players["generator"].network(images))
+
+
+class UniversalJob(AttackJob):
+    """One perturbation for all images, the generator's output on its noise, tanh-bounded to a budget."""
+
+    def __init__(self, budget: Budget, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.budget = budget
+
+    def adversarial(self, images: Tensor) -> Tensor:
+        return (images + self.perturbation()).clamp(0, 1)
+
+    def perturbation(self) -> Tensor:
+        """1 x C x H x W, inside the budget."""
+        return self.budget.bound(self.players["generator"].network())
+
+
+class DirectJob(AttackJob):
+    """The generator makes the image itself; the loss adds its magnitude, weighted so that a mean asked for is met.
+
+    The weight grows while the mean magnitude is above what was asked for and shrinks while it is below.
+    """
+
+    def __init__(self, norm: Norm, magnitude: float, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.norm = norm
+        self.magnitude = magnitude
+        self.log_weight = 0.0
+
+    def adversarial(self, images: Tensor) -> Tensor:
+        return make_image(self.players["generator"].network(images))
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        adversarial = self.adversarial(images)
+        attack, figures = self.attack_loss(images, labels, adversarial)
+        share = measure(adversarial - images, self.norm).mean() / self.magnitude
+        weight = torch.tensor(self.log_weight).exp().item()
+        loss = attack + weight * share
+        self.players["generator"].learn(loss, backward)
+        over = share.detach() / MAGNITUDE_AIM - 1
+        self.log_weight += WEIGHT_RATE * float(reduce(over, "mean").clamp(-1, 1))
+        return {"loss": loss, "magnitude": share * self.magnitude, "magnitude_weight": share.new_tensor(weight), **figures}
+
+    def state(self) -> dict[str, Any]:
+        return {"log_weight": self.log_weight}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.log_weight = float(state["log_weight"])
+
+
+class DiscriminatorJob(AttackJob):
+    """The generator makes the image itself, and a discriminator, not a magnitude, is to keep it near the clean ones.
+
+    The variant that failed in the source article: nothing here knows which image the made one should resemble.
+    """
+
+    def __init__(self, discriminator: Player, *rest: Any) -> None:
+        super().__init__(*rest)
+        self.players["discriminator"] = discriminator
+
+    def adversarial(self, images: Tensor) -> Tensor:
+        return make_image(self.players["generator"].network(images))
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        generator, discriminator = self.players["generator"], self.players["discriminator"]
+        adversarial = self.adversarial(images)
+        seen = discriminator.network(torch.cat([images, adversarial.detach()])).float()
+        real = torch.cat([torch.ones(len(images)), torch.zeros(len(images))]).to(seen)
+        telling = F.binary_cross_entropy_with_logits(seen, real)
+        discriminator.learn(telling, backward)
+        attack, figures = self.attack_loss(images, labels, adversarial)
+        discriminator.network.requires_grad_(False)
+        passing = F.softplus(-discriminator.network(adversarial).float()).mean()
+        loss = attack + passing
+        generator.learn(loss, backward)
+        discriminator.network.requires_grad_(True)
+        return {"loss": loss, "discriminator_loss": telling, **figures}
+
+
+def _consensus(logits: Sequence[Tensor | None]) -> Tensor | None:
+    """What an ensemble says: the mean of its members' log-probabilities."""
+    known = [member.float().log_softmax(dim=1) for member in logits if member is not None]
+    return torch.stack(known).mean(dim=0) if known else None

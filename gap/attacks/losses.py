@@ -1,0 +1,97 @@
+"""Adversarial losses by name: what an attacker minimises.
+
+Each loss takes logits under attack (N x K), the clean logits (N x K), and a goal, and returns N values, one per
+image. The goal holds N classes and says whether to leave them (untargeted: the true labels) or to reach
+them (targeted). Everything is computed in float32 or better.
+
+Cross-entropy is written over the margin, softplus(log-sum of the other classes' logits - the class's logit): the
+same number, but it keeps its gradient where the usual form rounds to zero at a margin of about 17 in float32.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gap.errors import unknown
+
+# Past this margin an image is as good as fooled, and pushing it on would only spend what others need.
+MARGIN_FLOOR = 10.0
+# Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
+CROSS_ENTROPY_CAP = 10.0
+# The logarithm of a cross-entropy is taken no lower than at this cross-entropy.
+LOG_FLOOR = 1e-6
+
+
+@dataclass(frozen=True)
+class Goal:
+    """`classes` (N integers) to leave, or, when `targeted`, to reach."""
+
+    classes: Tensor
+    targeted: bool = False
+
+    def met(self, logits: Tensor) -> Tensor:
+        """Which of N images the attacker has won, as booleans."""
+        predicted = logits.argmax(dim=1)
+        return predicted == self.classes if self.targeted else predicted != self.classes
+
+
+Loss = Callable[[Tensor, Tensor | None, Goal], Tensor]
+
+
+def margin(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+    """The logit the attacker wants low minus the best of those it wants high, floored (Carlini and Wagner, 2017)."""
+    own, others = _split(logits, goal)
+    gap = others.amax(dim=1) - own if goal.targeted else own - others.amax(dim=1)
+    return gap.clamp_min(-MARGIN_FLOOR)
+
+
+def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+    """Cross-entropy of the target; untargeted, minus that of the label, with a cap so that no image runs away."""
+    loss = _cross_entropy(logits, goal)
+    return loss if goal.targeted else -loss.clamp_max(CROSS_ENTROPY_CAP)
+
+
+def log_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+    """The logarithm of the cross-entropy, floored so that it is finite (Poursaeed et al., 2018, GAP)."""
+    loss = _cross_entropy(logits, goal).clamp_min(LOG_FLOOR).log()
+    return loss if goal.targeted else -loss
+
+
+def relativistic(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+    """Cross-entropy of the change in logits, perturbed minus clean (Naseer et al., 2019), capped as above."""
+    if clean_logits is None:
+        raise ValueError("the relativistic loss needs the clean logits")
+    return capped_cross_entropy(logits.float() - clean_logits.float().detach(), None, goal)
+
+
+LOSSES: dict[str, Loss] = {
+    "margin": margin,
+    "capped-cross-entropy": capped_cross_entropy,
+    "log-cross-entropy": log_cross_entropy,
+    "relativistic": relativistic,
+}
+# Losses that look at the clean logits; for the others they may be None.
+NEED_CLEAN = (relativistic,)
+
+
+def find_loss(name: str) -> Loss:
+    """The loss of that name; raises GapError naming the nearest when there is none."""
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    return LOSSES[name]
+
+
+def _split(logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+    logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    index = goal.classes.view(-1, 1)
+    own = logits.gather(1, index).squeeze(1)
+    others = logits.scatter(1, index, float("-inf"))
+    return own, others
+
+
+def _cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
+    own, others = _split(logits, goal)
+    return F.softplus(others.logsumexp(dim=1) - own)

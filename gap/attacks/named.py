@@ -1,0 +1,111 @@
+"""Untrained attacks by name, with their options: `pgd`, `pgd:steps=100,restarts=3`, `checkerboard:side=2`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from gap.attacks.controls import Checkerboard, Noise
+from gap.attacks.deepfool import DeepFool
+from gap.attacks.gradient import FGSM, PGD
+from gap.attacks.protocol import Attack
+from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sgd, sign_sgd
+from gap.budget import Budget
+from gap.errors import GapError, unknown
+
+MADE: dict[str, Callable[..., Attack]] = {
+    "pgd": PGD,
+    "fgsm": FGSM,
+    "deepfool": DeepFool,
+    "noise": Noise,
+    "checkerboard": Checkerboard,
+}
+FITTED: dict[str, Callable[..., Universal]] = {
+    "uap": deepfool_uap,
+    "uap-sign-sgd": sign_sgd,
+    "uap-sgd": projected_sgd,
+}
+# What the caller of `named_attack` sets, or what a name alone cannot mean.
+NOT_OPTIONS = {"classifier", "batches", "budget", "norm", "targeted", "name", "return"}
+
+
+def attack_names() -> dict[str, str]:
+    """Each name that `named_attack` knows, with one line on what it is."""
+    return {name: _first_line(maker) for name, maker in {**MADE, **FITTED}.items()}
+
+
+def attack_options(name: str) -> dict[str, str]:
+    """The options of a named attack with their defaults, as written in a spec. Raises GapError for an unknown name."""
+    maker = _maker(name)
+    defaults = inspect.signature(maker).parameters
+    return {option: _written(defaults[option].default) for option in _option_types(maker)}
+
+
+def named_attack(
+    spec: str, budget: Budget, classifier: nn.Module | None = None, batches: Batches | None = None
+) -> Attack:
+    """The attack a spec such as `pgd:steps=100,loss=margin` asks for; its `name` is the spec.
+
+    Options are those of the attack's class or function; the parts of a tuple are parted by `/`. The `uap` attacks are
+    fitted here, to `classifier` on `batches`. Raises GapError for an unknown name or option, a value that
+    does not fit, and a `uap` without classifier or batches.
+    """
+    name, _, written = spec.strip().partition(":")
+    maker = _maker(name)
+    options = _parse(name, written, _option_types(maker))
+    if name in MADE:
+        return MADE[name](budget=budget, name=spec.strip(), **options)
+    if classifier is None or batches is None:
+        raise GapError(f"{name} is fitted to a classifier on training images; give both")
+    return replace(FITTED[name](classifier, batches, budget, **options), name=spec.strip())
+
+
+def _maker(name: str) -> Callable[..., Attack]:
+    makers = {**MADE, **FITTED}
+    if name not in makers:
+        raise unknown("attack", name, makers)
+    return makers[name]
+
+
+def _option_types(maker: Callable[..., Attack]) -> dict[str, Any]:
+    return {option: hint for option, hint in get_type_hints(maker).items() if option not in NOT_OPTIONS}
+
+
+def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, written.split(",")):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise GapError(f"cannot read {part!r} in {attack}:{written}; write {attack}:option=value,option=value")
+        if option not in types:
+            raise unknown(f"option of {attack}", option, types)
+        if option in options:
+            raise GapError(f"the option {option} of {attack} is given twice")
+        options[option] = _read(attack, option, value, types[option])
+    return options
+
+
+def _read(attack: str, option: str, value: str, hint: Any) -> Any:
+    kind, read = READERS[hint]
+    try:
+        return read(value)
+    except ValueError:
+        raise GapError(f"the option {option} of {attack} is {kind}, not {value!r}") from None
+
+
+READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a name", str),
+    tuple[float, ...]: ("numbers parted by /", lambda text: tuple(float(part) for part in text.split("/"))),
+}
+
+
+def _written(value: Any) -> str:
+    return "/".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+
+
+def _first_line(maker: Callable[..., Attack]) -> str:
+    return (inspect.getdoc(maker) or "").splitlines()[0].rstrip(".")

@@ -1,0 +1,147 @@
+"""Train a perturbation generator against classifiers, from options to artefact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+from accelerate import Accelerator
+from pydantic import Field, model_validator
+from torch import Tensor, nn
+
+from gap.artefact import Artefact, save_artefact
+from gap.attacks.goals import find_goal
+from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
+from gap.attacks.losses import find_loss
+from gap.budget import Budget
+from gap.config import Options
+from gap.errors import GapError
+from gap.frozen import frozen
+from gap.models.generators import Discriminator, UniversalGenerator, make_generator
+from gap.setting import DataOptions, Setting, load_setting, warn_if_chance
+from gap.training.job import adam
+from gap.training.loop import Listener, Plan, train
+from gap.training.machine import MachineOptions, make_accelerator
+
+
+class GeneratorOptions(Options):
+    """The network: a U-Net of segmentation-models-pytorch, or the plain autoencoder beside it."""
+
+    architecture: Annotated[Literal["unet", "autoencoder"], Field(description="the network: unet or autoencoder")] = "unet"
+    encoder: Annotated[str, Field(description="any encoder of segmentation-models-pytorch, or tu-NAME from timm")] = (
+        "tu-resnet10t"
+    )
+    weights: Annotated[str | None, Field(description="pretrained encoder weights, such as imagenet")] = None
+    decoder: Annotated[list[int], Field(description="widths of the decoder, from the bottom up")] = [96, 64]
+    fold: Annotated[int, Field(ge=1, le=16, description="pixels folded into channels, each way, before the network")] = 4
+
+
+class TrainOptions(DataOptions, MachineOptions):
+    """Options of `gap train`: whom to attack, on what, in which form, and how long."""
+
+    classifier: Annotated[list[str], Field(min_length=1, description="the classifier to attack; several are an ensemble")]
+    budget: Annotated[str | None, Field(description="largest perturbation, linf:8/255 or l2:2.4 (pixels in [0, 1])")] = None
+    universal: Annotated[bool, Field(description="one perturbation for all images")] = False
+    direct: Annotated[bool, Field(description="the generator makes the image itself")] = False
+    magnitude: Annotated[str | None, Field(description="with --direct: the mean perturbation to meet, as l2:2.7")] = None
+    discriminator: Annotated[bool, Field(description="with --direct: a discriminator in place of the magnitude")] = False
+    goal: Annotated[str, Field(description="untargeted, least-likely or target:CLASS")] = "untargeted"
+    loss: Annotated[
+        str, Field(description="margin, capped-cross-entropy, log-cross-entropy or relativistic")
+    ] = "margin"
+    generator: GeneratorOptions = GeneratorOptions()
+    epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 6.0
+    batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 256
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 2e-3
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "TrainOptions":
+        find_loss(self.loss)
+        if self.budget is not None:
+            Budget.parse(self.budget)
+        if self.direct:
+            if self.universal:
+                raise GapError("--direct and --universal exclude each other")
+            if self.budget is not None:
+                raise GapError("--direct takes --magnitude, a mean, not --budget, a bound")
+            if self.discriminator == (self.magnitude is not None):
+                raise GapError("--direct takes either --magnitude, for example l2:2.7, or --discriminator")
+            if self.magnitude is not None:
+                Budget.parse(self.magnitude)
+        elif self.magnitude is not None or self.discriminator:
+            raise GapError("--magnitude and --discriminator go with --direct")
+        elif self.budget is None:
+            raise GapError("a budget is missing; give --budget, for example linf:8/255 or l2:2.4")
+        return self
+
+
+def train_generator(
+    options: TrainOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
+) -> Artefact:
+    """Train a generator and leave it as an artefact in `folder`, which the caller has made ready.
+
+    Raises GapError for options that do not fit each other, the classifier or the data.
+    """
+    folder = Path(folder)
+    accelerator = make_accelerator(options)
+    device = accelerator.device
+    setting = load_setting(options.classifier, options, device)
+    facts = setting.classifiers[0].facts
+    for text in filter(None, (options.budget, options.magnitude)):
+        Budget.parse(text).check(facts.channels, *facts.size)
+    warn_if_chance(setting.classifiers[0], setting.data.validation, device, setting.data.name)
+    with frozen(*setting.classifiers):
+        job = make_job(options, setting)
+        plan = Plan(options.epochs, options.batch_size, options.seed)
+        figures = train(
+            job, setting.data.train, setting.data.validation, plan, folder, accelerator, listeners, resume=resume
+        )
+        accelerator.wait_for_everyone()
+        return _save(options, setting, job, figures, folder, accelerator)
+
+
+def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
+    """The job that these options describe, with fresh networks from the global seed."""
+    facts = setting.classifiers[0].facts
+    device = next(setting.classifiers[0].parameters()).device
+    network: nn.Module = make_generator(facts.channels, **options.generator.dump())
+    if options.universal:
+        network = UniversalGenerator(network, facts.channels, facts.size)
+    player = adam(network.to(device, memory_format=torch.channels_last), options.lr)
+    rest = (player, setting.classifiers, find_goal(options.goal, setting.classes), find_loss(options.loss))
+    if options.discriminator:
+        judge = Discriminator(facts.channels).to(device, memory_format=torch.channels_last)
+        return DiscriminatorJob(adam(judge, options.lr / 4), *rest)
+    if options.magnitude is not None:
+        asked = Budget.parse(options.magnitude)
+        return DirectJob(asked.norm, asked.epsilon, *rest)
+    budget = Budget.parse(str(options.budget))
+    return UniversalJob(budget, *rest) if options.universal else ThresholdedJob(budget, *rest)
+
+
+def _save(
+    options: TrainOptions, setting: Setting, job: AttackJob, figures: dict[str, float], folder: Path, accelerator: Accelerator
+) -> Artefact:
+    network = accelerator.unwrap_model(job.players["generator"].network)
+    tensors: dict[str, Tensor] = dict(network.state_dict())
+    if isinstance(job, UniversalJob):
+        network.eval()
+        with torch.no_grad():
+            tensors["perturbation"] = job.perturbation()
+    facts = setting.classifiers[0].facts
+    card: dict[str, Any] = {
+        "budget": options.budget,
+        "magnitude": options.magnitude,
+        "goal": options.goal,
+        "channels": facts.channels,
+        "size": list(facts.size),
+        "generator": options.generator.dump(),
+        "classifiers": [classifier.describe() for classifier in setting.classifiers],
+        "data": setting.data.describe(),
+        "figures": {"validation": figures},
+        "options": options.dump(),
+    }
+    kind = "universal perturbation" if options.universal else "direct generator" if options.direct else "thresholded generator"
+    if not accelerator.is_main_process:
+        return Artefact(folder, {"kind": kind, **card})
+    return save_artefact(folder, kind, tensors, card)

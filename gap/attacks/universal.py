@@ -1,0 +1,205 @@
+"""Universal perturbations: one for all images, and the published ways of finding it without a generator."""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.attacks.deepfool import DeepFool
+from gap.attacks.gradient import loss_gradient, steepest
+from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
+from gap.budget import Budget
+from gap.errors import GapError
+from gap.frozen import frozen
+
+# One pass over the training images: (images N x C x H x W in [0, 1], N labels), on the classifier's device.
+Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True, eq=False)
+class Universal:
+    """Adds one perturbation (1 x C x H x W, pixels of [0, 1]) to every image, inside the budget, and clamps to [0, 1].
+
+    Images of another size get it resized bilinearly and projected again. Raises GapError for another shape or
+    another number of channels.
+    """
+
+    perturbation: Tensor
+    budget: Budget
+    name: str = "universal"
+
+    def __post_init__(self) -> None:
+        shape = tuple(self.perturbation.shape)
+        if len(shape) != 4 or shape[0] != 1:
+            raise GapError(f"a universal perturbation has the shape 1 x C x H x W, not {' x '.join(map(str, shape))}")
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return (images + self._fitted_to(images)).clamp(0, 1)
+
+    def at(self, budget: Budget) -> "Universal":
+        """The same pattern scaled to the whole of another budget."""
+        length = budget.measure(self.perturbation).clamp_min(1e-12).view(-1, 1, 1, 1)
+        return replace(self, perturbation=budget.project(self.perturbation * (budget.epsilon / length)), budget=budget)
+
+    def _fitted_to(self, images: Tensor) -> Tensor:
+        perturbation = self.perturbation.detach().to(images)
+        if perturbation.shape[1] != images.shape[1]:
+            raise GapError(
+                f"{self.name} was made for images of {perturbation.shape[1]} channels, these have {images.shape[1]}"
+            )
+        if perturbation.shape[2:] != images.shape[2:]:
+            perturbation = F.interpolate(perturbation, size=images.shape[2:], mode="bilinear", align_corners=False)
+        return self.budget.project(perturbation)
+
+
+def sign_sgd(
+    classifier: nn.Module,
+    batches: Batches,
+    budget: Budget,
+    images_seen: int = 20_000,
+    loss: str = "capped-cross-entropy",
+    step: float = 0.2,
+) -> Universal:
+    """Descend the mean loss by the sign of each batch's gradient (Shafahi et al., 2020, "stochastic PGD").
+
+    `images_seen` counts images over all passes. `step` is the first step as a share of the budget's largest
+    L2 length; steps fall linearly to 0. Raises GapError for an unknown loss, options out of range or no images.
+    """
+    return _descend(classifier, batches, budget, images_seen, loss, step, 0.0, _unit_sign, "uap-sign-sgd")
+
+
+def projected_sgd(
+    classifier: nn.Module,
+    batches: Batches,
+    budget: Budget,
+    images_seen: int = 20_000,
+    loss: str = "capped-cross-entropy",
+    step: float = 0.2,
+    momentum: float = 0.9,
+) -> Universal:
+    """Descend the mean loss by the gradient itself, with momentum, each step scaled to a set length.
+
+    The options are those of `sign_sgd`; `momentum` (0 to 1) is the share of past gradients kept.
+    """
+    return _descend(classifier, batches, budget, images_seen, loss, step, momentum, _unit_gradient, "uap-sgd")
+
+
+def deepfool_uap(
+    classifier: nn.Module,
+    batches: Batches,
+    budget: Budget,
+    images_seen: int = 5_000,
+    fooling: float = 0.8,
+    together: int = 32,
+    steps: int = 10,
+    candidates: int = 10,
+) -> Universal:
+    """Add up DeepFool steps of the images not yet fooled, projected (Moosavi-Dezfooli et al., 2017).
+
+    Stops after the pass in which the share `fooling` of the images was found fooled, or after `images_seen` images;
+    `steps` and `candidates` are those of DeepFool. Labels are not used. The original visits the images one by one;
+    here `together` of them (1 gives the original) make one step: the mean of their directions, with the mean
+    of their lengths. Raises GapError for options out of range or no images.
+    """
+    if together < 1:
+        raise GapError(f"uap needs together to be at least 1, not {together}")
+    if not 0 < fooling <= 1:
+        raise GapError(f"uap needs a fooling rate above 0 and at most 1, not {fooling:g}")
+    deepfool = DeepFool(steps=steps, candidates=candidates)
+    total = _start(batches, images_seen)
+    with frozen(classifier), torch.no_grad():
+        for taken in _passes(batches, images_seen):
+            visited = fooled = 0
+            for images in (group for batch, _ in taken for group in torch.split(batch, together)):
+                perturbed = (images + total).clamp(0, 1)
+                classes = classifier(images).argmax(dim=1)
+                standing = classifier(perturbed).argmax(dim=1) == classes
+                visited += len(images)
+                fooled += len(images) - int(standing.sum())
+                if standing.any():
+                    perturbed, classes = perturbed[standing], classes[standing]
+                    found = deepfool(classifier, perturbed, classes) - perturbed
+                    length = found.flatten(1).norm(dim=1).mean()
+                    total = budget.project(total + length * steepest(found.mean(dim=0, keepdim=True), "l2"))
+            if fooled >= fooling * visited:
+                break
+    return Universal(total, budget, "uap")
+
+
+def _descend(
+    classifier: nn.Module,
+    batches: Batches,
+    budget: Budget,
+    images_seen: int,
+    loss: str,
+    step: float,
+    momentum: float,
+    direction: Callable[[Tensor], Tensor],
+    name: str,
+) -> Universal:
+    if not 0 < step < math.inf:
+        raise GapError(f"{name} needs a positive step, not {step:g}")
+    if not 0 <= momentum < 1:
+        raise GapError(f"{name} needs a momentum of at least 0 and below 1, not {momentum:g}")
+    chosen = find_loss(loss)
+    total = _start(batches, images_seen)
+    velocity = torch.zeros_like(total)
+    seen = 0
+    with frozen(classifier), torch.no_grad():
+        for images, labels in (batch for taken in _passes(batches, images_seen) for batch in taken):
+            perturbed = images + total
+            clean_logits = classifier(images) if chosen in NEED_CLEAN else None
+            _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Goal(labels), chosen)
+            velocity = momentum * velocity + _feasible(gradient, perturbed).mean(dim=0, keepdim=True)
+            size = step * (1 - seen / images_seen) * _largest_length(budget, total)
+            total = budget.project(total - size * direction(velocity))
+            seen += len(images)
+    return Universal(total, budget, name)
+
+
+def _start(batches: Batches, images_seen: int) -> Tensor:
+    """No perturbation yet, shaped like one training image: 1 x C x H x W."""
+    if images_seen < 1:
+        raise GapError(f"a universal perturbation needs images_seen to be at least 1, not {images_seen}")
+    first = next(batches(), None)
+    if first is None:
+        raise GapError("there are no training images to fit a universal perturbation on")
+    return torch.zeros_like(first[0][:1])
+
+
+def _passes(batches: Batches, images_seen: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+    """Passes over the training images, the last one cut short after `images_seen` images in all."""
+    left = images_seen
+
+    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal left
+        for images, labels in batches():
+            yield images[:left], labels[:left]
+            left -= min(left, len(images))
+            if left == 0:
+                return
+
+    while left > 0:
+        yield one_pass()
+
+
+def _feasible(gradient: Tensor, images: Tensor) -> Tensor:
+    """The gradient without what could only push a pixel further out of [0, 1], which the clamp would undo."""
+    outward = ((images <= 0) & (gradient > 0)) | ((images >= 1) & (gradient < 0))
+    return gradient.masked_fill(outward, 0)
+
+
+def _largest_length(budget: Budget, perturbation: Tensor) -> float:
+    """The L2 length of the longest perturbation of this shape that the budget allows."""
+    return budget.epsilon * (math.sqrt(perturbation.numel()) if budget.norm == "linf" else 1.0)
+
+
+def _unit_sign(gradient: Tensor) -> Tensor:
+    return steepest(gradient.sign(), "l2")
+
+
+def _unit_gradient(gradient: Tensor) -> Tensor:
+    return steepest(gradient, "l2")

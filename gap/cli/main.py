@@ -1,0 +1,62 @@
+"""The command `gap`: its verbs, and one line for whatever goes wrong."""
+
+import ast
+import sys
+import warnings
+from importlib import import_module, resources
+
+import typer
+
+from gap.errors import GapError, GapWarning
+
+VERBS = ("demo", "pretrain", "train", "perturb", "evaluate", "compare", "inspect", "classifiers", "data", "attacks", "configs")
+
+
+def main() -> None:
+    """Run the command line; errors the user can mend are one line on standard error and exit status 2."""
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", GapWarning)
+    warnings.showwarning = _show_warning
+    try:
+        make_app(sys.argv[1] if len(sys.argv) > 1 else "")()
+    except GapError as error:
+        sys.exit(_fail(str(error)))
+    except OSError as error:
+        sys.exit(_fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error)))
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def make_app(verb: str) -> typer.Typer:
+    """The app with `verb` loaded. The other verbs are known by name and help only: torch takes seconds to import."""
+    app = typer.Typer(
+        help="Generative adversarial perturbations: train generators that fool a classifier, and measure how well.",
+        epilog="Start with: gap demo. Each verb has --help with an example.",
+        no_args_is_help=True,
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+    )
+    for name in VERBS:
+        if name == verb:
+            module = import_module(f"gap.cli.{name}")
+            app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+        else:
+            app.command(name, help=_help_of(name))(lambda: None)
+    return app
+
+
+def _help_of(verb: str) -> str:
+    source = resources.files("gap.cli").joinpath(f"{verb}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def _fail(message: str) -> int:
+    sys.stderr.write(f"gap: {' '.join(message.split())}\n")
+    return 2
+
+
+def _show_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+) -> None:
+    sys.stderr.write(f"gap: {message}\n")

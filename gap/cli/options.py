@@ -1,0 +1,98 @@
+"""Command-line options made from option classes: each is written once, in the class, and typed everywhere."""
+
+import inspect
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import UnionType
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+import typer
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gap.config import Options, merge, parse_assignments, read_config
+
+Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
+Assign = Annotated[
+    list[str] | None, typer.Option("--set", help="one option by its path, such as generator.fold=2; repeatable")
+]
+
+
+def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the fields of an option class as flags, beside its own parameters.
+
+    The command's first parameter, `read`, gives the options: over any layers handed to it come `--config`, `--set` and
+    the flags. Fields of a section become flags of their own name.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        fields = {path[-1]: (path, field) for path, field in _leaves(options)}
+
+        def run(config: str | None = None, assign: list[str] | None = None, **given: Any) -> None:
+            own = {name: given.pop(name) for name in list(given) if name not in fields}
+            assigned = parse_assignments(assign or [])
+            flags: dict[str, Any] = {}
+            for name, value in given.items():
+                if value is not None and value != []:
+                    flags = merge(flags, _nested(fields[name][0], value))
+            layers = [read_config(config)] if config else []
+            command(lambda *base: options.read(*base, *layers, assigned, flags), **own)
+
+        parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
+        parameters += [_flag(name, field) for name, (_, field) in fields.items()]
+        parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        run.__annotations__ = {p.name: p.annotation for p in parameters}
+        run.__name__, run.__doc__ = command.__name__, command.__doc__
+        return run
+
+    return decorate
+
+
+def _leaves(options: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+    for name, field in options.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            yield from _leaves(field.annotation, (*path, name))
+        else:
+            yield (*path, name), field
+
+
+def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
+    """A flag that is None unless given; its default stands in the help."""
+    default = field.get_default(call_default_factory=True) if not field.is_required() else None
+    shown: Any = ",".join(map(str, default)) if isinstance(default, list) else default
+    flag = "--" + name.replace("_", "-")
+    hint = _typed(field.annotation)
+    if field.annotation is bool:
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description, show_default=False)
+    else:
+        option = typer.Option(flag, help=field.description, show_default=str(shown) if shown is not None else False)
+    return _parameter(name, Annotated[hint, option], None)
+
+
+def _typed(annotation: Any) -> Any:
+    """The type that typer parses a flag as; lists are given as a,b,c or by repeating the flag."""
+    if get_origin(annotation) in (Union, UnionType):
+        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    if get_origin(annotation) is list:
+        return list[str] | None
+    if get_origin(annotation) is Literal:
+        return str | None
+    if annotation in (int, float, bool, str, Path):
+        return annotation | None
+    return str | None
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+
+
+def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+    if isinstance(value, list):
+        value = [part for text in value for part in text.split(",")]
+    elif isinstance(value, Path):
+        value = str(value)
+    nested: Any = value
+    for part in reversed(path):
+        nested = {part: nested}
+    return nested

@@ -1,0 +1,18 @@
+"""Train a generator of perturbations against a classifier."""
+
+from gap.attacks.train import TrainOptions, train_generator
+from gap.cli.options import with_options
+from gap.cli.work import Out, Overwrite, Resume, run_training
+from collections.abc import Callable
+
+EXAMPLE = "gap train --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --out runs/per-image"
+
+
+@with_options(TrainOptions)
+def train(read: Callable[..., TrainOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False) -> None:
+    """Train a generator of perturbations against a classifier.
+
+    Per image under a threshold (--budget), per image made directly (--direct --magnitude), or one perturbation for all
+    images (--universal --budget).
+    """
+    run_training("train", read, train_generator, out, resume, overwrite)

@@ -1,0 +1,107 @@
+"""Options: typed, read from YAML, overridden by `--set a.b=c`, and plain about what is wrong with them."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gap.errors import GapError, unknown
+
+
+class Options(BaseModel):
+    """Options of one command. Unknown keys are refused, with the nearest known one."""
+
+    model_config = ConfigDict(extra="forbid", validate_default=True)
+
+    @classmethod
+    def read(cls, *layers: dict[str, Any]) -> Self:
+        """Options from nested layers, later ones first in rank; raises GapError in one line."""
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merged = merge(merged, layer)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise _explain(cls, error) from error
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, for YAML."""
+        return self.model_dump(mode="json")
+
+
+def named_configs() -> list[str]:
+    """The experiments that come with gap."""
+    return sorted(path.name[:-5] for path in resources.files("gap.configs").iterdir() if path.name.endswith(".yaml"))
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A config by name (one of ours) or by path; raises GapError when there is none or it is not a mapping."""
+    if name in named_configs():
+        text = resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
+    elif Path(name).is_file():
+        text = Path(name).read_text(encoding="utf-8")
+    else:
+        raise unknown("config", name, named_configs())
+    return read_yaml(text, name)
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping, read safely."""
+    try:
+        content = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise GapError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise GapError(f"{where} must hold a mapping of options")
+    return content
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["generator.fold=2", "lr=0.001"]` as nested options; values are read as YAML."""
+    nested: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise GapError(f"cannot read --set {text!r}; write --set key=value or --set section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise GapError(f"cannot read the value of --set {text!r}") from error
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        nested = merge(nested, parsed)
+    return nested
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with what `over` says, section by section."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(options: type[BaseModel], error: ValidationError) -> GapError:
+    first = error.errors()[0]
+    path = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        return unknown("option", path, _paths(options))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, GapError):
+        return GapError(f"{path}: {cause}")
+    if first["type"] == "missing":
+        return GapError(f"option {path} is missing; give --{path.rpartition('.')[2].replace('_', '-')}")
+    message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
+    return GapError(f"option {path}={first['input']!r}: {message}" if path else message)
+
+
+def _paths(options: type[BaseModel], prefix: str = "") -> list[str]:
+    paths = []
+    for name, field in options.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += _paths(field.annotation, f"{prefix}{name}.")
+    return paths

@@ -1,0 +1,22 @@
+"""The one kind of error a user is meant to read: a line that names the thing and the mend."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class GapError(Exception):
+    """Something the user gave cannot be used. The command line prints it on one line and exits with 2."""
+
+
+class GapWarning(UserWarning):
+    """Something the user should know and that stops nothing. The command line prints it on one line."""
+
+
+def unknown(kind: str, name: str, known: Iterable[str]) -> GapError:
+    """The error for a name nobody knows, with the nearest known names (or all of them when none is near)."""
+    known = sorted(known)
+    near = get_close_matches(name, known, n=3, cutoff=0.5)
+    if near:
+        return GapError(f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?")
+    listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
+    return GapError(f"unknown {kind} {name!r}; known: {listed}")

@@ -1,0 +1,77 @@
+"""The report as one self-contained HTML page: pictures inside it, nothing fetched, nothing executed."""
+
+import base64
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from PIL import Image, UnidentifiedImageError
+
+from gap.errors import GapError
+from gap.report.files import write_whole
+from gap.report.tables import Table, html_table
+
+SCREEN_DENSITY = 96  # CSS pixels to the inch
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A picture of the page: the bytes of a PNG file, what stands beneath it, and what is read out in its place."""
+
+    png: bytes
+    caption: str
+    alt: str
+
+    @property
+    def data_uri(self) -> str:
+        return "data:image/png;base64," + base64.b64encode(self.png).decode("ascii")
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height on the page, in CSS pixels: a PNG that states its density is shown at its true size.
+
+        Raises GapError when the bytes are not a PNG.
+        """
+        try:
+            with Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
+                densities = image.info.get("dpi", (SCREEN_DENSITY, SCREEN_DENSITY))
+                across, down = (
+                    round(side * SCREEN_DENSITY / density) for side, density in zip(image.size, densities, strict=True)
+                )
+                return across, down
+        except UnidentifiedImageError as error:
+            raise GapError(f"the figure {self.caption!r} is not a PNG picture") from error
+
+
+@dataclass(frozen=True)
+class Act:
+    """One section of the page: what was done (paragraphs parted by blank lines), what it looks like, the figures."""
+
+    title: str
+    text: str
+    figures: Sequence[Figure] = ()
+    table: Table | None = None
+    facts: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def paragraphs(self) -> list[str]:
+        return [paragraph.strip() for paragraph in self.text.split("\n\n") if paragraph.strip()]
+
+
+def write_page(path: str | Path, title: str, lead: str, acts: Sequence[Act]) -> Path:
+    """Write the page at once, whole, and return its path. All text is escaped.
+
+    Raises GapError when a figure is not a PNG or the file cannot be written.
+    """
+    environment = Environment(
+        loader=PackageLoader("gap.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    template = environment.get_template("page.html.jinja")
+    page = template.render(title=title, lead=lead, acts=acts, html_table=html_table)
+    return write_whole(path, page.encode("utf-8", errors="replace"))

@@ -1,0 +1,238 @@
+"""Perturbations made visible: beside the picture they change, and on sheets of thumbnails.
+
+Pictures come in as tensors C x H x W or N x C x H x W, floats in [0, 1] or uint8. One channel is drawn grey and three
+as RGB; two are drawn as their grey mean, more than three by their first three.
+"""
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Literal
+
+import matplotlib
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from torch import Tensor
+
+from gap.errors import GapError
+from gap.report.files import write_whole
+
+PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
+THUMBNAIL = 84  # the least side of a thumbnail of `contact_sheet`
+NO_PERTURBATION = 1e-6  # far below one 8-bit level: nothing to amplify
+
+PAPER, INK, MUTED, EDGE = "#ffffff", "#1c2024", "#5b6470", "#d5d9de"
+
+
+@dataclass(frozen=True, eq=False)
+class SheetRow:
+    """One attack on a contact sheet: `clean` and `adversarial` are N x C x H x W, `captions` has N entries."""
+
+    title: str
+    clean: Tensor
+    adversarial: Tensor
+    captions: Sequence[str]
+
+
+def amplify(perturbation: Tensor, factor: float | None = None) -> tuple[Tensor, float]:
+    """Show a perturbation (signed floats of any shape) around mid grey: `0.5 + factor * perturbation`, cut to [0, 1].
+
+    Without a factor, the largest whole number is taken that keeps the largest pixel inside the range (at least 1, and 1
+    where there is nothing to see). The factor is one for the whole batch. Returns the picture and the factor.
+    """
+    if not perturbation.is_floating_point():
+        raise GapError(f"a perturbation is signed floats, not {perturbation.dtype}; subtract pictures in [0, 1]")
+    perturbation = perturbation.detach().float().nan_to_num(0, 0, 0)
+    if factor is None:
+        largest = perturbation.abs().max().item() if perturbation.numel() else 0.0
+        factor = float(max(1, math.floor(0.5 / largest + 1e-3))) if largest > NO_PERTURBATION else 1.0
+    return (0.5 + factor * perturbation).clamp(0, 1), factor
+
+
+def to_image(picture: Tensor) -> Image.Image:
+    """The 8-bit picture nearest to a C x H x W (or 1 x C x H x W) tensor: mode L or RGB, pixel for pixel."""
+    pictures = _as_batch(picture)
+    if len(pictures) != 1:
+        raise GapError(f"one picture was asked for, {len(pictures)} were given")
+    return _images(pictures)[0]
+
+
+def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) -> Image.Image:
+    """Three panels: clean, perturbation amplified, perturbed, each of 224 pixels or more by whole-number enlargement.
+
+    `before` and `after` (label and confidence, say) stand under the first and the last panel, the factor of
+    amplification under the middle one. Raises GapError when the two pictures differ in shape.
+    """
+    clean, perturbation, adversarial, factor = _trio(clean, adversarial)
+    panels = [_framed(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
+    width = max(PANEL, panels[0].width)
+    size = max(14, width // 18)
+    names = ("clean", "perturbation", "perturbed")
+    captions = (before, f"\N{MULTIPLICATION SIGN} {factor:g}, around grey", after)
+    grid = _grid(
+        [
+            panels,
+            [_label(name, _font(size, bold=True), width) for name in names],
+            [_label(caption, _font(size), width, colour=MUTED) for caption in captions],
+        ],
+        across=size,
+        down=size // 3,
+    )
+    return ImageOps.expand(grid, size, PAPER)
+
+
+def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
+    """Per attack, under its title: a line of clean thumbnails, their perturbations amplified, and the perturbed ones.
+
+    All pictures of a row stand in one line, so hand over about ten at most; one factor of amplification holds for the
+    row and is written beside it. Raises GapError when a row is empty or its parts do not match.
+    """
+    if not rows:
+        raise GapError("a contact sheet needs at least one row of pictures")
+    return ImageOps.expand(_stack([_sheet_row(row) for row in rows], down=28), 18, PAPER)
+
+
+def to_png_bytes(image: Image.Image) -> bytes:
+    """The picture as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG", optimize=True)
+    return buffer.getvalue()
+
+
+def save_image(image: Image.Image, path: str | Path) -> Path:
+    """Write the picture as a PNG that appears whole. Raises GapError when it cannot be written."""
+    return write_whole(path, to_png_bytes(image))
+
+
+def _sheet_row(row: SheetRow) -> Image.Image:
+    clean, perturbation, adversarial, factor = _trio(row.clean, row.adversarial)
+    if len(row.captions) != len(clean):
+        raise GapError(f"the row {row.title!r} has {len(clean)} pictures but {len(row.captions)} captions")
+    lines = [
+        [_framed(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
+        for pictures in (clean, perturbation, adversarial)
+    ]
+    width, height = max(THUMBNAIL, lines[0][0].width), lines[0][0].height
+    names = ("clean", f"perturbation\n\N{MULTIPLICATION SIGN} {factor:g}", "perturbed")
+    named = [
+        [_label(name, _font(12), 92, colour=MUTED, align="left", height=height), *line]
+        for name, line in zip(names, lines, strict=True)
+    ]
+    captions = [_label("", _font(12), 92), *(_label(caption, _font(12), width) for caption in row.captions)]
+    grid = _grid([*named, captions], across=8, down=8)
+    return _stack([_label(row.title, _font(16, bold=True), grid.width, align="left"), grid], down=10)
+
+
+def _trio(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Clean, perturbation amplified and perturbed, each N x C x H x W in [0, 1], with the factor."""
+    if clean.shape != adversarial.shape:
+        raise GapError(
+            f"clean and perturbed pictures differ in shape: {tuple(clean.shape)} and {tuple(adversarial.shape)}"
+        )
+    clean, adversarial = _as_batch(clean), _as_batch(adversarial)
+    perturbation, factor = amplify(adversarial - clean)
+    return clean, perturbation, adversarial, factor
+
+
+def _as_batch(pictures: Tensor) -> Tensor:
+    """The pictures as N x C x H x W floats in [0, 1] on the CPU; what is not a number is drawn black."""
+    if pictures.ndim not in (3, 4) or 0 in pictures.shape:
+        raise GapError(
+            f"cannot draw a tensor of shape {tuple(pictures.shape)}; a picture is C x H x W, a batch N x C x H x W"
+        )
+    pictures = pictures.detach().cpu().reshape(-1, *pictures.shape[-3:])
+    if pictures.dtype == torch.uint8:
+        return pictures.float() / 255
+    if not pictures.is_floating_point():
+        raise GapError(f"cannot draw pictures of {pictures.dtype}; use floats in [0, 1] or uint8")
+    return pictures.float().nan_to_num(0).clamp(0, 1)
+
+
+def _images(pictures: Tensor) -> list[Image.Image]:
+    channels = pictures.shape[1]
+    if channels == 2:
+        pictures = pictures.mean(dim=1, keepdim=True)
+    levels = pictures[:, :3].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in levels]
+
+
+def _framed(image: Image.Image, at_least: int, at_most: int | None = None) -> Image.Image:
+    """The picture enlarged by a whole number until its longer side is `at_least` pixels, with a hairline around it."""
+    times = max(1, math.ceil(at_least / max(image.size)))
+    size = (times * image.width, times * image.height)
+    enlarged = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
+    if at_most is not None:
+        enlarged.thumbnail((at_most, at_most), Image.Resampling.LANCZOS)
+    return ImageOps.expand(enlarged, 1, EDGE)
+
+
+def _label(
+    text: str,
+    font: ImageFont.FreeTypeFont,
+    width: int,
+    *,
+    colour: str = INK,
+    align: Literal["left", "center"] = "center",
+    height: int = 0,
+) -> Image.Image:
+    """Text broken into lines that fit `width`; in the middle of `height` where that is more than it needs."""
+    lines = [line for paragraph in text.splitlines() for line in _wrapped(paragraph, font, width)]
+    line_height = sum(font.getmetrics())
+    label = Image.new("RGB", (width, max(height, line_height * len(lines), 1)), PAPER)
+    draw = ImageDraw.Draw(label)
+    x, anchor = (0, "la") if align == "left" else (width // 2, "ma")
+    top = (label.height - line_height * len(lines)) // 2
+    for number, line in enumerate(lines):
+        draw.text((x, top + number * line_height), line, fill=colour, font=font, anchor=anchor)
+    return label
+
+
+def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
+    """The lines of a text set in `width` pixels: broken between words, inside a word only where it must be."""
+    lines = [""]
+    for word in text.split():
+        joined = f"{lines[-1]} {word}".strip()
+        if font.getlength(joined) <= width:
+            lines[-1] = joined
+            continue
+        lines.append("")
+        for letter in word:
+            if lines[-1] and font.getlength(lines[-1] + letter) > width:
+                lines.append("")
+            lines[-1] += letter
+    return [line for line in lines if line]
+
+
+def _grid(cells: Sequence[Sequence[Image.Image]], across: int, down: int) -> Image.Image:
+    """Cells in rows and columns as wide and high as their largest, each at the top middle of its place."""
+    widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
+    lines = []
+    for row in cells:
+        line = Image.new("RGB", (sum(widths) + across * (len(widths) - 1), max(cell.height for cell in row)), PAPER)
+        left = 0
+        for cell, width in zip(row, widths, strict=True):
+            line.paste(cell, (left + (width - cell.width) // 2, 0))
+            left += width + across
+        lines.append(line)
+    return _stack(lines, down)
+
+
+def _stack(images: Sequence[Image.Image], down: int) -> Image.Image:
+    """Images under one another, left edges in line."""
+    height = sum(image.height for image in images) + down * (len(images) - 1)
+    stacked = Image.new("RGB", (max(image.width for image in images), height), PAPER)
+    top = 0
+    for image in images:
+        stacked.paste(image, (0, top))
+        top += image.height + down
+    return stacked
+
+
+@cache
+def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
+    """DejaVu Sans from matplotlib's own files, so that captions look alike on every machine."""
+    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
+    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

@@ -1,0 +1,147 @@
+"""Tables of figures, in the terminal and in HTML: one description of the columns serves both."""
+
+import html
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from rich import box
+from rich.console import Console
+from rich.table import Table as RichTable
+from rich.text import Text
+
+Row = Mapping[str, object]
+
+MISSING = "\N{EN DASH}"
+HEADING_WIDTH = 9  # a heading is broken between words to be about as narrow as its figures
+
+
+@dataclass(frozen=True)
+class Column:
+    """Where a column finds its value in a row, what stands above it, and how the value is written.
+
+    `format` is a Python format specification: ".1%" for shares, ".3f", ",d"; without one the column is text. Where the
+    row also holds `<key>_interval`, a pair, it is shown beside the value. None, NaN and what is missing become a dash.
+    """
+
+    key: str
+    heading: str
+    format: str = ""
+
+    @property
+    def is_number(self) -> bool:
+        return bool(self.format)
+
+    def value(self, row: Row) -> str:
+        return self._written(row.get(self.key))
+
+    def interval(self, row: Row) -> str:
+        """The interval as "97.1" and "98.5" joined by a dash, or nothing where the row has none."""
+        pair = row.get(f"{self.key}_interval")
+        if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
+            return ""
+        low, high = (self._written(end).removesuffix("%") for end in pair)
+        return f"{low}\N{EN DASH}{high}"
+
+    def _written(self, value: object) -> str:
+        if value is None or (isinstance(value, float) and math.isnan(value)):
+            return MISSING
+        return format(value, self.format) if isinstance(value, int | float) else str(value)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows and the columns to show of them, with a caption that may be empty."""
+
+    rows: Sequence[Row]
+    columns: Sequence[Column]
+    caption: str = ""
+
+
+def print_table(rows: Sequence[Row], columns: Sequence[Column], title: str, console: Console | None = None) -> None:
+    """Print the rows under the title. Shares show as percentages, intervals beside them.
+
+    In a terminal too narrow for all columns the table is continued below itself, its first column repeated; where the
+    output is not a terminal every row is one full line.
+    """
+    console = console or Console()
+    console.print(Text(title, style="bold"), soft_wrap=True)
+    if not console.is_terminal:
+        console.out(_full_lines(rows, columns, console), highlight=False)
+        return
+    for part in _parts(rows, columns, console):
+        console.print(_rich_table(rows, part))
+
+
+def html_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = "") -> str:
+    """The rows as an HTML table, everything escaped; cells of figures carry the class `number`."""
+    lines = ["<table>"]
+    if caption:
+        lines.append(f"<caption>{html.escape(caption)}</caption>")
+    headings = "".join(f'<th scope="col"{_class(column)}>{html.escape(column.heading)}</th>' for column in columns)
+    lines.append(f"<thead><tr>{headings}</tr></thead>")
+    lines.append("<tbody>")
+    for row in rows:
+        first, *rest = columns
+        heading = f'<th scope="row"{_class(first)}>{_html_cell(first, row)}</th>'
+        cells = "".join(f"<td{_class(column)}>{_html_cell(column, row)}</td>" for column in rest)
+        lines.append(f"<tr>{heading}{cells}</tr>")
+    lines += ["</tbody>", "</table>"]
+    return "\n".join(lines)
+
+
+def _class(column: Column) -> str:
+    return ' class="number"' if column.is_number else ""
+
+
+def _html_cell(column: Column, row: Row) -> str:
+    value, interval = html.escape(column.value(row)), html.escape(column.interval(row))
+    return f'{value} <span class="interval">{interval}</span>' if interval else value
+
+
+def _parts(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> list[list[Column]]:
+    """The columns in groups that fit the console, each group led by the first column."""
+    first, *rest = columns
+    parts = [[first]]
+    for column in rest:
+        widened = [*parts[-1], column]
+        if len(parts[-1]) > 1 and _natural_width(console, _rich_table(rows, widened)) > console.width:
+            parts.append([first, column])
+        else:
+            parts[-1] = widened
+    return parts
+
+
+def _full_lines(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> str:
+    """The whole table as plain text, however wide."""
+    table = _rich_table(rows, columns)
+    options = console.options.update(width=_natural_width(console, table))
+    lines = console.render_lines(table, options)
+    return "\n".join("".join(segment.text for segment in line).rstrip() for line in lines)
+
+
+def _rich_table(rows: Sequence[Row], columns: Sequence[Column]) -> RichTable:
+    table = RichTable(box=box.SIMPLE_HEAD, pad_edge=False, header_style="bold")
+    for column in columns:
+        cells = [_text_cell(column, row) for row in rows]
+        widest = max((cell.cell_len for cell in cells), default=0)
+        table.add_column(
+            Text(textwrap.fill(column.heading, max(HEADING_WIDTH, widest), break_long_words=False)),
+            justify="right" if column.is_number else "left",
+            no_wrap=column.is_number,
+            overflow="fold",
+        )
+    for row in rows:
+        table.add_row(*(_text_cell(column, row) for column in columns))
+    return table
+
+
+def _text_cell(column: Column, row: Row) -> Text:
+    interval = column.interval(row)
+    return Text.assemble(column.value(row), (f" {interval}" if interval else "", "dim"))
+
+
+def _natural_width(console: Console, table: RichTable) -> int:
+    """The width at which nothing in the table is wrapped."""
+    return console.measure(table, options=console.options.update(width=100_000)).maximum

@@ -1,0 +1,135 @@
+"""A setting: classifiers and data that fit each other."""
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from gap.classifier import Classifier, check_fits, load_classifier
+from gap.config import Options
+from gap.data.named import load_data
+from gap.data.splits import Dataset, Split, in_order
+from gap.errors import GapError, GapWarning
+from gap.frozen import frozen
+
+Labels = Literal["auto", "data", "predicted"]
+
+
+class DataOptions(Options):
+    """Which pictures, and how a classifier that does not say so is to be fed."""
+
+    data: Annotated[str, Field(description="a data set by name (see `gap data`), or folder:PATH")] = "mnist-5k"
+    data_root: Annotated[
+        Path | None, Field(description="where downloaded data sets live; also the variable GAP_DATA")
+    ] = None
+    labels: Annotated[
+        Labels, Field(description="the data's labels, the classifier's predictions, or (auto) whichever there is")
+    ] = "auto"
+    input: Annotated[str | None, Field(description="what a classifier of your own takes, as 3x32x32")] = None
+    mean: Annotated[list[float] | None, Field(description="normaliser of a classifier that has none: mean")] = None
+    std: Annotated[list[float] | None, Field(description="and standard deviation, of pixels in [0, 1]")] = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Classifiers that take the same images, and the data they are attacked on; every image has a label."""
+
+    classifiers: list[Classifier]
+    data: Dataset
+
+    @property
+    def classes(self) -> int:
+        return self.classifiers[0].facts.classes
+
+
+def load_setting(names: Sequence[str], options: DataOptions, device: torch.device | str = "cpu") -> Setting:
+    """Load classifiers and data by name, so that they fit.
+
+    The data's size decides for networks that take any; a classifier's own size decides for data that has none.
+    Pictures without labels take the first classifier's predictions. Raises GapError when they cannot be made to fit.
+    """
+    asked = parse_input(options.input)
+    channels, size = asked or (None, None)
+    data: Dataset | None = None
+    if asked is None and not options.data.startswith("folder:"):
+        data = load_data(options.data, options.data_root)
+        channels, size = data.channels, data.size
+    counted = data.classes if data and options.labels != "predicted" else None
+    classifiers = [
+        load_classifier(name, channels=channels, size=size, mean=options.mean, std=options.std) for name in names
+    ]
+    first = classifiers[0].facts
+    for other in classifiers[1:]:
+        if (other.facts.channels, other.facts.classes) != (first.channels, first.classes):
+            raise GapError(f"{other.name} and {classifiers[0].name} differ in channels or classes; attack them apart")
+    if data is None or (first.channels, first.size) != (data.channels, data.size):
+        if data is not None:
+            shape = "x".join(map(str, (first.channels, *first.size)))
+            warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
+        data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
+        counted = data.classes if options.labels != "predicted" else None
+    for classifier in classifiers:
+        check_fits(classifier, channels=data.channels, classes=counted, data=data.name)
+        classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # a stub lags behind
+    unlabelled = data.test.labels is None
+    if unlabelled and options.labels == "data":
+        raise GapError(f"{data.name} has no labels; leave out --labels data, or add a labels.csv (file,label)")
+    if unlabelled or options.labels == "predicted":
+        data = with_predictions(data, classifiers[0], device)
+    return Setting(classifiers, data)
+
+
+def with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
+    """The same pictures labelled by what a classifier says of them."""
+    splits = {name: _predicted(getattr(data, name), classifier, device) for name in ("train", "validation", "test")}
+    return replace(data, classes=classifier.facts.classes, class_names=classifier.facts.class_names, **splits)
+
+
+def parse_input(text: str | None) -> tuple[int, tuple[int, int]] | None:
+    """`3x32x32` as channels and (height, width)."""
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+        raise GapError(f"cannot read --input {text!r}; write CxHxW, for example 3x32x32")
+    channels, height, width = map(int, parts)
+    return channels, (height, width)
+
+
+@torch.no_grad()
+def accuracy(classifier: Classifier, split: Split, device: torch.device | str = "cpu") -> float:
+    """The share of a split's images that a classifier reads as labelled."""
+    right = 0
+    with frozen(classifier):
+        for images, labels in split.batches(in_order(split, 256), device):
+            right += int((classifier(images).argmax(dim=1) == labels).sum())
+    return right / max(1, len(split))
+
+
+def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
+    """Say so when a classifier does no better on this data than guessing: an attack on it means nothing."""
+    if len(split) < 20:
+        return
+    share, chance = accuracy(classifier, split, device), 1 / classifier.facts.classes
+    if share < chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
+        warnings.warn(
+            f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
+            " is it trained, and does it get its normalisation (--mean/--std)?",
+            GapWarning,
+            stacklevel=2,
+        )
+
+
+@torch.no_grad()
+def _predicted(split: Split, classifier: Classifier, device: torch.device | str) -> Split:
+    predictions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
+    with frozen(classifier):
+        for images, _ in split.batches(in_order(split, 64), device):
+            predictions.append(classifier(images).argmax(dim=1).cpu())
+    return split.with_labels(torch.cat(predictions))
+

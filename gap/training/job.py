@@ -1,0 +1,57 @@
+"""What the loop trains: a job, and the players in it."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Backward = Callable[[Tensor], None]
+
+
+@dataclass
+class Player:
+    """A network that learns, and the optimizer that moves it."""
+
+    network: nn.Module
+    optimizer: Optimizer
+
+    def learn(self, loss: Tensor, backward: Backward) -> None:
+        """One step down the gradient of a loss."""
+        self.optimizer.zero_grad(set_to_none=True)
+        backward(loss)
+        self.optimizer.step()
+
+
+class Job(ABC):
+    """One kind of training. The loop gives it batches; it moves its players and says what it sees."""
+
+    players: dict[str, Player]
+
+    @abstractmethod
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        """Learn from one batch (images N x C x H x W in [0, 1]); return scalar figures, `loss` among them."""
+
+    @abstractmethod
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """Figures on held-out images, one value per image under each name; nothing learns."""
+
+    def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
+        """Pictures to show of a few held-out images, by name."""
+        return {}
+
+    def state(self) -> dict[str, Any]:
+        """What the job carries from step to step besides its players: tensors and plain values."""
+        return {}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Take up what `state` gave."""
+
+
+def adam(network: nn.Module, lr: float, weight_decay: float = 0.0) -> Player:
+    """A player moved by AdamW over the weights that can learn."""
+    weights = [weight for weight in network.parameters() if weight.requires_grad]
+    return Player(network, torch.optim.AdamW(weights, lr=lr, weight_decay=weight_decay, fused=True))

@@ -1,0 +1,50 @@
+"""Where a job runs: device, precision, determinism, processes."""
+
+import os
+from typing import Annotated, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
+
+from pydantic import Field
+
+from gap.config import Options
+from gap.errors import GapError
+
+
+class MachineOptions(Options):
+    """Where and how exactly to compute."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto, cpu or cuda")] = "auto"
+    precision: Annotated[
+        Literal["auto", "fp32", "bf16"], Field(description="auto takes bf16 where the hardware multiplies in it")
+    ] = "auto"
+    seed: Annotated[int, Field(ge=0, description="of every random choice")] = 0
+    deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
+
+
+def make_accelerator(options: MachineOptions) -> Accelerator:
+    """An accelerator for these options; works alone and under `accelerate launch` or `torchrun`.
+
+    Precision `auto` takes bfloat16 where the hardware multiplies in it, since elsewhere it is several times slower.
+    Raises GapError when the device is not there.
+    """
+    if options.device == "cuda" and not torch.cuda.is_available():
+        raise GapError("--device cuda: no CUDA device is visible; use --device cpu")
+    torch.set_flush_denormal(True)
+    torch.manual_seed(options.seed)
+    if options.deterministic:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    cpu = options.device == "cpu" or not torch.cuda.is_available()
+    torch.backends.cudnn.benchmark = not options.deterministic
+    precision = options.precision if options.precision != "auto" else "bf16" if _multiplies_bf16(cpu) else "fp32"
+    AcceleratorState._reset_state()
+    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def _multiplies_bf16(cpu: bool) -> bool:
+    if not cpu:
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

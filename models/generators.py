@@ -1,0 +1,145 @@
+"""Generators: image-to-image networks from pixels in [0, 1] to a raw, unbounded output of the same shape."""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+import segmentation_models_pytorch as smp
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.errors import GapError, unknown
+
+Architecture = Literal["unet", "autoencoder"]
+
+
+class Generator(nn.Module):
+    """Runs a body at a folded resolution, for images of any size.
+
+    Images N x C x H x W are padded (edge pixels repeated) to a multiple of `multiple`, folded `fold` x `fold` pixels
+    into channels (space to depth), given to `body`, unfolded and cropped back: padding is never perturbed. On a CPU
+    nearly all of the time of a U-Net goes into full-resolution convolutions, which the fold removes.
+    """
+
+    def __init__(self, body: nn.Module, fold: int, stride: int) -> None:
+        super().__init__()
+        self.body = body
+        self.fold = fold
+        self.multiple = fold * stride
+
+    def forward(self, images: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        top, left = (-height % self.multiple) // 2, (-width % self.multiple) // 2
+        bottom, right = -height % self.multiple - top, -width % self.multiple - left
+        padded = F.pad(images * 2 - 1, (left, right, top, bottom), mode="replicate")
+        raw = F.pixel_shuffle(self.body(F.pixel_unshuffle(padded, self.fold)), self.fold)
+        return raw[..., top : top + height, left : left + width]
+
+
+class UniversalGenerator(nn.Module):
+    """One raw output for all images: a generator given the same uniform noise, 1 x C x H x W, at every call.
+
+    The statistics of a single image are none, so the norms of the generator are calibrated once on other noise images
+    and then hold still: this network has no training mode, and what is trained is what is saved.
+    """
+
+    noise: Tensor
+
+    def __init__(self, generator: Generator, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.generator = generator
+        self.register_buffer("noise", torch.rand(1, channels, *size))
+        self._calibrate(torch.rand(64, channels, *size))
+
+    def forward(self) -> Tensor:
+        return self.generator(self.noise)
+
+    def train(self, mode: bool = True) -> "UniversalGenerator":
+        return super().train(False)
+
+    @torch.no_grad()
+    def _calibrate(self, images: Tensor) -> None:
+        norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm2d)]
+        momenta = [norm.momentum for norm in norms]
+        for norm in norms:
+            norm.momentum = 1.0
+        self.generator.train()
+        self.generator(images)
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
+        self.eval()
+
+
+class Discriminator(nn.Module):
+    """Tells clean images from made ones: N x C x H x W in [0, 1] to N logits (a patch discriminator, averaged)."""
+
+    def __init__(self, channels: int, width: int = 32) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.Conv2d(channels, width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(width, 2 * width, 4, stride=2, padding=1),
+            nn.LeakyReLU(0.2),
+            nn.Conv2d(2 * width, 1, 3, padding=1),
+        )
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.body(images * 2 - 1).mean(dim=(1, 2, 3))
+
+
+def make_generator(
+    channels: int,
+    *,
+    architecture: Architecture = "unet",
+    encoder: str = "vgg11_bn",
+    weights: str | None = None,
+    decoder: Sequence[int] = (64, 64),
+    fold: int = 4,
+) -> Generator:
+    """A generator for images of `channels` channels.
+
+    `unet` is segmentation-models-pytorch's U-Net with any of its encoders, as deep as `decoder` is long;
+    `weights` names pretrained encoder weights (downloaded), None starts fresh. `autoencoder` is the plain
+    convolution-deconvolution network without skips, with the same widths.
+    """
+    if fold < 1 or not decoder or min(decoder) < 1:
+        raise GapError(f"a generator needs fold >= 1 and positive decoder widths, not fold={fold}, decoder={list(decoder)}")
+    folded = channels * fold * fold
+    if architecture == "autoencoder":
+        return Generator(_autoencoder(folded, list(decoder)), fold, 2 ** len(decoder))
+    return Generator(_unet(folded, encoder, weights, list(decoder)), fold, 2 ** len(decoder))
+
+
+def encoder_names() -> list[str]:
+    """Encoders that segmentation-models-pytorch has itself; `tu-NAME` takes any timm network that gives features."""
+    return sorted(smp.encoders.get_encoder_names())
+
+
+def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) -> nn.Module:
+    if not encoder.startswith("tu-") and encoder not in encoder_names():
+        raise unknown("encoder", encoder, encoder_names())
+    try:
+        return smp.Unet(
+            encoder_name=encoder,
+            encoder_depth=len(decoder),
+            encoder_weights=weights,
+            decoder_channels=decoder,
+            in_channels=channels,
+            classes=channels,
+        )
+    except (RuntimeError, KeyError, ValueError, OSError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise GapError(f"cannot build a U-Net on the encoder {encoder!r} (weights {weights}): {line}") from error
+
+
+def _autoencoder(channels: int, decoder: list[int]) -> nn.Module:
+    widths = decoder[::-1]
+    layers: list[nn.Module] = []
+    inside = channels
+    for width in widths:
+        layers += [nn.Conv2d(inside, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        inside = width
+    for width in decoder:
+        layers += [nn.ConvTranspose2d(inside, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        inside = width
+    return nn.Sequential(*layers, nn.Conv2d(inside, channels, 3, padding=1))

@@ -1,0 +1,90 @@
+"""DeepFool against its closed form on affine classifiers and against foolbox on a curved one."""
+
+import foolbox
+import pytest
+import torch
+from torch import nn
+
+from gap.attacks.deepfool import DeepFool
+from gap.budget import Budget
+from gap.errors import GapError
+
+
+def affine(classes, pixels=9, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    layer = nn.Linear(pixels, classes)
+    layer.weight.data = torch.randn(classes, pixels, generator=generator)
+    layer.bias.data = -layer.weight.data.sum(dim=1) / 2 + 0.1 * torch.randn(classes, generator=generator)
+    return nn.Sequential(nn.Flatten(), layer)
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+@pytest.mark.parametrize("classes", [2, 6])
+def test_affine_distance_is_exact(norm, classes):
+    torch.manual_seed(0)
+    net = affine(classes)
+    images = 0.4 + 0.2 * torch.rand(40, 1, 3, 3)
+    with torch.no_grad():
+        logits = net(images)
+    labels = logits.argmax(dim=1)
+    weight = net[1].weight.detach()
+    gaps = logits.gather(1, labels[:, None]) - logits
+    slopes = weight[labels][:, None] - weight[None]
+    dual = slopes.norm(dim=2) if norm == "l2" else slopes.abs().sum(dim=2)
+    nearest = (gaps / dual).nan_to_num(nan=torch.inf).amin(dim=1)
+    near = (nearest > 2e-4) & (nearest < 0.35)  # not on a boundary, and not so far that the clamp bites
+    assert near.sum() > 20
+
+    adversarial = DeepFool(norm=norm, overshoot=0.02, candidates=classes)(net, images, labels)
+    measured = Budget(norm, 1.0).measure(adversarial - images)
+    assert measured[near].tolist() == pytest.approx((1.02 * nearest[near]).tolist(), rel=1e-4)
+    assert bool((net(adversarial).argmax(dim=1) != labels)[near].all())
+
+
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_curved_distance_agrees_with_foolbox(norm, pictures):
+    theirs = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}[norm]
+    model = foolbox.PyTorchModel(pictures.net, bounds=(0, 1))
+    expected = theirs().run(model, pictures.images, pictures.labels)
+    ours = DeepFool(norm=norm)(pictures.net, pictures.images, pictures.labels)
+    assert pictures.accuracy(ours) == pictures.accuracy(expected) == 0
+    mean = Budget(norm, 1.0).measure
+    expected_mean = mean(expected - pictures.images).mean().item()
+    assert mean(ours - pictures.images).mean().item() == pytest.approx(expected_mean, rel=0.03)
+
+
+def test_a_budget_cuts_what_is_farther_away(pictures):
+    free = DeepFool(norm="l2")(pictures.net, pictures.images, pictures.labels)
+    needed = (free - pictures.images).flatten(1).norm(dim=1)
+    budget = Budget("l2", needed.median().item())
+    bounded = DeepFool(budget)(pictures.net, pictures.images, pictures.labels)
+    near = needed < budget.epsilon
+    assert torch.allclose(bounded[near], free[near], atol=1e-6)
+    assert pictures.accuracy(bounded) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_norm_of_the_budget_is_the_norm_of_the_walk(pictures):
+    wide = DeepFool(Budget("linf", 1.0))(pictures.net, pictures.images, pictures.labels)
+    assert torch.equal(wide, DeepFool(norm="linf")(pictures.net, pictures.images, pictures.labels))
+
+
+def test_what_is_already_wrong_stays(pictures):
+    assert torch.equal(DeepFool()(pictures.net, pictures.images, (pictures.labels + 1) % 4), pictures.images)
+
+
+def test_candidates_limit_the_classes_looked_at():
+    net = affine(6)
+    images = 0.4 + 0.2 * torch.rand(30, 1, 3, 3, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits = net(images)
+    labels, second = logits.topk(2).indices.unbind(dim=1)
+    with torch.no_grad():
+        reached = net(DeepFool(candidates=2)(net, images, labels)).argmax(dim=1)
+    # Only the runner-up is walked to; another class can be met only on the way.
+    assert (reached == second).double().mean() > 0.7
+
+
+@pytest.mark.parametrize("options", [{"steps": 0}, {"candidates": 1}, {"overshoot": -0.1}, {"norm": "l1"}])
+def test_options_that_make_no_sense_are_refused(options):
+    with pytest.raises(GapError):
+        DeepFool(**options)

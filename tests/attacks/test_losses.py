@@ -1,0 +1,132 @@
+"""Adversarial losses: their values, their signs, and gradients where the usual forms lose them."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.nn import functional as F
+
+from gap.attacks.losses import (
+    CROSS_ENTROPY_CAP,
+    LOG_FLOOR,
+    LOSSES,
+    MARGIN_FLOOR,
+    Goal,
+    capped_cross_entropy,
+    find_loss,
+    log_cross_entropy,
+    margin,
+    relativistic,
+)
+from gap.errors import GapError
+
+ALL = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
+TARGETED = pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])
+
+
+def random_case(seed, images=6, classes=5, scale=2.0):
+    generator = torch.Generator().manual_seed(seed)
+    logits = scale * torch.randn(images, classes, generator=generator)
+    return logits, scale * torch.randn(images, classes, generator=generator), torch.arange(images) % classes
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10_000), classes=st.integers(2, 9))
+def test_cross_entropy_is_that_of_torch(seed, classes):
+    logits, clean, labels = random_case(seed, classes=classes)
+    expected = F.cross_entropy(logits, labels, reduction="none")
+    assert torch.allclose(capped_cross_entropy(logits, clean, Goal(labels, True)), expected, atol=1e-5)
+    assert torch.allclose(
+        capped_cross_entropy(logits, clean, Goal(labels)), -expected.clamp_max(CROSS_ENTROPY_CAP), atol=1e-5
+    )
+    floored = expected.clamp_min(LOG_FLOOR).log()
+    assert torch.allclose(log_cross_entropy(logits, clean, Goal(labels, True)), floored, atol=1e-4)
+    assert torch.allclose(log_cross_entropy(logits, clean, Goal(labels)), -floored, atol=1e-4)
+    change = F.cross_entropy(logits - clean, labels, reduction="none")
+    assert torch.allclose(relativistic(logits, clean, Goal(labels, True)), change, atol=1e-5)
+
+
+def test_margin_is_own_minus_best_other():
+    logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 1.0, 4.0]])
+    labels = torch.tensor([0, 1])
+    assert margin(logits, logits, Goal(labels)).tolist() == [0.5, -3.0]
+    assert margin(logits, logits, Goal(labels, True)).tolist() == [-0.5, 3.0]
+
+
+@ALL
+@TARGETED
+def test_gradient_survives_a_logit_margin_of_40(loss, targeted):
+    """Far from won: the label leads by 40, or the target trails by 40. Plain cross-entropy is exactly 0 at the first."""
+    logits = torch.tensor([[-20.0 if targeted else 20.0, 20.0 if targeted else -20.0, -25.0]], requires_grad=True)
+    loss(logits, torch.zeros(1, 3), Goal(torch.tensor([0]), targeted)).sum().backward()
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    assert logits.grad[0, 0] != 0
+
+
+@ALL
+@TARGETED
+def test_descending_the_loss_brings_the_goal_nearer(loss, targeted):
+    """The gradient by the goal's own logit: untargeted it must fall, targeted it must rise."""
+    logits, clean, labels = random_case(1, scale=1.0)
+    logits.requires_grad_()
+    loss(logits, clean, Goal(labels, targeted)).sum().backward()
+    own = logits.grad.gather(1, labels[:, None])
+    assert bool((own < 0).all() if targeted else (own > 0).all())
+
+
+@ALL
+@TARGETED
+def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
+    extremes = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0], [3e38, -3e38, 0.0]])
+    for dtype in (torch.float32, torch.bfloat16):
+        logits = extremes.to(dtype, copy=True).requires_grad_()
+        value = loss(logits, torch.zeros(4, 3), Goal(torch.zeros(4, dtype=torch.long), targeted))
+        assert value.shape == (4,)
+        assert value.dtype == torch.float32
+        assert value[:3].isfinite().all()
+        assert not value.isnan().any()
+        value[:3].sum().backward()
+        assert logits.grad.isfinite().all()
+
+
+def test_floor_and_cap_hold_and_what_is_past_them_is_left_alone():
+    logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
+    goal = Goal(torch.tensor([0]))
+    assert margin(logits, logits, goal).item() == -MARGIN_FLOOR
+    assert capped_cross_entropy(logits, logits, goal).item() == -CROSS_ENTROPY_CAP
+    assert relativistic(logits, torch.zeros(1, 2), goal).item() == -CROSS_ENTROPY_CAP
+    for loss in (margin, capped_cross_entropy):
+        (gradient,) = torch.autograd.grad(loss(logits, logits, goal).sum(), logits)
+        assert gradient.abs().max() == 0
+
+
+def test_log_cross_entropy_is_finite_where_cross_entropy_is_zero():
+    logits = torch.tensor([[1e4, -1e4]])
+    value = log_cross_entropy(logits, logits, Goal(torch.tensor([0]), True)).item()
+    assert math.isfinite(value)
+    assert value <= math.log(LOG_FLOOR) + 1e-3
+
+
+def test_relativistic_looks_at_the_change_and_sends_no_gradient_to_the_clean_side():
+    logits, clean, labels = random_case(2)
+    clean.requires_grad_()
+    logits.requires_grad_()
+    shifted = relativistic(logits + 3, clean + 3, Goal(labels))
+    assert torch.allclose(shifted, relativistic(logits, clean, Goal(labels)), atol=1e-5)
+    shifted.sum().backward()
+    assert clean.grad is None
+
+
+@TARGETED
+def test_goal_is_met_by_the_predicted_class(targeted):
+    logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
+    assert Goal(torch.tensor([0, 0]), targeted).met(logits).tolist() == ([True, False] if targeted else [False, True])
+
+
+def test_losses_are_found_by_name():
+    assert find_loss("margin") is margin
+    with pytest.raises(GapError, match="did you mean margin"):
+        find_loss("margins")

@@ -1,0 +1,87 @@
+"""Attacks by name: every name makes an attack, options reach it, and mistakes are named."""
+
+import pytest
+import torch
+
+from gap.attacks.controls import Checkerboard
+from gap.attacks.deepfool import DeepFool
+from gap.attacks.gradient import FGSM, PGD
+from gap.attacks.named import attack_names, attack_options, named_attack
+from gap.attacks.universal import Universal
+from gap.budget import Budget
+from gap.errors import GapError
+
+BUDGET = Budget("linf", 0.1)
+
+
+def test_the_names_are_those_of_the_contract_and_say_what_they_are():
+    names = attack_names()
+    assert set(names) == {"pgd", "fgsm", "deepfool", "uap", "uap-sign-sgd", "uap-sgd", "noise", "checkerboard"}
+    assert all(len(line) > 20 for line in names.values())
+
+
+@pytest.mark.parametrize("name", attack_names())
+def test_every_name_makes_an_attack_that_carries_its_spec(name, pictures):
+    spec = f"{name}:images_seen=60" if name.startswith("uap") else name
+    attack = named_attack(spec, BUDGET, pictures.net, pictures.batches)
+    assert attack.name == spec
+    adversarial = attack(pictures.net, pictures.images[:4], pictures.labels[:4])
+    assert (adversarial - pictures.images[:4]).abs().max() > 0
+
+
+def test_options_are_read_by_type():
+    spec = "pgd: steps=100, restarts=3,loss=capped-cross-entropy,step_scales=0.5/2,confidence=1e-1"
+    assert named_attack(spec, BUDGET) == PGD(
+        BUDGET, steps=100, restarts=3, loss="capped-cross-entropy", step_scales=(0.5, 2.0), confidence=0.1, name=spec
+    )
+    assert named_attack("checkerboard:side=2", BUDGET) == Checkerboard(BUDGET, side=2, name="checkerboard:side=2")
+    assert named_attack("deepfool:overshoot=0.1", BUDGET) == DeepFool(
+        BUDGET, overshoot=0.1, name="deepfool:overshoot=0.1"
+    )
+    assert named_attack("fgsm", BUDGET) == FGSM(BUDGET)
+
+
+def test_options_reach_the_fit(pictures):
+    def fitted(spec):
+        torch.manual_seed(0)
+        attack = named_attack(spec, BUDGET, pictures.net, pictures.batches)
+        assert isinstance(attack, Universal)
+        return attack.perturbation
+
+    assert not torch.equal(fitted("uap-sgd:images_seen=60"), fitted("uap-sgd:images_seen=60,step=0.01"))
+
+
+@pytest.mark.parametrize("name", attack_names())
+def test_the_options_listed_are_the_options_taken(name, pictures):
+    options = attack_options(name)
+    assert not {"budget", "name", "classifier", "batches", "targeted"} & set(options)
+    if name.startswith("uap"):
+        options["images_seen"] = "60"
+    spec = f"{name}:" + ",".join(f"{option}={value}" for option, value in options.items())
+    assert named_attack(spec, BUDGET, pictures.net, pictures.batches).name == spec
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("pdg", "did you mean pgd"),
+        ("", "unknown attack"),
+        ("pgd:step=3", "unknown option of pgd 'step'; did you mean steps"),
+        ("noise:steps=3", "unknown option of noise"),
+        ("pgd:steps=many", "the option steps of pgd is a whole number, not 'many'"),
+        ("pgd:steps=2.5", "whole number"),
+        ("pgd:step_scales=1/x", "numbers parted by /"),
+        ("pgd:steps", "write pgd:option=value"),
+        ("pgd:steps=", "write pgd:option=value"),
+        ("pgd:steps=1,steps=2", "twice"),
+        ("pgd:steps=0", "at least 1 step"),
+        ("pgd:loss=margn", "did you mean margin"),
+        ("pgd:budget=linf:1", "unknown option of pgd 'budget'"),
+        ("pgd:__class__=1", "unknown option of pgd"),
+        ("uap", "fitted to a classifier on training images"),
+    ],
+)
+def test_mistakes_are_named(spec, message):
+    with pytest.raises(GapError, match=message) as error:
+        named_attack(spec, BUDGET)
+    assert "\n" not in str(error.value)

@@ -1,0 +1,146 @@
+"""Universal perturbations: applying one, and fitting one."""
+
+import pytest
+import torch
+from torch import nn
+
+from gap.attacks.controls import Noise
+from gap.attacks.universal import Universal, deepfool_uap, projected_sgd, sign_sgd
+from gap.budget import Budget
+from gap.errors import GapError
+
+LABELS = torch.zeros(2, dtype=torch.long)
+SGD = pytest.mark.parametrize("fit", [sign_sgd, projected_sgd])
+FITS = pytest.mark.parametrize("fit", [sign_sgd, projected_sgd, deepfool_uap])
+
+
+class Counted:
+    """Batches that count the images handed out and the passes begun."""
+
+    def __init__(self, pictures):
+        self.pictures, self.shapes = pictures, []
+
+    def __call__(self):
+        for images, labels in self.pictures.batches():
+            self.shapes.append(len(images))
+            yield images, labels
+
+
+@SGD
+@pytest.mark.parametrize("budget", [Budget("linf", 0.15), Budget("l2", 1.5)], ids=str)
+def test_sgd_fools_most_images_where_noise_fools_none(fit, budget, pictures):
+    torch.manual_seed(0)
+    found = fit(pictures.net, pictures.batches, budget, images_seen=2_000)
+    assert pictures.accuracy(found(pictures.net, pictures.images, pictures.labels)) < 0.5
+    assert pictures.accuracy(Noise(budget)(pictures.net, pictures.images, pictures.labels)) > 0.95
+    assert budget.measure(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
+
+
+def test_the_deepfool_form_fools_many_and_then_stops(pictures):
+    torch.manual_seed(0)
+    batches = Counted(pictures)
+    found = deepfool_uap(pictures.net, batches, Budget("l2", 2.5), images_seen=4_000, fooling=0.5)
+    assert pictures.accuracy(found(pictures.net, pictures.images, pictures.labels)) <= 0.5
+    assert sum(batches.shapes) < 4_000
+
+
+def test_one_group_of_one_image_is_one_deepfool_step(pictures):
+    """The original's update, spelled out: DeepFool on the image, its perturbation added and projected."""
+    from gap.attacks.deepfool import DeepFool
+
+    image = pictures.images[:1]
+    with torch.no_grad():
+        label = pictures.net(image).argmax(dim=1)
+    found = deepfool_uap(pictures.net, lambda: iter([(image, label)]), Budget("l2", 5.0), images_seen=1, together=1)
+    expected = DeepFool(steps=10)(pictures.net, image, label) - image
+    assert torch.allclose(found.perturbation, expected, atol=1e-6)
+
+
+@FITS
+@pytest.mark.parametrize("images_seen", [1, 70, 430])
+def test_no_more_images_are_seen_than_asked_for(fit, images_seen, pictures):
+    shown = []
+
+    class Watched(nn.Module):
+        def forward(self, images):
+            if torch.is_grad_enabled():
+                shown.append(len(images))
+            return pictures.net(images)
+
+    batches = Counted(pictures)
+    fit(Watched(), batches, Budget("linf", 0.001), images_seen=images_seen)
+    # One batch more is opened at the start, to learn the shape of an image.
+    assert sum(batches.shapes) - 50 < images_seen + 50
+    if fit is not deepfool_uap:
+        assert sum(shown) == images_seen
+
+
+@FITS
+def test_no_images_and_no_effort_are_refused(fit, pictures):
+    with pytest.raises(GapError, match="no training images"):
+        fit(pictures.net, lambda: iter(()), Budget("linf", 0.1))
+    with pytest.raises(GapError, match="images_seen"):
+        fit(pictures.net, pictures.batches, Budget("linf", 0.1), images_seen=0)
+
+
+@pytest.mark.parametrize(
+    ("fit", "options"),
+    [(sign_sgd, {"step": 0.0}), (sign_sgd, {"loss": "margins"}), (projected_sgd, {"momentum": 1.0}),
+     (deepfool_uap, {"together": 0}), (deepfool_uap, {"fooling": 0.0}), (deepfool_uap, {"candidates": 1})],
+)  # fmt: skip
+def test_options_that_make_no_sense_are_refused(fit, options, pictures):
+    with pytest.raises(GapError):
+        fit(pictures.net, pictures.batches, Budget("linf", 0.1), **options)
+
+
+@SGD
+def test_no_budget_is_spent_where_the_clamp_undoes_it(fit):
+    """All pictures are black at the left, and the classifier would like them blacker still."""
+
+    class Sums(nn.Module):
+        def forward(self, images):
+            total = images.flatten(1).sum(dim=1, keepdim=True)
+            return torch.cat([total, -total], dim=1)
+
+    images = torch.zeros(8, 1, 4, 4)
+    images[..., 2:] = 0.5
+    labels = torch.zeros(8, dtype=torch.long)
+    found = fit(Sums(), lambda: iter([(images, labels)]), Budget("l2", 0.4), images_seen=80)
+    assert found.perturbation[..., :2].abs().max() == 0
+    assert found.perturbation[..., 2:].max() < 0
+
+
+@pytest.mark.parametrize("budget", [Budget("linf", 0.1), Budget("l2", 0.7)], ids=str)
+def test_at_another_budget_the_same_pattern_uses_all_of_it(budget):
+    pattern = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found = Universal(Budget("l2", 0.2).project(pattern), Budget("l2", 0.2), name="mine").at(budget)
+    assert found.name == "mine"
+    assert found.budget == budget
+    assert budget.measure(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
+    assert torch.cosine_similarity(found.perturbation.flatten(), pattern.flatten(), dim=0) > 0.9999
+
+
+def test_at_another_budget_nothing_stays_nothing():
+    assert Universal(torch.zeros(1, 1, 2, 2), Budget("l2", 1.0)).at(Budget("linf", 0.1)).perturbation.abs().max() == 0
+
+
+@pytest.mark.parametrize("size", [(4, 4), (16, 9)])
+def test_another_size_is_resized_and_projected_again(size):
+    budget = Budget("l2", 0.5)
+    attack = Universal(budget.project(torch.ones(1, 1, 8, 8)), budget)
+    images = torch.full((2, 1, *size), 0.4)
+    change = attack(nn.Identity(), images, LABELS) - images
+    assert change.shape == images.shape
+    assert (budget.measure(change) <= 0.5 * (1 + 1e-5)).all()
+    assert (change > 0).all()
+
+
+def test_other_channels_are_refused_by_name():
+    attack = Universal(torch.zeros(1, 3, 4, 4), Budget("linf", 0.1), name="runs/universal")
+    with pytest.raises(GapError, match=r"runs/universal was made for images of 3 channels, these have 1"):
+        attack(nn.Identity(), torch.zeros(2, 1, 4, 4), LABELS)
+
+
+def test_other_shapes_are_refused():
+    with pytest.raises(GapError, match="1 x C x H x W"):
+        Universal(torch.zeros(2, 3, 4, 4), Budget("linf", 0.1))

@@ -1,0 +1,38 @@
+import os
+
+import pytest
+
+from gap.errors import GapError
+from gap.report.files import write_whole
+
+
+def test_makes_the_folder_and_replaces_the_file(tmp_path):
+    path = tmp_path / "new" / "file.bin"
+    write_whole(path, b"old")
+    assert write_whole(str(path), b"new") == path
+    assert path.read_bytes() == b"new"
+    assert [file.name for file in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file.bin"
+    path.write_bytes(b"old")
+
+    def full_disk(source, target):
+        assert os.path.dirname(source) == os.path.dirname(target)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(GapError, match=r"file\.bin: No space left on device"):
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old"
+    assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
+
+
+def test_a_folder_in_the_way_is_one_clear_line(tmp_path):
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(GapError, match=r"cannot write .*taken"):
+        write_whole(tmp_path / "taken", b"x")
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(GapError, match="cannot write"):
+        write_whole(tmp_path / "file" / "under", b"x")

@@ -1,0 +1,115 @@
+import base64
+import os
+import re
+from html.parser import HTMLParser
+
+import pytest
+import torch
+
+from gap.errors import GapError
+from gap.report.page import Act, Figure, write_page
+from gap.report.pictures import to_image, to_png_bytes
+from gap.report.plots import bars
+from gap.report.tables import Column, Table
+
+HOSTILE = '"><script>alert(1)</script>'
+PNG = to_png_bytes(to_image(torch.zeros(1, 20, 30)))
+TABLE = Table([{"attack": HOSTILE, "accuracy": 0.123}], [Column("attack", "attack"), Column("accuracy", "left", ".1%")])
+
+
+class Reader(HTMLParser):
+    """The tags of a page with their attributes, and whether every tag that opens is closed."""
+
+    EMPTY = ("meta", "link", "img", "br", "hr")
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.feed(text)
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        if tag not in self.EMPTY:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.tags if name == tag]
+
+
+@pytest.fixture
+def page(tmp_path) -> str:
+    acts = [
+        Act("Classifier", "First.\n\nSecond.", [Figure(PNG, "A caption", "what is seen")], facts={"seed": "0"}),
+        Act(HOSTILE, HOSTILE, [Figure(PNG, HOSTILE, HOSTILE)], TABLE, {HOSTILE: HOSTILE}),
+    ]
+    return write_page(tmp_path / "out" / "page.html", HOSTILE, HOSTILE, acts).read_text(encoding="utf-8")
+
+
+def test_nothing_handed_in_becomes_markup(page):
+    reader = Reader(page)
+    assert not reader.all("script")
+    assert "alert(1)" in page
+    assert "<script" not in page
+
+
+def test_the_page_fetches_nothing(page):
+    for _, attributes in Reader(page).tags:
+        for name in ("src", "href", "srcset", "action", "data"):
+            value = attributes.get(name)
+            assert value is None or value.startswith(("data:", "#")), value
+    assert not re.search(r"https?://|@import|url\(", page)
+    assert "default-src 'none'" in page
+
+
+def test_pictures_are_inside_with_size_and_alternative_text(page):
+    first, second = Reader(page).all("img")
+    assert base64.b64decode(first["src"].removeprefix("data:image/png;base64,")) == PNG
+    assert (first["width"], first["height"], first["alt"]) == ("30", "20", "what is seen")
+    assert second["alt"] == HOSTILE
+
+
+def test_a_plot_is_shown_at_its_true_size():
+    width, height = Figure(bars({"pgd": (0.5, 0.4, 0.6)}, "t", "y"), "", "").size
+    assert (width, height) == (672, 403)
+
+
+def test_headings_contents_and_tables_are_in_order(page):
+    reader = Reader(page)
+    assert [tag for tag, _ in reader.tags if tag in ("h1", "h2")] == ["h1", "h2", "h2"]
+    anchors = [link["href"] for link in reader.all("a")]
+    assert anchors == [f"#{section['id']}" for section in reader.all("section")] == ["#act-1", "#act-2"]
+    assert "<p>First.</p>\n<p>Second.</p>" in page
+    assert '<td class="number">12.3%</td>' in page
+    assert "<dt>seed</dt>\n<dd>0</dd>" in page
+    assert page.count("<table>") == 1
+
+
+def test_a_single_act_needs_no_contents(tmp_path):
+    path = write_page(tmp_path / "page.html", "One", "lead", [Act("Only", "text")])
+    assert "<nav" not in path.read_text(encoding="utf-8")
+
+
+def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "page.html"
+    path.write_text("old")
+
+    def full_disk(source, target):
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(GapError, match="'broken' is not a PNG"):
+        write_page(path, "t", "l", [Act("a", "b", [Figure(b"GIF89a", "broken", "")])])
+    monkeypatch.setattr(os, "replace", full_disk)
+    with pytest.raises(GapError, match="No space left"):
+        write_page(path, "t", "l", [])
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["page.html"]
+
+
+def test_names_that_are_not_unicode_are_written_all_the_same(tmp_path):
+    path = write_page(tmp_path / "page.html", "a\udcff", "lead", [])
+    assert "<h1>a?</h1>" in path.read_text(encoding="utf-8")

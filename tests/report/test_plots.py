@@ -1,0 +1,110 @@
+import io
+import sys
+import warnings
+
+import numpy as np
+import pytest
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from PIL import Image
+
+from gap.errors import GapError
+from gap.report.plots import COLOURS, MARKERS, accuracy_against_epsilon, bars, training_curve
+
+CURVE = [(0.2, 0.5, 0.4, 0.6), (0.1, 0.9, 0.85, 0.93)]
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that were written, to be asked what they hold."""
+    figures: list[Figure] = []
+    savefig = Figure.savefig
+
+    def remember(figure, *args, **kwargs):
+        figures.append(figure)
+        savefig(figure, *args, **kwargs)
+
+    monkeypatch.setattr(Figure, "savefig", remember)
+    return figures
+
+
+def axes_of(figures: list[Figure]) -> Axes:
+    return figures[-1].axes[0]
+
+
+def test_accuracy_is_drawn_in_percent_in_order_of_epsilon_with_its_interval(drawn):
+    png = accuracy_against_epsilon({"pgd": CURVE}, "title", "epsilon")
+    axes = axes_of(drawn)
+    (line,) = axes.get_lines()
+    assert list(line.get_xdata()) == [0.1, 0.2]
+    assert list(line.get_ydata()) == pytest.approx([90, 50])
+    band = axes.collections[0].get_paths()[0].get_extents()
+    assert (band.ymin, band.ymax) == pytest.approx((40, 93))
+    assert axes.get_xlabel() == "epsilon"
+    assert axes.yaxis.get_major_formatter()(50, 0) == "50%"
+    with Image.open(io.BytesIO(png)) as image:
+        assert image.format == "PNG"
+        assert image.width >= 1000
+
+
+def test_curves_differ_in_colour_marker_or_dash_up_to_twenty(drawn):
+    accuracy_against_epsilon({f"attack {k}": CURVE for k in range(20)}, "", "")
+    lines = axes_of(drawn).get_lines()
+    looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
+    assert len(looks) == 20
+    assert lines[0].get_color() == lines[7].get_color()
+    assert lines[0].get_linestyle() != lines[7].get_linestyle()
+    assert len({line.get_color() for line in lines[:7]}) == len(COLOURS) == 7
+    assert len({line.get_marker() for line in lines[:8]}) == len(MARKERS) == 8
+
+
+def test_every_name_stands_in_the_legend_as_it_is_written(drawn):
+    names = ["_private", r"no $\formula{$", "runs/per-image", "50% {braces}"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        accuracy_against_epsilon(dict.fromkeys(names, CURVE), "$x", "y$")
+    shown = [text.get_text().replace(r"\$", "$") for text in drawn[-1].legends[0].get_texts()]
+    assert shown == names
+
+
+def test_bars_show_shares_in_percent_with_whiskers(drawn):
+    bars({"pgd": (0.25, 0.2, 0.35), "noise": (1.0, 0.98, 1.0)}, "left", "accuracy under attack")
+    axes = axes_of(drawn)
+    assert [bar.get_height() for bar in axes.patches] == pytest.approx([25, 100])
+    whiskers = axes.collections[0].get_segments()
+    assert np.concatenate(whiskers)[:, 1].tolist() == pytest.approx([20, 35, 98, 100])
+    assert [text.get_text() for text in axes.texts] == ["25.0%", "100.0%"]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["pgd", "noise"]
+    assert axes.get_ylabel() == "accuracy under attack"
+
+
+def test_long_bar_names_are_tilted_and_short_ones_are_not(drawn):
+    share = (0.5, 0.4, 0.6)
+    bars(dict.fromkeys(["noise", "pgd"], share), "", "")
+    assert axes_of(drawn).get_xticklabels()[0].get_rotation() == 0
+    bars(dict.fromkeys(["runs/a-very-long-name-of-an-artefact-without-blanks", "pgd"], share), "", "")
+    assert axes_of(drawn).get_xticklabels()[0].get_rotation() == 30
+
+
+def test_training_curve_draws_each_series_by_step(drawn):
+    training_curve({"train": [(2, 0.5), (1, 1.0)], "validation": [(2, 0.7)]}, "loss", ylabel="margin")
+    first, second = axes_of(drawn).get_lines()
+    assert list(first.get_xdata()) == [1, 2]
+    assert list(first.get_ydata()) == [1.0, 0.5]
+    assert list(second.get_ydata()) == [0.7]
+    assert axes_of(drawn).get_xlabel() == "step"
+    assert axes_of(drawn).get_ylabel() == "margin"
+
+
+@pytest.mark.parametrize("plot", [accuracy_against_epsilon, bars, training_curve])
+def test_nothing_to_plot_is_one_clear_line(plot):
+    with pytest.raises(GapError, match="nothing to plot in 'title'"):
+        plot({}, "title", "label")
+    with pytest.raises(GapError, match="no points for pgd"):
+        plot({"pgd": []}, "title", "label")
+
+
+def test_the_same_figures_give_the_same_bytes_and_pyplot_is_left_alone():
+    assert bars({"a": (0.5, 0.4, 0.6)}, "t", "y") == bars({"a": (0.5, 0.4, 0.6)}, "t", "y")
+    pyplot = sys.modules.get("matplotlib.pyplot")
+    assert pyplot is None or not pyplot.get_fignums()
