@@ -7,10 +7,8 @@
     checkpoint.pt       only while the work is unfinished: where to resume
 """
 
-import json
-import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +20,7 @@ import yaml
 from torch import Tensor
 
 from gap.errors import GapError
+from gap.files import whole, write_text
 
 CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "card.yaml",
@@ -78,8 +77,9 @@ def open_artefact(folder: Path, *kinds: str) -> Artefact:
 def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
     """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
     card = {"kind": kind, **facts, "versions": versions()}
-    whole = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_whole(folder / TENSORS, lambda path: safetensors.torch.save_file(whole, path))
+    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with whole(folder / TENSORS) as part:
+        safetensors.torch.save_file(plain, part)
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return Artefact(folder, card)
@@ -87,13 +87,8 @@ def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts:
 
 def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make `folder` ready to be written to; raises GapError when it holds something that must not be lost."""
-    if folder.exists() and not folder.is_dir():
-        raise GapError(f"{folder} is a file; name a folder for the output")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        there = {path.name for path in folder.iterdir()}
-    except OSError as error:
-        raise GapError(f"cannot write to {folder}: {error.strerror}") from error
+    claim_folder(folder)
+    there = {path.name for path in folder.iterdir()}
     ours = there & set(OURS)
     if there and not ours:
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
@@ -106,29 +101,14 @@ def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> Non
         raise GapError(f"{folder} holds {state} piece of work; use --resume to go on, --overwrite, or another folder")
 
 
-def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a file beside `path`, then move it there: the file appears whole or not at all."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.part")
+def claim_folder(folder: Path) -> None:
+    """Make a folder that files are added to; raises GapError when it cannot be one."""
+    if folder.exists() and not folder.is_dir():
+        raise GapError(f"{folder} is a file; name a folder for the output")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write(beside)
-        os.replace(beside, path)
+        folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise GapError(f"cannot write {path}: {error.strerror or error}") from error
-    except safetensors.SafetensorError as error:
-        raise GapError(f"cannot write {path}: {error}") from error
-    finally:
-        beside.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file whole."""
-    write_whole(path, lambda beside: beside.write_text(text, encoding="utf-8"))
-
-
-def write_json(path: Path, content: object) -> None:
-    """Write a JSON file whole."""
-    write_text(path, json.dumps(content, indent=2) + "\n")
+        raise GapError(f"cannot write to {folder}: {error.strerror}") from error
 
 
 def versions() -> dict[str, str]:

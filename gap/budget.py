@@ -118,11 +118,11 @@ class Budget:
         and inside [0, 1]; what is saved is what is scored.
         """
         clean = to_8bit(clean)
-        perturbation = self.project(adversarial - clean)
-        quantised = _toward(clean, perturbation, LEVEL_TOLERANCE)
-        over = self.measure(quantised - clean) > self.epsilon * (1 + 1e-6)
-        strict = _toward(clean, perturbation, 0.0)
-        return torch.where(over.view(-1, 1, 1, 1), strict, quantised)
+        levels = self.project(adversarial - clean) * 255
+        whole = _whole(levels, LEVEL_TOLERANCE)
+        # Measured in whole levels, which floats hold exactly: k / 255 they do not.
+        over = self.measure(whole) > self.epsilon * 255 * (1 + 1e-6)
+        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _whole(levels, 0.0), whole))
 
 
 def to_8bit(images: Tensor) -> Tensor:
@@ -133,7 +133,7 @@ def to_8bit(images: Tensor) -> Tensor:
 def quantise_towards(clean: Tensor, adversarial: Tensor) -> Tensor:
     """As `Budget.quantise` where there is no budget: 8-bit, rounded towards the clean image, in [0, 1]."""
     clean = to_8bit(clean)
-    return _toward(clean, adversarial - clean, LEVEL_TOLERANCE)
+    return _add_levels(clean, _whole((adversarial - clean) * 255, LEVEL_TOLERANCE))
 
 
 def measure(perturbation: Tensor, norm: Norm) -> Tensor:
@@ -141,10 +141,13 @@ def measure(perturbation: Tensor, norm: Norm) -> Tensor:
     flat = perturbation.flatten(1)
     if norm == "linf":
         return flat.abs().amax(dim=1)
-    return flat.norm(dim=1)
+    return torch.linalg.vector_norm(flat, dim=1)
 
 
-def _toward(clean: Tensor, perturbation: Tensor, tolerance: float) -> Tensor:
-    levels = perturbation * 255
-    levels = (levels.abs() + tolerance).floor() * levels.sign()
+def _whole(levels: Tensor, tolerance: float) -> Tensor:
+    """Levels rounded towards 0, those within the tolerance of the next one counted as having reached it."""
+    return (levels.abs() + tolerance).floor() * levels.sign()
+
+
+def _add_levels(clean: Tensor, levels: Tensor) -> Tensor:
     return clean.mul(255).round().add(levels).clamp(0, 255).div(255)

@@ -233,6 +233,13 @@ def test_a_budget_of_whole_levels_is_used_to_the_last(levels):
         assert torch.equal((quantised * 255).round().long().flatten(), expected)
 
 
+def test_a_level_just_past_the_budget_is_not_taken():
+    budget = Budget("linf", (8 - 5e-5) / 255)
+    clean = torch.arange(200).view(1, 1, 10, 20) / 255
+    quantised = budget.quantise(clean, clean + budget.epsilon)
+    assert ((quantised - clean) * 255).round().unique().tolist() == [7]
+
+
 @quickly
 @given(shape=shapes, seed=seeds, scale=scales)
 def test_quantise_towards_needs_no_budget(shape, seed, scale):

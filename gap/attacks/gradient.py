@@ -130,7 +130,7 @@ def loss_gradient(
 ) -> tuple[Tensor, Tensor]:
     """The logits (N x K) and the gradient of the summed loss by the images (N x C x H x W), both detached.
 
-    `clean_logits` None stands for those of the images themselves. Raises GapError when the classifier passes no gradient.
+    `clean_logits` None stands for those of the images themselves. Raises GapError when there is no gradient.
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():

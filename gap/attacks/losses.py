@@ -8,6 +8,7 @@ Cross-entropy is written over the margin, softplus(log-sum of the other classes'
 same number, but it keeps its gradient where the usual form rounds to zero at a margin of about 17 in float32.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -55,9 +56,12 @@ def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal
 
 
 def log_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
-    """The logarithm of the cross-entropy, floored so that it is finite (Poursaeed et al., 2018, GAP)."""
-    loss = _cross_entropy(logits, goal).clamp_min(LOG_FLOOR).log()
-    return loss if goal.targeted else -loss
+    """The logarithm of the cross-entropy (Poursaeed et al., 2018, GAP); targeted, floored so that none runs away."""
+    own, others = _split(logits, goal)
+    deficit = others.logsumexp(dim=1) - own
+    # log(softplus(x)) is x where x is low; there the logarithm of the rounded value would lose its gradient.
+    loss = torch.where(deficit < -15, deficit, F.softplus(deficit.clamp_min(-15)).log())
+    return loss.clamp_min(math.log(LOG_FLOOR)) if goal.targeted else -loss
 
 
 def relativistic(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:

@@ -4,6 +4,8 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
+from gap.budget import Budget
+
 
 class Attack(Protocol):
     """Turns images into adversarial images.
@@ -13,6 +15,12 @@ class Attack(Protocol):
     classifier as it was found: its mode, its gradients, its hooks.
     """
 
-    name: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def budget(self) -> Budget | None:
+        """What the attack stays inside; None where it has no bound."""
+        ...
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...

@@ -59,8 +59,10 @@ def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:
     return attack_from(open_artefact(Path(folder), *KINDS), budget)
 
 
-def attack_from(artefact: Artefact, budget: Budget | None = None) -> Attack:
-    """The attack that an artefact holds; named after its folder."""
+def attack_from(
+    artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu"
+) -> Attack:
+    """The attack that an artefact holds, on a device; named after its folder."""
     card, tensors, name = artefact.card, artefact.tensors(), artefact.folder.name
     own = Budget.parse(card["budget"]) if card.get("budget") else None
     if artefact.kind == "universal perturbation":
@@ -73,7 +75,7 @@ def attack_from(artefact: Artefact, budget: Budget | None = None) -> Attack:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise GapError(f"the tensors in {artefact.folder} do not fit its card: {str(error).splitlines()[0]}") from error
-    network.eval().to(memory_format=torch.channels_last)
+    network.eval().to(device, memory_format=torch.channels_last)
     if artefact.kind == "direct generator":
         return Direct(network, budget, name)
     if own is None:

@@ -1,1 +1,86 @@
-"""compare"""
+"""Put attacks side by side over several budgets: one table, one plot, one page."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from pydantic import Field
+
+from gap.artefact import claim_folder
+from gap.budget import Budget
+from gap.cli.evaluate import Attacks, EvaluateOptions
+from gap.cli.options import with_options
+from gap.cli.tables import columns_for, for_display
+from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
+from gap.files import whole, write_json
+from gap.report.page import Act, Figure, write_page
+from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
+from gap.report.plots import accuracy_against_epsilon
+from gap.report.tables import Table, print_table
+from gap.errors import GapError
+from gap.setting import load_setting, warn_if_chance
+from gap.training.machine import make_accelerator
+
+EXAMPLE = "gap compare runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --epsilons 0.6,1.2,2.4 --out out/"
+
+
+class CompareOptions(EvaluateOptions):
+    """Options of `gap compare`."""
+
+    epsilons: Annotated[
+        list[float] | None, Field(description="thresholds, in the budget's norm; by default 1/4, 1/2, 3/4 and all of it")
+    ] = None
+    images: Annotated[int | None, Field(ge=1, description="how many test images")] = 1000
+
+
+@with_options(CompareOptions)
+def compare(
+    read: Callable[..., CompareOptions],
+    *,
+    attacks: Attacks,
+    out: Annotated[Path, typer.Option("--out", help="a folder for the table, the plot and the page")],
+) -> None:
+    """Put attacks side by side over several budgets: one table, one plot, one page."""
+    options = read()
+    entrants = find_entrants(attacks)
+    widest = common_budget(entrants, options.budget)
+    if widest is None:
+        raise GapError("there is no budget to compare at; give --budget, for example l2:2.4")
+    epsilons = options.epsilons or [widest.epsilon * share for share in (0.25, 0.5, 0.75, 1.0)]
+    budgets = [Budget(widest.norm, epsilon) for epsilon in sorted(epsilons)]
+    claim_folder(out)
+    accelerator = make_accelerator(options)
+    setting = load_setting(options.classifier, options, accelerator.device)
+    for classifier in setting.classifiers:
+        warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
+    rows, sheet, curves = [], [], {}
+    for budget in budgets:
+        for evaluation in run_lineup(
+            entrants, setting, budget, images=options.images, batch_size=options.batch_size, seed=options.seed
+        ):
+            row, example = evaluation.row, evaluation.example
+            typer.echo(f"{row['attack']} at {budget}: {row['accuracy_under_attack']:.2%} left", err=True)
+            name = row["attack"] if len(setting.classifiers) == 1 else f"{row['attack']} on {row['classifier']}"
+            clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
+            point = (budget.epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
+            curves.setdefault(name, [clean]).append(point)
+            rows.append(row)
+            if budget == budgets[-1]:
+                sheet.append(SheetRow(name, example.clean, example.adversarial, example.captions))
+    title = f"{setting.data.name}, {rows[0]['images']} test images"
+    print_table(for_display(rows), columns_for(rows), title)
+    plot = accuracy_against_epsilon(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
+    write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
+    with whole(out / "accuracy-against-epsilon.png") as part:
+        part.write_bytes(plot)
+    act = Act(
+        "Accuracy against epsilon",
+        "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",
+        [
+            Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
+            Figure(to_png_bytes(contact_sheet(sheet)), f"Pictures at {budgets[-1]}", "clean, perturbation and perturbed"),
+        ],
+        Table(for_display(rows), columns_for(rows)),
+    )
+    typer.echo(write_page(out / "page.html", "Attacks compared", title, [act]))

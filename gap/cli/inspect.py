@@ -1,1 +1,50 @@
-"""inspect"""
+"""Say what a classifier is, and what it sees in a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from gap.classifier import Classifier, load_classifier
+from gap.data.pictures import open_picture
+from gap.frozen import frozen
+from gap.setting import parse_input
+
+EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
+
+
+def inspect(
+    classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
+    picture: Annotated[Path | None, typer.Option("--picture", help="a picture to read")] = None,
+    input: Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")] = None,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
+) -> None:
+    """Say what a classifier is, and what it sees in a picture."""
+    channels, size = parse_input(input) or (None, None)
+    loaded = load_classifier(classifier, channels=channels, size=size)
+    facts = loaded.facts
+    parameters = sum(weight.numel() for weight in loaded.parameters())
+    typer.echo(f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}")
+    typer.echo(f"input         {facts.channels}x{facts.size[0]}x{facts.size[1]} pixels in [0, 1]")
+    typer.echo(f"normaliser    mean {_told(facts.mean)}, std {_told(facts.std)}")
+    typer.echo(f"classes       {facts.classes}\nparameters    {parameters:,}\nlayers")
+    for name, module in loaded.network.named_modules():
+        if name and name.count(".") < depth:
+            typer.echo(f"  {name:30} {type(module).__name__}")
+    if picture:
+        typer.echo(f"{picture}")
+        for label, share in _top(loaded, picture):
+            typer.echo(f"  {share:6.1%}  {label}")
+
+
+def _told(values: tuple[float, ...] | None) -> str:
+    return "none" if values is None else ",".join(f"{value:g}" for value in values)
+
+
+@torch.no_grad()
+def _top(classifier: Classifier, picture: Path) -> list[tuple[str, float]]:
+    image = open_picture(picture, classifier.facts.channels, classifier.facts.size).unsqueeze(0).float() / 255
+    with frozen(classifier):
+        shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.facts.classes))
+    return [(classifier.label(int(label)), share.item()) for label, share in zip(labels, shares, strict=True)]

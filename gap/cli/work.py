@@ -9,9 +9,10 @@ from typing import Annotated, TypeVar
 import typer
 import yaml
 
-from gap.artefact import CARD, CONFIG, Artefact, claim, write_text
+from gap.artefact import CARD, CONFIG, Artefact, claim
 from gap.config import Options, read_yaml
 from gap.errors import GapError
+from gap.files import write_text
 from gap.training.listeners import MetricsLog, Terminal, TensorBoard
 from gap.training.loop import Listener, Stopped
 

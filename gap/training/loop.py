@@ -16,9 +16,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from gap.artefact import CHECKPOINT, write_whole
+from gap.artefact import CHECKPOINT
 from gap.data.splits import Split, in_order
 from gap.errors import GapError
+from gap.files import whole
 from gap.training.job import Job
 
 
@@ -234,7 +235,8 @@ class _Run:
             "job": self.job.state(),
         }
         if all(_finite_state(player["network"]) for player in state["players"].values()):
-            write_whole(path, lambda beside: torch.save(state, beside))
+            with whole(path) as part:
+                torch.save(state, part)
 
     def _load(self, path: Path) -> None:
         state = read_checkpoint(path)

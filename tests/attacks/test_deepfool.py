@@ -72,6 +72,20 @@ def test_what_is_already_wrong_stays(pictures):
     assert torch.equal(DeepFool()(pictures.net, pictures.images, (pictures.labels + 1) % 4), pictures.images)
 
 
+@pytest.mark.parametrize("norm", ["l2", "linf"])
+def test_an_almost_flat_classifier_is_walked_along_its_slope(norm):
+    """The boundary is 1e30 pixels away; the budget is spent towards it all the same."""
+
+    class AlmostFlat(nn.Module):
+        def forward(self, images):
+            return torch.tensor([[1.0, 0.0]]) + torch.tensor([[-1e-30, 1e-30]]) * images.flatten(1).sum(1, keepdim=True)
+
+    images = torch.full((2, 1, 4, 4), 0.5)
+    change = DeepFool(Budget(norm, 0.1))(AlmostFlat(), images, torch.zeros(2, dtype=torch.long)) - images
+    assert Budget(norm, 0.1).measure(change).tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert (change > 0).all()
+
+
 def test_candidates_limit_the_classes_looked_at():
     net = affine(6)
     images = 0.4 + 0.2 * torch.rand(30, 1, 3, 3, generator=torch.Generator().manual_seed(1))

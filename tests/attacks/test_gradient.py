@@ -72,6 +72,35 @@ def test_one_more_run_never_loses_a_success(budget, pictures):
     assert bool((fooled(two) | ~fooled(one)).all())
 
 
+@pytest.mark.parametrize(("restarts", "step_scales"), [(1, (1.0,)), (3, (1.0,)), (2, (0.25, 1.0))])
+def test_what_withstands_costs_every_step_of_every_run(restarts, step_scales):
+    class Steadfast(nn.Module):
+        gradients = 0
+
+        def forward(self, images):
+            self.gradients += torch.is_grad_enabled()
+            return torch.tensor([[9.0, 0.0]]) + 0 * images.flatten(1)[:, :1]
+
+    net, images = Steadfast(), torch.rand(2, 1, 3, 3)
+    PGD(Budget("linf", 0.1), steps=4, restarts=restarts, step_scales=step_scales)(net, images, torch.tensor([0, 0]))
+    assert net.gradients == 4 * restarts * len(step_scales)
+
+
+@ids
+def test_pgd_finds_its_way_off_a_plateau(budget):
+    """The gradient at the clean image is 0, as in a classifier that masks it; only a random start gets past."""
+
+    class Plateau(nn.Module):
+        def forward(self, images):
+            away = (images - 0.5).square().flatten(1).sum(dim=1, keepdim=True)
+            return torch.cat([torch.full_like(away, 0.5 * budget.epsilon**2), away], dim=1)
+
+    torch.manual_seed(0)
+    images = torch.full((4, 1, 3, 3), 0.5)
+    adversarial = PGD(budget)(Plateau(), images, torch.zeros(4, dtype=torch.long))
+    assert bool((Plateau()(adversarial).argmax(dim=1) == 1).all())
+
+
 @ids
 def test_pgd_keeps_the_lowest_margin_it_met(budget, pictures):
     """Steps that only throw images about must never leave one worse off than it began."""

@@ -58,7 +58,7 @@ def test_margin_is_own_minus_best_other():
 @ALL
 @TARGETED
 def test_gradient_survives_a_logit_margin_of_40(loss, targeted):
-    """Far from won: the label leads by 40, or the target trails by 40. Plain cross-entropy is exactly 0 at the first."""
+    """Far from won: the label leads by 40, or the target trails by 40. Plain cross-entropy is 0 at the first."""
     logits = torch.tensor([[-20.0 if targeted else 20.0, 20.0 if targeted else -20.0, -25.0]], requires_grad=True)
     loss(logits, torch.zeros(1, 3), Goal(torch.tensor([0]), targeted)).sum().backward()
     assert logits.grad is not None

@@ -1,0 +1,43 @@
+"""The columns that tables of evaluations show."""
+
+from gap.report.tables import Column
+
+COLUMNS = (
+    Column("attack", "attack"),
+    Column("classifier", "classifier"),
+    Column("budget", "budget"),
+    Column("images", "images", "d"),
+    Column("clean_accuracy", "clean", ".2%"),
+    Column("accuracy_under_attack", "under attack", ".2%"),
+    Column("fooling_rate", "fooling rate", ".2%"),
+    Column("attack_success_rate", "success", ".2%"),
+    Column("l2_mean", "L2 mean", ".3f"),
+    Column("l2_max", "L2 max", ".3f"),
+    Column("linf_mean", "Linf mean", ".3f"),
+    Column("linf_max", "Linf max", ".3f"),
+    Column("ssim", "SSIM", ".3f"),
+    Column("milliseconds", "ms/image", ".3f"),
+)
+SOURCE = Column("source", "made on")
+TARGET = Column("target_success_rate", "target reached", ".2%")
+
+
+def columns_for(rows: list[dict[str, object]]) -> list[Column]:
+    """The columns that say something about these rows."""
+    columns = list(COLUMNS)
+    if any(row["source"] != row["classifier"] for row in rows):
+        columns.insert(1, SOURCE)
+    if any("target_success_rate" in row for row in rows):
+        columns.insert(-6, TARGET)
+    return columns
+
+
+def for_display(rows: list[dict[str, object]]) -> list[dict[str, object]]:
+    """Rows with the time in milliseconds, and without the intervals of all but the accuracy under attack."""
+    shown = []
+    for row in rows:
+        kept = {k: v for k, v in row.items() if not k.endswith("_interval") or k.startswith("accuracy_under_attack")}
+        seconds = row["seconds_per_image"]
+        assert isinstance(seconds, float)
+        shown.append(kept | {"milliseconds": seconds * 1000})
+    return shown

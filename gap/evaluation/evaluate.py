@@ -1,0 +1,183 @@
+"""How well an attack does: every figure is of the 8-bit pictures that would be saved."""
+
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchmetrics.functional.image import structural_similarity_index_measure
+
+from gap.attacks.goals import GoalMaker
+from gap.attacks.protocol import Attack
+from gap.budget import measure, quantise_towards, to_8bit
+from gap.classifier import Classifier
+from gap.data.splits import Split
+from gap.errors import GapError
+from gap.evaluation.interval import wilson
+from gap.frozen import frozen
+
+EXAMPLES = 8
+# The window of SSIM (Wang et al., 2004) is 11 pixels wide; smaller pictures have no such figure.
+SSIM_WINDOW = 11
+
+
+@dataclass(frozen=True)
+class Example:
+    """Pictures to look at: clean and adversarial, N x C x H x W in [0, 1], and a caption for each."""
+
+    clean: Tensor
+    adversarial: Tensor
+    captions: list[str]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One row of a table, ready for JSON, and a few pictures."""
+
+    row: dict[str, Any]
+    example: Example
+
+
+@dataclass
+class _Tally:
+    """Sums over images. Counts are whole numbers; norms and SSIM are kept image by image."""
+
+    images: int = 0
+    seconds: float = 0.0
+    clean_right: int = 0
+    right: int = 0
+    flipped: int = 0
+    newly_wrong: int = 0
+    target_open: int = 0
+    target_met: int = 0
+    l2: list[Tensor] = field(default_factory=list)
+    linf: list[Tensor] = field(default_factory=list)
+    ssim: list[Tensor] = field(default_factory=list)
+
+
+def evaluate(
+    attack: Attack,
+    classifier: Classifier,
+    split: Split,
+    *,
+    images: int | None = None,
+    batch_size: int = 250,
+    source: Classifier | None = None,
+    goal: GoalMaker | None = None,
+    data: str = "",
+    seed: int = 0,
+) -> Evaluation:
+    """Attack the images of a split and count what a classifier makes of them.
+
+    `images` limits how many, spread evenly over the split. `source`, where given, is the classifier that the attack
+    looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
+    images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in pixels of
+    [0, 1]. `seconds_per_image` is the attack alone. Raises GapError when there is no image, or an attack leaves its budget.
+    """
+    if len(split) == 0:
+        raise GapError(f"there are no images to evaluate on in {data or 'this split'}")
+    count = min(images or len(split), len(split))
+    chosen = torch.arange(count) * len(split) // count
+    device = next(classifier.parameters()).device
+    tally, example = _Tally(), None
+    torch.manual_seed(seed)
+    with frozen(classifier, *([source] if source else [])):
+        for batch, labels in split.batches(chosen.split(batch_size), device):
+            clean = to_8bit(batch)
+            started = time.perf_counter()
+            adversarial = attack(source or classifier, clean, labels)
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+            tally.seconds += time.perf_counter() - started
+            adversarial = quantised(attack, clean, adversarial)
+            with torch.no_grad():
+                before, after = classifier(clean), classifier(adversarial)
+            _count(tally, clean, adversarial, before, after, labels, goal)
+            example = example or _example(classifier, clean, adversarial, before, after)
+    assert example is not None
+    return Evaluation(_row(tally, attack, classifier, source, data, goal), example)
+
+
+def quantised(attack: Attack, clean: Tensor, adversarial: Tensor) -> Tensor:
+    """The 8-bit pictures of an attack's images; raises GapError when they are not inside its budget and [0, 1]."""
+    if not adversarial.isfinite().all():
+        raise GapError(f"{attack.name} made pixels that are not numbers")
+    if attack.budget is None:
+        return quantise_towards(clean, adversarial)
+    over = attack.budget.measure(adversarial - clean).max().item()
+    if over > attack.budget.epsilon * (1 + 1e-4) + 1e-6 or adversarial.min() < -1e-6 or adversarial.max() > 1 + 1e-6:
+        raise GapError(f"{attack.name} left its budget {attack.budget} or the pixels' range: {over:g}")
+    return attack.budget.quantise(clean, adversarial)
+
+
+def _count(
+    tally: _Tally,
+    clean: Tensor,
+    adversarial: Tensor,
+    before: Tensor,
+    after: Tensor,
+    labels: Tensor,
+    goal: GoalMaker | None,
+) -> None:
+    was, now = before.argmax(dim=1), after.argmax(dim=1)
+    tally.images += len(labels)
+    tally.clean_right += int((was == labels).sum())
+    tally.right += int((now == labels).sum())
+    tally.flipped += int((now != was).sum())
+    tally.newly_wrong += int(((was == labels) & (now != labels)).sum())
+    perturbation = adversarial - clean
+    tally.l2.append(measure(perturbation, "l2").cpu())
+    tally.linf.append(measure(perturbation, "linf").cpu())
+    if min(clean.shape[-2:]) >= SSIM_WINDOW:
+        similarity = structural_similarity_index_measure(adversarial, clean, data_range=1.0, reduction="none")
+        assert isinstance(similarity, Tensor)
+        tally.ssim.append(similarity.cpu())
+    if goal is not None:
+        aim = goal(before, labels)
+        if aim.targeted:
+            is_open = aim.classes != labels
+            tally.target_open += int(is_open.sum())
+            tally.target_met += int((aim.met(after) & is_open).sum())
+
+
+def _row(
+    tally: _Tally, attack: Attack, classifier: Classifier, source: Classifier | None, data: str, goal: GoalMaker | None
+) -> dict[str, Any]:
+    l2, linf = torch.cat(tally.l2), torch.cat(tally.linf)
+    row: dict[str, Any] = {
+        "attack": attack.name,
+        "classifier": classifier.name,
+        "source": source.name if source else classifier.name,
+        "data": data,
+        "budget": str(attack.budget) if attack.budget else None,
+        "images": tally.images,
+    }
+    shares = {
+        "clean_accuracy": (tally.clean_right, tally.images),
+        "accuracy_under_attack": (tally.right, tally.images),
+        "fooling_rate": (tally.flipped, tally.images),
+        "attack_success_rate": (tally.newly_wrong, tally.clean_right),
+    }
+    if tally.target_open:
+        shares["target_success_rate"] = (tally.target_met, tally.target_open)
+    for name, (hits, trials) in shares.items():
+        row[name] = hits / trials if trials else None
+        row[f"{name}_interval"] = list(wilson(hits, trials))
+    return row | {
+        "l2_mean": l2.mean().item(),
+        "l2_max": l2.max().item(),
+        "linf_mean": linf.mean().item(),
+        "linf_max": linf.max().item(),
+        "ssim": torch.cat(tally.ssim).mean().item() if tally.ssim else None,
+        "seconds_per_image": tally.seconds / tally.images,
+    }
+
+
+def _example(classifier: Classifier, clean: Tensor, adversarial: Tensor, before: Tensor, after: Tensor) -> Example:
+    few = slice(0, EXAMPLES)
+    captions = [
+        f"{classifier.label(int(was))} \N{RIGHTWARDS ARROW} {classifier.label(int(now))}"
+        for was, now in zip(before[few].argmax(dim=1), after[few].argmax(dim=1), strict=True)
+    ]
+    return Example(clean[few].cpu(), adversarial[few].cpu(), captions)

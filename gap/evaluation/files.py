@@ -1,0 +1,107 @@
+"""Trained attacks on picture files."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from gap.artefact import Artefact
+from gap.attacks.trained import attack_from
+from gap.budget import Budget, measure
+from gap.classifier import Classifier, load_classifier
+from gap.data.pictures import find_pictures, open_picture, save_picture
+from gap.errors import GapError, GapWarning
+from gap.evaluation.evaluate import quantised
+from gap.frozen import frozen
+from gap.report.pictures import save_image, side_by_side
+
+
+def perturb_files(
+    artefact: Artefact,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    classifier: str | None = None,
+    budget: str | None = None,
+    keep_size: bool = False,
+) -> list[dict[str, Any]]:
+    """Perturb pictures into `out` and return a row for each: names, predictions, norms in pixels of [0, 1].
+
+    A file that cannot be read is warned about and left out. Raises GapError when no picture could be read.
+    """
+    attack = attack_from(artefact, Budget.parse(budget) if budget else None)
+    reader = _reader(artefact, classifier)
+    channels, size = artefact.card["channels"], tuple(artefact.card["size"])
+    rows: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for path in [picture for given in paths for picture in find_pictures(given)]:
+        try:
+            clean = open_picture(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
+        except GapError as error:
+            warnings.warn(f"left out: {error}", GapWarning, stacklevel=2)
+            continue
+        labels = torch.zeros(1, dtype=torch.int64)
+        adversarial = quantised(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
+        name = _free_name(path.stem, taken)
+        save_picture(adversarial[0], out / f"{name}.png")
+        before, after = _read(reader, clean), _read(reader, adversarial)
+        save_image(side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{name}.side-by-side.png")
+        rows.append(
+            {
+                "picture": str(path),
+                "perturbed": f"{name}.png",
+                **{f"before{key}": value for key, value in before.items()},
+                **{f"after{key}": value for key, value in after.items()},
+                "l2": measure(adversarial - clean, "l2").item(),
+                "linf": measure(adversarial - clean, "linf").item(),
+            }
+        )
+    if not rows:
+        raise GapError(f"none of the pictures in {', '.join(map(str, paths))} could be read")
+    return rows
+
+
+def _reader(artefact: Artefact, name: str | None) -> Classifier | None:
+    """The classifier that reads the pictures: the one named, else the one trained against, where it is still there."""
+    told = artefact.card["classifiers"][0]
+    facts = {"channels": told["channels"], "size": tuple(told["size"]), "classes": told["classes"]}
+    if name is not None:
+        reader = load_classifier(name, **facts)
+        if reader.facts.channels != told["channels"]:
+            raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told['channels']}")
+        return reader
+    try:
+        reader = load_classifier(told["name"], mean=told["mean"], std=told["std"], **facts)
+    except GapError as error:
+        warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
+        return None
+    if reader.fingerprint() != told["fingerprint"]:
+        warnings.warn(f"{told['name']} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3)
+    return reader
+
+
+@torch.no_grad()
+def _read(reader: Classifier | None, image: Tensor) -> dict[str, Any]:
+    if reader is None:
+        return {"": None, "_confidence": None}
+    if tuple(image.shape[-2:]) != reader.facts.size:
+        image = F.interpolate(image, reader.facts.size, mode="bilinear", antialias=True)
+    with frozen(reader):
+        confidence, label = reader(image).softmax(dim=1).max(dim=1)
+    return {"": reader.label(int(label)), "_confidence": confidence.item()}
+
+
+def _words(reading: dict[str, Any]) -> str:
+    return "" if reading[""] is None else f"{reading['']} ({reading['_confidence']:.0%})"
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    name, number = stem, 2
+    while name in taken:
+        name, number = f"{stem}-{number}", number + 1
+    taken.add(name)
+    return name
