@@ -1,1 +1,46 @@
+"""Generative adversarial perturbations: attack a classifier, harden it, draw with it.
 
+The names below are the whole tour; each is loaded when it is first used.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from gap.attacks.named import named_attack as named_attack
+    from gap.attacks.train import TrainOptions as TrainOptions
+    from gap.attacks.train import train_generator as train_generator
+    from gap.attacks.trained import load_attack as load_attack
+    from gap.budget import Budget as Budget
+    from gap.classifier import Classifier as Classifier
+    from gap.classifier import load_classifier as load_classifier
+    from gap.data.named import load_data as load_data
+    from gap.errors import GapError as GapError
+    from gap.evaluation.evaluate import evaluate as evaluate
+    from gap.training.standard import PretrainOptions as PretrainOptions
+    from gap.training.standard import pretrain as pretrain
+
+HOMES = {
+    "Budget": "gap.budget",
+    "Classifier": "gap.classifier",
+    "GapError": "gap.errors",
+    "PretrainOptions": "gap.training.standard",
+    "TrainOptions": "gap.attacks.train",
+    "evaluate": "gap.evaluation.evaluate",
+    "load_attack": "gap.attacks.trained",
+    "load_classifier": "gap.classifier",
+    "load_data": "gap.data.named",
+    "named_attack": "gap.attacks.named",
+    "pretrain": "gap.training.standard",
+    "train_generator": "gap.attacks.train",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in HOMES:
+        raise AttributeError(f"module 'gap' has no attribute {name!r}")
+    return getattr(import_module(HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(HOMES)

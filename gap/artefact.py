@@ -1,10 +1,10 @@
 """Artefacts: the folder that a command leaves, and the only thing that the next command needs.
 
-    card.yaml           what it is, how it was made, on what, the figures, the versions
-    model.safetensors   its tensors
-    config.yaml         the options it was made with
-    metrics.jsonl       figures along the way
-    checkpoint.pt       only while the work is unfinished: where to resume
+card.yaml           what it is, how it was made, on what, the figures, the versions
+model.safetensors   its tensors
+config.yaml         the options it was made with
+metrics.jsonl       figures along the way
+checkpoint.pt       only while the work is unfinished: where to resume
 """
 
 import shutil

@@ -86,8 +86,8 @@ class Budget:
     def perturb(self, images: Tensor, raw: Tensor) -> Tensor:
         """The adversarial images of a network's free output: bounded, added, clamped to [0, 1].
 
-        Clamping cuts off what leaves the range of a pixel. Under L2 the length it cut is given back to the other pixels,
-        twice over; under Linf there is nothing to give back.
+        Clamping cuts off what leaves the range of a pixel. Under L2 the length it cut is given back, twice over,
+        to the other pixels; under Linf there is nothing to give back.
         """
         perturbation = self.bound(raw)
         adversarial = (images + perturbation).clamp(0, 1)

@@ -50,6 +50,10 @@ class Classifier(nn.Module):
     network, `name` the one the user wrote.
     """
 
+    facts: Facts
+    mean: Tensor | None
+    std: Tensor | None
+
     def __init__(self, network: nn.Module, facts: Facts, *, name: str, architecture: str) -> None:
         super().__init__()
         self.network = network
@@ -203,15 +207,17 @@ def _from_timm(name: str, weights: str) -> tuple[nn.Module, Facts]:
     if not timm.is_model(name.partition(".")[0]):
         raise unknown("timm classifier", name, timm.list_models())
     if weights and weights != "none" and not _is_file(weights):
-        raise GapError(f"timm weights are part of the name (timm:resnet50.a1_in1k); {weights!r} is neither that nor a file")
+        raise GapError(
+            f"timm weights are part of the name (timm:resnet50.a1_in1k); {weights!r} is neither that nor a file"
+        )
     try:
         network = timm.create_model(name, pretrained=not weights)
     except (OSError, RuntimeError, ValueError) as error:
         line = (str(error).splitlines() or [type(error).__name__])[0]
         raise GapError(f"cannot get the weights of timm:{name} ({line})") from error
-    told = network.pretrained_cfg
+    told: Any = network.pretrained_cfg
     channels, height, width = told["input_size"]
-    facts = Facts(channels, (height, width), network.num_classes, tuple(told["mean"]), tuple(told["std"]))
+    facts = Facts(channels, (height, width), int(told["num_classes"]), tuple(told["mean"]), tuple(told["std"]))
     return network, replace(facts, class_names=_imagenet_names(facts.classes))
 
 
@@ -303,7 +309,9 @@ def _fit(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     for kind, keys in (("lacks", missing), ("has an unexpected", extra), ("has another shape for", wrong)):
         if keys:
-            raise GapError(f"the weights in {name} are for another architecture: it {kind} {keys[0]} ({len(keys)} in all)")
+            raise GapError(
+                f"the weights in {name} are for another architecture: it {kind} {keys[0]} ({len(keys)} in all)"
+            )
     network.load_state_dict(state)
 
 
@@ -319,16 +327,22 @@ def _tried(classifier: Classifier) -> Classifier:
         shape = "x".join(map(str, probe.shape[1:]))
         raise GapError(f"{name} fails on images of {shape}: {str(error).splitlines()[0]}") from error
     if not isinstance(logits, Tensor):
-        raise GapError(f"{name} returns a {type(logits).__name__}, not a tensor of logits; wrap it to return the logits alone")
+        raise GapError(
+            f"{name} returns a {type(logits).__name__}, not a tensor of logits; wrap it to return the logits alone"
+        )
     if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
-        raise GapError(f"{name} returns the shape {tuple(logits.shape)} for 2 images; logits are images x classes, 2 or more")
+        raise GapError(
+            f"{name} returns the shape {tuple(logits.shape)} for 2 images; logits are images x classes, 2 or more"
+        )
     if not logits.isfinite().all():
         raise GapError(f"{name} returns NaN or infinity on random pixels; check its weights and its normaliser")
     if facts.classes and facts.classes != logits.shape[1]:
-        raise GapError(f"{name} returns {logits.shape[1]} classes where {facts.classes} were expected; the class counts do not match")
+        raise GapError(f"{name} returns {logits.shape[1]} classes where {facts.classes} were expected")
     sums = logits.sum(dim=1)
     if logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
-        warnings.warn(f"{name} seems to return probabilities (a softmax); attacks work best on logits", GapWarning, stacklevel=3)
+        warnings.warn(
+            f"{name} seems to return probabilities (a softmax); attacks work best on logits", GapWarning, stacklevel=3
+        )
     classifier.facts = replace(facts, classes=logits.shape[1])
     return classifier
 

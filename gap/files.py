@@ -31,10 +31,16 @@ def whole(path: str | Path) -> Iterator[Path]:
         raise GapError(f"cannot write {path}: {reason}; is there space, and may you write there?") from error
 
 
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write a file whole and return its path."""
+    with whole(path) as part:
+        part.write_bytes(content)
+    return Path(path)
+
+
 def write_text(path: str | Path, text: str) -> None:
     """Write a text file whole."""
-    with whole(path) as part:
-        part.write_text(text, encoding="utf-8")
+    write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content: object) -> None:

@@ -75,7 +75,7 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
         counted = data.classes if options.labels != "predicted" else None
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name)
-        classifier.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]  # a stub lags behind
+        classifier.to(device).to(memory_format=torch.channels_last)
     unlabelled = data.test.labels is None
     if unlabelled and options.labels == "data":
         raise GapError(f"{data.name} has no labels; leave out --labels data, or add a labels.csv (file,label)")
@@ -86,8 +86,14 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
 
 def with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
     """The same pictures labelled by what a classifier says of them."""
-    splits = {name: _predicted(getattr(data, name), classifier, device) for name in ("train", "validation", "test")}
-    return replace(data, classes=classifier.facts.classes, class_names=classifier.facts.class_names, **splits)
+    return replace(
+        data,
+        train=_predicted(data.train, classifier, device),
+        validation=_predicted(data.validation, classifier, device),
+        test=_predicted(data.test, classifier, device),
+        classes=classifier.facts.classes,
+        class_names=classifier.facts.class_names,
+    )
 
 
 def parse_input(text: str | None) -> tuple[int, tuple[int, int]] | None:
@@ -132,4 +138,3 @@ def _predicted(split: Split, classifier: Classifier, device: torch.device | str)
         for images, _ in split.batches(in_order(split, 64), device):
             predictions.append(classifier(images).argmax(dim=1).cpu())
     return split.with_labels(torch.cat(predictions))
-

@@ -61,11 +61,10 @@ class CifarResNet18(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(channels, width, 3, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width)
-        widths = [width, width, 2 * width, 4 * width, 8 * width]
-        for stage in range(1, 5):
-            inside, outside = widths[stage - 1], widths[stage]
-            blocks = nn.Sequential(_Residual(inside, outside, 1 if stage == 1 else 2), _Residual(outside, outside, 1))
-            self.add_module(f"layer{stage}", blocks)
+        self.layer1 = _stage(width, width, stride=1)
+        self.layer2 = _stage(width, 2 * width, stride=2)
+        self.layer3 = _stage(2 * width, 4 * width, stride=2)
+        self.layer4 = _stage(4 * width, 8 * width, stride=2)
         self.fc = nn.Linear(8 * width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
@@ -73,6 +72,10 @@ class CifarResNet18(nn.Module):
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             out = stage(out)
         return self.fc(out.mean(dim=(2, 3)))
+
+
+def _stage(inside: int, outside: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_Residual(inside, outside, stride), _Residual(outside, outside, 1))
 
 
 def efficientnet_lite0(channels: int, classes: int) -> nn.Module:

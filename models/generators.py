@@ -3,14 +3,17 @@
 from collections.abc import Sequence
 from typing import Literal
 
-import torch
 import segmentation_models_pytorch as smp
+import torch
+from gap.models import encoders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.errors import GapError, unknown
 
 Architecture = Literal["unet", "autoencoder"]
+
+encoders.register()
 
 
 class Generator(nn.Module):
@@ -103,7 +106,9 @@ def make_generator(
     convolution-deconvolution network without skips, with the same widths.
     """
     if fold < 1 or not decoder or min(decoder) < 1:
-        raise GapError(f"a generator needs fold >= 1 and positive decoder widths, not fold={fold}, decoder={list(decoder)}")
+        raise GapError(
+            f"a generator needs fold >= 1 and positive decoder widths, not fold={fold}, decoder={list(decoder)}"
+        )
     folded = channels * fold * fold
     if architecture == "autoencoder":
         return Generator(_autoencoder(folded, list(decoder)), fold, 2 ** len(decoder))
@@ -140,6 +145,10 @@ def _autoencoder(channels: int, decoder: list[int]) -> nn.Module:
         layers += [nn.Conv2d(inside, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
         inside = width
     for width in decoder:
-        layers += [nn.ConvTranspose2d(inside, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        layers += [
+            nn.ConvTranspose2d(inside, width, 4, stride=2, padding=1),
+            nn.BatchNorm2d(width),
+            nn.ReLU(inplace=True),
+        ]
         inside = width
     return nn.Sequential(*layers, nn.Conv2d(inside, channels, 3, padding=1))

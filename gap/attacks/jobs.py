@@ -132,7 +132,12 @@ class DirectJob(AttackJob):
         self.players["generator"].learn(loss, backward)
         over = share.detach() / MAGNITUDE_AIM - 1
         self.log_weight += WEIGHT_RATE * float(reduce(over, "mean").clamp(-1, 1))
-        return {"loss": loss, "magnitude": share * self.magnitude, "magnitude_weight": share.new_tensor(weight), **figures}
+        return {
+            "loss": loss,
+            "magnitude": share * self.magnitude,
+            "magnitude_weight": share.new_tensor(weight),
+            **figures,
+        }
 
     def state(self) -> dict[str, Any]:
         return {"log_weight": self.log_weight}

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from gap.models.generators import make_generator
 from torch import Tensor, nn
 
 from gap.artefact import Artefact, open_artefact
@@ -12,7 +13,6 @@ from gap.attacks.universal import Universal
 from gap.budget import Budget
 from gap.errors import GapError
 from gap.frozen import frozen
-from gap.models.generators import make_generator
 
 KINDS = ("thresholded generator", "direct generator", "universal perturbation")
 
@@ -59,9 +59,7 @@ def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:
     return attack_from(open_artefact(Path(folder), *KINDS), budget)
 
 
-def attack_from(
-    artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu"
-) -> Attack:
+def attack_from(artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
     """The attack that an artefact holds, on a device; named after its folder."""
     card, tensors, name = artefact.card, artefact.tensors(), artefact.folder.name
     own = Budget.parse(card["budget"]) if card.get("budget") else None
@@ -75,7 +73,7 @@ def attack_from(
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise GapError(f"the tensors in {artefact.folder} do not fit its card: {str(error).splitlines()[0]}") from error
-    network.eval().to(device, memory_format=torch.channels_last)
+    network.eval().to(device).to(memory_format=torch.channels_last)
     if artefact.kind == "direct generator":
         return Direct(network, budget, name)
     if own is None:

@@ -29,7 +29,11 @@ def _lines(family: str) -> list[str]:
         import torchvision.models
 
         names = torchvision.models.list_models(module=torchvision.models)
-        return [f"torchvision:{name}@{weights.name}" for name in names for weights in torchvision.models.get_model_weights(name)]
+        return [
+            f"torchvision:{name}@{weights.name}"
+            for name in names
+            for weights in torchvision.models.get_model_weights(name)
+        ]
     if family == "timm":
         import timm
 

@@ -12,24 +12,27 @@ from gap.budget import Budget
 from gap.cli.evaluate import Attacks, EvaluateOptions
 from gap.cli.options import with_options
 from gap.cli.tables import columns_for, for_display
+from gap.errors import GapError
 from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
-from gap.files import whole, write_json
+from gap.files import write_bytes, write_json
 from gap.report.page import Act, Figure, write_page
 from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
 from gap.report.plots import accuracy_against_epsilon
 from gap.report.tables import Table, print_table
-from gap.errors import GapError
 from gap.setting import load_setting, warn_if_chance
 from gap.training.machine import make_accelerator
 
-EXAMPLE = "gap compare runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --epsilons 0.6,1.2,2.4 --out out/"
+EXAMPLE = (
+    "gap compare runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --epsilons 0.6,1.2,2.4 --out out/"
+)
 
 
 class CompareOptions(EvaluateOptions):
     """Options of `gap compare`."""
 
     epsilons: Annotated[
-        list[float] | None, Field(description="thresholds, in the budget's norm; by default 1/4, 1/2, 3/4 and all of it")
+        list[float] | None,
+        Field(description="thresholds, in the budget's norm; by default 1/4, 1/2, 3/4 and all of it"),
     ] = None
     images: Annotated[int | None, Field(ge=1, description="how many test images")] = 1000
 
@@ -54,7 +57,8 @@ def compare(
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
         warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
-    rows, sheet, curves = [], [], {}
+    rows, sheet = [], []
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for budget in budgets:
         for evaluation in run_lineup(
             entrants, setting, budget, images=options.images, batch_size=options.batch_size, seed=options.seed
@@ -72,14 +76,15 @@ def compare(
     print_table(for_display(rows), columns_for(rows), title)
     plot = accuracy_against_epsilon(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
     write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
-    with whole(out / "accuracy-against-epsilon.png") as part:
-        part.write_bytes(plot)
+    write_bytes(out / "accuracy-against-epsilon.png", plot)
     act = Act(
         "Accuracy against epsilon",
         "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",
         [
             Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
-            Figure(to_png_bytes(contact_sheet(sheet)), f"Pictures at {budgets[-1]}", "clean, perturbation and perturbed"),
+            Figure(
+                to_png_bytes(contact_sheet(sheet)), f"Pictures at {budgets[-1]}", "clean, perturbation and perturbed"
+            ),
         ],
         Table(for_display(rows), columns_for(rows)),
     )

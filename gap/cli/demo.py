@@ -1,1 +1,161 @@
-"""demo"""
+"""Attack a classifier on data that comes with the package, and make a page of it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gap.artefact import Artefact, claim, claim_folder
+from gap.attacks.train import TrainOptions, train_generator
+from gap.budget import Budget
+from gap.cli.tables import columns_for, for_display
+from gap.config import Options
+from gap.evaluation.evaluate import Evaluation
+from gap.evaluation.lineup import find_entrants, run_lineup
+from gap.files import write_json
+from gap.report.page import Act, Figure, write_page
+from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
+from gap.report.plots import accuracy_against_epsilon
+from gap.report.tables import Table
+from gap.setting import DataOptions, Setting, load_setting
+from gap.training.listeners import MetricsLog, TensorBoard, Terminal
+from gap.training.standard import PretrainOptions, pretrain
+
+EXAMPLE = "gap demo --out runs/demo"
+
+BUDGET = Budget("l2", 2.4)
+CURVE = (0.6, 1.2, 1.8, 2.4)
+
+
+@dataclass
+class Stage:
+    """What the acts hand on to each other: a folder of artefacts, and the page so far."""
+
+    out: Path
+    acts: list[Act] = field(default_factory=list)
+
+    def make(self, name: str, work: Callable[..., Artefact], options: Options) -> Artefact:
+        """Run a training verb into a fresh folder of the stage."""
+        folder = self.out / name
+        claim(folder, overwrite=True)
+        with Terminal(name) as terminal:
+            return work(options, folder, (terminal, MetricsLog(folder), TensorBoard(folder)))
+
+    def path(self, name: str) -> str:
+        return str(self.out / name)
+
+    def setting(self) -> Setting:
+        """The demo's classifier and the data's test images."""
+        return load_setting([self.path("classifier")], DataOptions())
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="the folder to leave everything in")] = Path("runs/demo"),
+) -> None:
+    """Attack a classifier on data that comes with the package, and make a page of it.
+
+    5,000 real digits; a classifier; a generator and a universal perturbation against it; PGD and the controls that
+    learn nothing beside them. The last line printed is the path of the page.
+    """
+    claim_folder(out)
+    stage = Stage(out)
+    started = time.monotonic()
+    for act in ACTS:
+        act(stage)
+    lead = f"{len(stage.acts)} acts on 5,000 real digits, made by gap demo in {time.monotonic() - started:.0f} seconds."
+    page = write_page(out / "index.html", "gap: attack a classifier", lead, stage.acts)
+    typer.echo(page.resolve())
+
+
+def classifier_act(stage: Stage) -> None:
+    """A standard classifier, so that there is something to attack."""
+    made = stage.make("classifier", pretrain, PretrainOptions(classifier="mnist-cnn", epochs=12, batch_size=64))
+    share = made.card["figures"]["test"]["accuracy"]
+    images = made.card["data"]["images"]
+    text = (
+        f"A small network learns {images['train']:,} digits and reads {share:.1%} of {images['test']:,} held-out ones."
+    )
+    facts = {
+        "classifier": made.card["classifier"]["name"],
+        "test accuracy": f"{share:.2%}",
+        "folder": stage.path("classifier"),
+    }
+    stage.acts.append(Act("A classifier", text, facts=facts))
+
+
+def generator_act(stage: Stage) -> None:
+    """One network that perturbs any image in a single pass."""
+    options = {"classifier": [stage.path("classifier")], "budget": str(BUDGET), "epochs": 16, "batch_size": 64}
+    stage.make("per-image", train_generator, TrainOptions.read(options))
+    text = (
+        f"A U-Net learns to perturb any digit in one pass, within {BUDGET} (the L2 length in pixels of [0, 1], of"
+        " 28 x 28). Above each other: clean, the perturbation amplified, perturbed, and what the classifier says."
+    )
+    stage.acts.append(_pictures_act(stage, "A perturbation per image", text, "per-image"))
+
+
+def universal_act(stage: Stage) -> None:
+    """One perturbation for all images."""
+    options = {
+        "classifier": [stage.path("classifier")],
+        "budget": str(BUDGET),
+        "universal": True,
+        "epochs": 12,
+        "batch_size": 64,
+    }
+    stage.make("universal", train_generator, TrainOptions.read(options))
+    text = (
+        "The same kind of network, given one fixed noise image, learns a single perturbation for every digit at once."
+    )
+    stage.acts.append(_pictures_act(stage, "One perturbation for all images", text, "universal"))
+
+
+def comparison_act(stage: Stage) -> None:
+    """The generators beside a gradient attack and the controls that learn nothing, over several budgets."""
+    setting = stage.setting()
+    entrants = find_entrants([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
+    rows: list[dict[str, Any]] = []
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for budget in (Budget(BUDGET.norm, epsilon) for epsilon in CURVE):
+        for evaluation in run_lineup(entrants, setting, budget, images=500):
+            row = evaluation.row
+            clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
+            point = (budget.epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
+            curves.setdefault(row["attack"], [clean]).append(point)
+            if budget == BUDGET:
+                rows.append(row)
+    write_json(stage.out / "table.json", {"rows": rows, "data": setting.data.describe()})
+    plot = accuracy_against_epsilon(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
+    text = (
+        "PGD looks up the classifier's gradient up to 80 times for each image; the generator is one pass. Noise and the"
+        " checkerboard learn nothing: what they do to the classifier is what any perturbation of this size does."
+        f"\n\nThe table is at {BUDGET}, on 8-bit pictures, with 95% intervals."
+    )
+    figures = [Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}")]
+    stage.acts.append(Act("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
+
+
+# The order of the page. A later chapter of the chain is a function here.
+ACTS: tuple[Callable[[Stage], None], ...] = (classifier_act, generator_act, universal_act, comparison_act)
+
+
+def _pictures_act(stage: Stage, title: str, text: str, name: str) -> Act:
+    (evaluation,) = run_lineup(find_entrants([stage.path(name)]), stage.setting(), BUDGET, images=500)
+    row = evaluation.row
+    facts = {
+        "accuracy left": f"{row['accuracy_under_attack']:.1%}",
+        "before": f"{row['clean_accuracy']:.1%}",
+        "time per image": f"{row['seconds_per_image'] * 1000:.2f} ms",
+        "folder": stage.path(name),
+    }
+    return Act(
+        title, text, [Figure(_sheet(evaluation, title), title, f"{title}: clean, perturbation, perturbed")], None, facts
+    )
+
+
+def _sheet(evaluation: Evaluation, title: str) -> bytes:
+    example = evaluation.example
+    return to_png_bytes(contact_sheet([SheetRow(title, example.clean, example.adversarial, example.captions)]))

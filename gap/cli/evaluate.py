@@ -18,7 +18,9 @@ from gap.report.tables import print_table
 from gap.setting import DataOptions, load_setting, warn_if_chance
 from gap.training.machine import MachineOptions, make_accelerator
 
-EXAMPLE = "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json table.json"
+EXAMPLE = (
+    "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json table.json"
+)
 
 Attacks = Annotated[
     list[str], typer.Argument(help="folders that gap train left, or names from `gap attacks`, such as pgd:steps=100")
@@ -30,7 +32,8 @@ class EvaluateOptions(DataOptions, MachineOptions):
 
     classifier: Annotated[list[str], Field(min_length=1, description="the classifiers to attack")]
     budget: Annotated[
-        str | None, Field(description="for all attacks; without it trained ones keep their own, and the others take the first's")
+        str | None,
+        Field(description="for all attacks; without it trained ones keep their own, and the others take the first's"),
     ] = None
     transfer: Annotated[
         bool, Field(description="make each untrained attack on every classifier and judge it on every one")

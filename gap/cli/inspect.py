@@ -17,7 +17,9 @@ EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 def inspect(
     classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
     picture: Annotated[Path | None, typer.Option("--picture", help="a picture to read")] = None,
-    input: Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")] = None,
+    input: Annotated[
+        str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
+    ] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
@@ -25,7 +27,9 @@ def inspect(
     loaded = load_classifier(classifier, channels=channels, size=size)
     facts = loaded.facts
     parameters = sum(weight.numel() for weight in loaded.parameters())
-    typer.echo(f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}")
+    typer.echo(
+        f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}"
+    )
     typer.echo(f"input         {facts.channels}x{facts.size[0]}x{facts.size[1]} pixels in [0, 1]")
     typer.echo(f"normaliser    mean {_told(facts.mean)}, std {_told(facts.std)}")
     typer.echo(f"classes       {facts.classes}\nparameters    {parameters:,}\nlayers")

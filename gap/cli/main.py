@@ -9,7 +9,19 @@ import typer
 
 from gap.errors import GapError, GapWarning
 
-VERBS = ("demo", "pretrain", "train", "perturb", "evaluate", "compare", "inspect", "classifiers", "data", "attacks", "configs")
+VERBS = (
+    "demo",
+    "pretrain",
+    "train",
+    "perturb",
+    "evaluate",
+    "compare",
+    "inspect",
+    "classifiers",
+    "data",
+    "attacks",
+    "configs",
+)
 
 
 def main() -> None:
@@ -57,6 +69,11 @@ def _fail(message: str) -> int:
 
 
 def _show_warning(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: object = None, line: str | None = None
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
 ) -> None:
     sys.stderr.write(f"gap: {message}\n")

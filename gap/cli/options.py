@@ -60,7 +60,7 @@ def _leaves(options: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tu
 def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     """A flag that is None unless given; its default stands in the help."""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    shown: Any = ",".join(map(str, default)) if isinstance(default, list) else default
+    shown: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
     hint = _typed(field.annotation)
     if field.annotation is bool:
@@ -74,7 +74,7 @@ def _typed(annotation: Any) -> Any:
     """The type that typer parses a flag as; lists are given as a,b,c or by repeating the flag."""
     if get_origin(annotation) in (Union, UnionType):
         annotation = next(part for part in get_args(annotation) if part is not type(None))
-    if get_origin(annotation) is list:
+    if get_origin(annotation) in (list, tuple):
         return list[str] | None
     if get_origin(annotation) is Literal:
         return str | None

@@ -29,17 +29,20 @@ def perturb(
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files and folders of them")],
     out: Annotated[Path, typer.Option("--out", help="the folder to write to")],
     classifier: Annotated[
-        str | None, typer.Option("--classifier", help="who reads the pictures; by default the one it was trained against")
+        str | None,
+        typer.Option("--classifier", help="who reads the pictures; by default the one it was trained against"),
     ] = None,
-    budget: Annotated[str | None, typer.Option("--budget", help="another budget than the one it was trained at")] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="another budget than the one it was trained at")
+    ] = None,
     keep_size: Annotated[
         bool, typer.Option("--keep-size", help="perturb at the picture's own size; the classifier reads a resized copy")
     ] = False,
 ) -> None:
     """Apply a trained attack to picture files and folders.
 
-    Writes, for each picture, an 8-bit PNG inside the budget and a side-by-side (clean, perturbation amplified, perturbed,
-    with what the classifier says), and table.json over all. Pictures are resized and cropped to the size the
+    Writes, for each picture, an 8-bit PNG inside the budget and a side-by-side (clean, perturbation amplified,
+    perturbed, with what the classifier says), and table.json over all. Pictures are resized and cropped to the size the
     attack was trained at, unless --keep-size.
     """
     opened = open_artefact(artefact, *KINDS)

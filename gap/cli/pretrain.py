@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from gap.cli.options import with_options
 from gap.cli.work import Out, Overwrite, Resume, run_training
-from gap.training.standard import PretrainOptions, pretrain as work
+from gap.training.standard import PretrainOptions
+from gap.training.standard import pretrain as work
 
 EXAMPLE = "gap pretrain --classifier mnist-cnn --data mnist --out runs/mnist-cnn"
 

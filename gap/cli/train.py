@@ -1,9 +1,10 @@
 """Train a generator of perturbations against a classifier."""
 
+from collections.abc import Callable
+
 from gap.attacks.train import TrainOptions, train_generator
 from gap.cli.options import with_options
 from gap.cli.work import Out, Overwrite, Resume, run_training
-from collections.abc import Callable
 
 EXAMPLE = "gap train --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --out runs/per-image"
 

@@ -13,7 +13,7 @@ from gap.artefact import CARD, CONFIG, Artefact, claim
 from gap.config import Options, read_yaml
 from gap.errors import GapError
 from gap.files import write_text
-from gap.training.listeners import MetricsLog, Terminal, TensorBoard
+from gap.training.listeners import MetricsLog, TensorBoard, Terminal
 from gap.training.loop import Listener, Stopped
 
 T = TypeVar("T", bound=Options)

@@ -3,7 +3,6 @@
 import os
 import struct
 import warnings
-from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gap.errors import GapError
+from gap.files import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 MODES = {1: "L", 3: "RGB"}
@@ -80,23 +80,14 @@ def save_picture(images: Tensor, path: str | Path) -> None:
     Floats are rounded to the nearest of 256 levels. The folder is made where it is missing. Raises GapError where the
     file cannot be written.
     """
-    path = Path(path)
     mode = _mode(images.shape[0])
     levels = images.detach().cpu()
     if levels.is_floating_point():
         levels = levels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = levels.permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(unfinished, format="PNG")
-        os.replace(unfinished, path)
-    except OSError as error:
-        raise GapError(f"{path} cannot be written ({error.strerror or error}); name another folder") from error
-    finally:
-        with suppress(OSError):
-            unfinished.unlink()
+    with whole(path) as part:
+        picture.save(part, format="PNG")
 
 
 def _mode(channels: int) -> str:

@@ -72,8 +72,9 @@ def evaluate(
 
     `images` limits how many, spread evenly over the split. `source`, where given, is the classifier that the attack
     looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
-    images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in pixels of
-    [0, 1]. `seconds_per_image` is the attack alone. Raises GapError when there is no image, or an attack leaves its budget.
+    images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in
+    pixels of [0, 1]. `seconds_per_image` is the attack alone. Raises GapError when there is no image, or an attack
+    leaves its budget.
     """
     if len(split) == 0:
         raise GapError(f"there are no images to evaluate on in {data or 'this split'}")

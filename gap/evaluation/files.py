@@ -49,7 +49,9 @@ def perturb_files(
         name = _free_name(path.stem, taken)
         save_picture(adversarial[0], out / f"{name}.png")
         before, after = _read(reader, clean), _read(reader, adversarial)
-        save_image(side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{name}.side-by-side.png")
+        save_image(
+            side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{name}.side-by-side.png"
+        )
         rows.append(
             {
                 "picture": str(path),
@@ -80,7 +82,9 @@ def _reader(artefact: Artefact, name: str | None) -> Classifier | None:
         warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
         return None
     if reader.fingerprint() != told["fingerprint"]:
-        warnings.warn(f"{told['name']} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3)
+        warnings.warn(
+            f"{told['name']} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
+        )
     return reader
 
 

@@ -68,9 +68,9 @@ def run_lineup(
 ) -> Iterator[Evaluation]:
     """Evaluate every entrant on every classifier's test images, yielding as they come.
 
-    `own_budgets` leaves trained entrants at the budget they were trained at. An untrained attack looks at the classifier
-    it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an artefact
-    cannot take these images.
+    `own_budgets` leaves trained entrants at the budget they were trained at. An untrained attack looks at the
+    classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an
+    artefact cannot take these images.
     """
     for entrant in entrants:
         sources: list[Classifier | None] = [None]
@@ -98,16 +98,18 @@ def check_artefact(artefact: Artefact, classifier: Classifier) -> None:
     card, facts = artefact.card, classifier.facts
     if card["channels"] != facts.channels:
         raise GapError(
-            f"{artefact.folder} was trained on {card['channels']}-channel images, {classifier.name} takes {facts.channels}"
+            f"{artefact.folder} takes {card['channels']}-channel images, {classifier.name} takes {facts.channels}"
         )
     if tuple(card["size"]) != facts.size:
         sizes = ["x".join(map(str, size)) for size in (card["size"], facts.size)]
-        warnings.warn(f"{artefact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2)
+        warnings.warn(
+            f"{artefact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
+        )
     known = {told["fingerprint"]: told["name"] for told in card["classifiers"]}
     if classifier.fingerprint() not in known:
         trained = " and ".join(known.values())
         warnings.warn(
-            f"{artefact.folder} was trained against {trained}, not these weights of {classifier.name}: this measures transfer",
+            f"{artefact.folder} was trained against {trained}, not {classifier.name} as it is: this is transfer",
             GapWarning,
             stacklevel=2,
         )

@@ -10,7 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL import Image, UnidentifiedImageError
 
 from gap.errors import GapError
-from gap.report.files import write_whole
+from gap.files import write_bytes
 from gap.report.tables import Table, html_table
 
 SCREEN_DENSITY = 96  # CSS pixels to the inch
@@ -74,4 +74,4 @@ def write_page(path: str | Path, title: str, lead: str, acts: Sequence[Act]) -> 
     )
     template = environment.get_template("page.html.jinja")
     page = template.render(title=title, lead=lead, acts=acts, html_table=html_table)
-    return write_whole(path, page.encode("utf-8", errors="replace"))
+    return write_bytes(path, page.encode("utf-8", errors="replace"))

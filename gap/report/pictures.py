@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from torch import Tensor
 
 from gap.errors import GapError
-from gap.report.files import write_whole
+from gap.files import write_bytes
 
 PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
 THUMBNAIL = 84  # the least side of a thumbnail of `contact_sheet`
@@ -104,7 +104,7 @@ def to_png_bytes(image: Image.Image) -> bytes:
 
 def save_image(image: Image.Image, path: str | Path) -> Path:
     """Write the picture as a PNG that appears whole. Raises GapError when it cannot be written."""
-    return write_whole(path, to_png_bytes(image))
+    return write_bytes(path, to_png_bytes(image))
 
 
 def _sheet_row(row: SheetRow) -> Image.Image:

@@ -48,7 +48,9 @@ class Job(ABC):
         return {}
 
     def load_state(self, state: dict[str, Any]) -> None:
-        """Take up what `state` gave."""
+        """Take up what `state` gave; raises KeyError where it is another job's."""
+        if state:
+            raise KeyError(next(iter(state)))
 
 
 def adam(network: nn.Module, lr: float, weight_decay: float = 0.0) -> Player:

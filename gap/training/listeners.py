@@ -8,7 +8,8 @@ from types import TracebackType
 
 import torch
 from rich.console import Console
-from rich.progress import BarColumn, Progress as Bar, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
+from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
 from gap.artefact import METRICS
@@ -24,8 +25,12 @@ class Terminal:
         self.told = time.monotonic()
         self.console = Console(stderr=True)
         self.bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[figures]}"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(),
+            console=self.console,
+            disable=not self.console.is_terminal,
         )
         self.task = self.bar.add_task(what, total=None, figures="")
 
@@ -33,7 +38,9 @@ class Terminal:
         self.bar.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.bar.stop()
 
     def __call__(self, progress: Progress) -> None:
@@ -94,7 +101,9 @@ class TensorBoard:
             self.writer.add_scalar(f"validation/{name}", value, progress.step)
         self.writer.add_scalar("training/images_per_second", progress.images_per_second, progress.step)
         for name, pictures in progress.pictures.items():
-            self.writer.add_images(name, pictures[:, :3] if pictures.shape[1] > 3 else _drawable(pictures), progress.step)
+            self.writer.add_images(
+                name, pictures[:, :3] if pictures.shape[1] > 3 else _drawable(pictures), progress.step
+            )
         self.writer.flush()
 
 

@@ -133,7 +133,11 @@ class _Run:
                 elif self.step % 20 == 0:
                     self._tell(self._finite(figures), seen / (now - rated))
                 stop = self._anyone(bool(signalled))
-                if stop or (ended and self.step < self.steps) or self._anyone(now - saved > self.plan.checkpoint_seconds):
+                if (
+                    stop
+                    or (ended and self.step < self.steps)
+                    or self._anyone(now - saved > self.plan.checkpoint_seconds)
+                ):
                     self._finite(figures)
                     self._save(path)
                     saved = time.monotonic()
@@ -192,9 +196,15 @@ class _Run:
 
     def _finite(self, figures: dict[str, Tensor]) -> dict[str, float]:
         names = sorted(figures)
-        values = self.accelerator.reduce(torch.stack([figures[name].detach().float() for name in names]), "mean").tolist()
+        values = self.accelerator.reduce(
+            torch.stack([figures[name].detach().float() for name in names]), "mean"
+        ).tolist()
         if not all(math.isfinite(value) for value in values):
-            kept = f"the last good state is in {self.folder}" if (self.folder / CHECKPOINT).is_file() else "nothing was kept yet"
+            kept = (
+                f"the last good state is in {self.folder}"
+                if (self.folder / CHECKPOINT).is_file()
+                else "nothing was kept yet"
+            )
             raise GapError(
                 f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller --lr"
             )
@@ -260,7 +270,9 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise GapError(f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap") from error
+        raise GapError(
+            f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
+        ) from error
     except (OSError, RuntimeError, EOFError, ValueError) as error:
         raise GapError(f"{path} is cut short or damaged; start again with --overwrite") from error
     if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():

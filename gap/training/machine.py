@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-
 from pydantic import Field
 
 from gap.config import Options

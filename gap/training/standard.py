@@ -20,7 +20,9 @@ from gap.training.machine import MachineOptions, make_accelerator
 class PretrainOptions(DataOptions, MachineOptions):
     """Options of `gap pretrain`."""
 
-    classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = "mnist-cnn"
+    classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = (
+        "mnist-cnn"
+    )
     epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 6.0
     batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
     lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 3e-3

@@ -51,7 +51,7 @@ def test_splits_are_disjoint_and_cover_everything(tmp_path: Path, count: int) ->
         (root / f"{number:03}.png").touch()
     data = load(root)
     parts = [names(split, root) for split in (data.train, data.validation, data.test)]
-    assert sorted(sum(parts, [])) == [f"{number:03}.png" for number in range(count)]
+    assert sorted(name for part in parts for name in part) == [f"{number:03}.png" for number in range(count)]
     assert len(data.test) == (count if count < 5 else round(count / 5))
     assert count < 5 or len(data.train) > len(data.validation) > 0
 

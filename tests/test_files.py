@@ -3,13 +3,13 @@ import os
 import pytest
 
 from gap.errors import GapError
-from gap.report.files import write_whole
+from gap.files import write_bytes
 
 
 def test_makes_the_folder_and_replaces_the_file(tmp_path):
     path = tmp_path / "new" / "file.bin"
-    write_whole(path, b"old")
-    assert write_whole(str(path), b"new") == path
+    write_bytes(path, b"old")
+    assert write_bytes(str(path), b"new") == path
     assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == ["file.bin"]
 
@@ -24,7 +24,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(GapError, match=r"file\.bin: No space left on device"):
-        write_whole(path, b"new")
+        write_bytes(path, b"new")
     assert path.read_bytes() == b"old"
     assert [file.name for file in tmp_path.iterdir()] == ["file.bin"]
 
@@ -32,7 +32,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monke
 def test_a_folder_in_the_way_is_one_clear_line(tmp_path):
     (tmp_path / "taken").mkdir()
     with pytest.raises(GapError, match=r"cannot write .*taken"):
-        write_whole(tmp_path / "taken", b"x")
+        write_bytes(tmp_path / "taken", b"x")
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(GapError, match="cannot write"):
-        write_whole(tmp_path / "file" / "under", b"x")
+        write_bytes(tmp_path / "file" / "under", b"x")
