@@ -124,7 +124,7 @@ def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) 
     if not encoder.startswith("tu-") and encoder not in encoder_names():
         raise unknown("encoder", encoder, encoder_names())
     try:
-        return smp.Unet(
+        unet = smp.Unet(
             encoder_name=encoder,
             encoder_depth=len(decoder),
             encoder_weights=weights,
@@ -132,9 +132,29 @@ def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) 
             in_channels=channels,
             classes=channels,
         )
+        return _without_idle_parts(unet, torch.zeros(1, channels, *[2 ** (len(decoder) + 1)] * 2))
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GapError(f"cannot build a U-Net on the encoder {encoder!r} (weights {weights}): {line}") from error
+
+
+def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
+    """Take out what a pass does not use, as the deep stages of an encoder that is cut short: dead weight in an artefact,
+    and an error where several processes wait for its gradients."""
+    entered: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: entered.add(module)) for module in network.modules()]
+    network.eval()(probe).sum().backward()
+    for hook in hooks:
+        hook.remove()
+    for parent in list(network.modules()):
+        for name, child in parent.named_children():
+            weights = list(child.parameters())
+            if weights and child not in entered and all(weight.grad is None for weight in weights):
+                setattr(parent, name, nn.Identity())
+    for weight in network.parameters():
+        weight.requires_grad_(weight.grad is not None)
+        weight.grad = None
+    return network.train()
 
 
 def _autoencoder(channels: int, decoder: list[int]) -> nn.Module:

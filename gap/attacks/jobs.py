@@ -121,7 +121,7 @@ class DirectJob(AttackJob):
         self.log_weight = 0.0
 
     def adversarial(self, images: Tensor) -> Tensor:
-        return make_image(self.players["generator"].network(images))
+        return make_image(images, self.players["generator"].network(images))
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         adversarial = self.adversarial(images)
@@ -157,7 +157,7 @@ class DiscriminatorJob(AttackJob):
         self.players["discriminator"] = discriminator
 
     def adversarial(self, images: Tensor) -> Tensor:
-        return make_image(self.players["generator"].network(images))
+        return make_image(images, self.players["generator"].network(images))
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         generator, discriminator = self.players["generator"], self.players["discriminator"]
@@ -167,11 +167,11 @@ class DiscriminatorJob(AttackJob):
         telling = F.binary_cross_entropy_with_logits(seen, real)
         discriminator.learn(telling, backward)
         attack, figures = self.attack_loss(images, labels, adversarial)
-        discriminator.network.requires_grad_(False)
-        passing = F.softplus(-discriminator.network(adversarial).float()).mean()
+        discriminator.bare.requires_grad_(False)
+        passing = F.softplus(-discriminator.bare(adversarial).float()).mean()
         loss = attack + passing
         generator.learn(loss, backward)
-        discriminator.network.requires_grad_(True)
+        discriminator.bare.requires_grad_(True)
         return {"loss": loss, "discriminator_loss": telling, **figures}
 
 

@@ -42,13 +42,16 @@ class Direct:
     @torch.no_grad()
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(self.network):
-            made = make_image(self.network(images))
+            made = make_image(images, self.network(images))
         return made if self.budget is None else images + self.budget.project(made - images)
 
 
-def make_image(raw: Tensor) -> Tensor:
-    """A network's free output as an image in [0, 1]."""
-    return torch.sigmoid(raw.float())
+def make_image(images: Tensor, raw: Tensor) -> Tensor:
+    """The image that a network makes directly: its free output over an outermost skip from its input, in [0, 1].
+
+    Nothing bounds how far it goes. Without the skip a network folded for speed spends its size on copying the image.
+    """
+    return (images + raw.float()).clamp(0, 1)
 
 
 def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from accelerate.utils import extract_model_from_parallel
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -18,6 +19,11 @@ class Player:
 
     network: nn.Module
     optimizer: Optimizer
+
+    @property
+    def bare(self) -> nn.Module:
+        """The network without what wraps it for several processes: those need not all call it, nor equally often."""
+        return extract_model_from_parallel(self.network)
 
     def learn(self, loss: Tensor, backward: Backward) -> None:
         """One step down the gradient of a loss."""

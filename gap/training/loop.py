@@ -14,7 +14,8 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from torch import Tensor, nn
+from accelerate.utils import broadcast
+from torch import Tensor
 
 from gap.artefact import CHECKPOINT
 from gap.data.splits import Split, in_order
@@ -169,22 +170,33 @@ class _Run:
     def _judge(self) -> dict[str, float]:
         """The mean of each figure over the held-out images: sums and counts are added up over the processes."""
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
-        modes = {name: player.network.training for name, player in self.job.players.items()}
-        for player in self.job.players.values():
-            player.network.eval()
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=device, dtype=torch.float64)
         seed_all(self.plan.seed, self.steps + self.step, rank)
-        for images, labels in self.held_out.batches(in_order(self.held_out, 256, rank, world), device):
-            for name, values in self.job.judge(images, labels).items():
-                sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
-            count += len(images)
-        for name, player in self.job.players.items():
-            player.network.train(modes[name])
+        for player in self.job.players.values():
+            for buffer in player.bare.buffers():
+                broadcast(buffer)
+        with self._bare_players():
+            for images, labels in self.held_out.batches(in_order(self.held_out, 256, rank, world), device):
+                for name, values in self.job.judge(images, labels).items():
+                    sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
+                count += len(images)
         names = sorted(self._names(sums))
         totals = torch.stack([count, *(sums.get(name, torch.zeros_like(count)) for name in names)])
         totals = self.accelerator.reduce(totals, reduction="sum")
         return {name: (total / totals[0]).item() for name, total in zip(names, totals[1:], strict=True)}
+
+    @contextmanager
+    def _bare_players(self) -> Iterator[None]:
+        """The players' networks in eval mode and unwrapped, so that no process waits for another at each call."""
+        wrapped = {name: player.network for name, player in self.job.players.items()}
+        for player in self.job.players.values():
+            player.network = player.bare.eval()
+        try:
+            yield
+        finally:
+            for name, network in wrapped.items():
+                self.job.players[name].network = network
 
     def _names(self, sums: dict[str, Tensor]) -> list[str]:
         """The figures' names, also on a process that got no held-out image."""
@@ -217,7 +229,8 @@ class _Run:
         if judged and len(self.held_out):
             few = torch.arange(min(8, len(self.held_out)))
             images, _ = next(iter(self.held_out.batches([few], self.accelerator.device)))
-            pictures = dict(self.job.pictures(images))
+            with self._bare_players():
+                pictures = dict(self.job.pictures(images))
         progress = Progress(self.step, self.steps, self.step / self.per_epoch, figures, rate, judged or {}, pictures)
         for listener in self.listeners:
             listener(progress)
@@ -237,7 +250,7 @@ class _Run:
             "steps": self.steps,
             "players": {
                 name: {
-                    "network": self._bare(player.network).state_dict(),
+                    "network": player.bare.state_dict(),
                     "optimizer": player.optimizer.state_dict(),
                 }
                 for name, player in self.job.players.items()
@@ -252,17 +265,14 @@ class _Run:
         state = read_checkpoint(path)
         try:
             for name, player in self.job.players.items():
-                self._bare(player.network).load_state_dict(state["players"][name]["network"])
+                player.bare.load_state_dict(state["players"][name]["network"])
                 player.optimizer.load_state_dict(state["players"][name]["optimizer"])
             self.job.load_state(state["job"])
-            self.step = state["step"]
+            self.step, steps = state["step"], state["steps"]
         except (KeyError, RuntimeError, ValueError) as error:
             raise GapError(f"{path} is not a checkpoint of this work: {str(error).splitlines()[0]}") from error
-        if self.step >= self.steps:
-            raise GapError(f"{path} is at step {self.step} already, and this work has {self.steps}; raise --epochs")
-
-    def _bare(self, network: nn.Module) -> nn.Module:
-        return self.accelerator.unwrap_model(network)
+        if steps != self.steps:
+            raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
