@@ -143,7 +143,8 @@ def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
     and an error where several processes wait for its gradients."""
     entered: set[nn.Module] = set()
     hooks = [module.register_forward_pre_hook(lambda module, _: entered.add(module)) for module in network.modules()]
-    network.eval()(probe).sum().backward()
+    with torch.enable_grad():
+        network.eval()(probe).sum().backward()
     for hook in hooks:
         hook.remove()
     for parent in list(network.modules()):

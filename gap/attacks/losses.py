@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from gap.errors import unknown
 
-# Past this margin an image is as good as fooled, and pushing it on would only spend what others need.
-MARGIN_FLOOR = 10.0
+# Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
+MARGIN_FLOOR = 2.0
 # Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
 CROSS_ENTROPY_CAP = 10.0
 # The logarithm of a cross-entropy is taken no lower than at this cross-entropy.

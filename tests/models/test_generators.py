@@ -1,0 +1,178 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.errors import GapError
+from gap.models.generators import Discriminator, Generator, UniversalGenerator, encoder_names, make_generator
+
+UNIVERSAL = dict(encoder="strided-32", decoder=[16, 8], fold=2)
+
+
+class Echo(nn.Module):
+    """A body that gives back what it is given, and keeps it."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen = images
+        return images
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    channels=st.integers(1, 4),
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    fold=st.sampled_from([1, 2, 3, 4]),
+    architecture=st.sampled_from(["unet", "autoencoder"]),
+)
+def test_output_has_the_shape_of_the_input(
+    channels: int, height: int, width: int, fold: int, architecture: str
+) -> None:
+    network = make_generator(channels, architecture=architecture, encoder="strided-32", decoder=[8, 8], fold=fold)
+    images = torch.rand(2, channels, height, width)
+    made = network(images)
+    assert made.shape == images.shape
+    assert made.isfinite().all()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    height=st.integers(1, 30),
+    width=st.integers(1, 30),
+    fold=st.sampled_from([1, 2, 4]),
+    stride=st.sampled_from([1, 4]),
+)
+def test_what_comes_back_is_the_region_of_the_image(height: int, width: int, fold: int, stride: int) -> None:
+    images = torch.rand(2, 3, height, width)
+    network = Generator(Echo(), fold, stride)
+    assert torch.equal(network(images), images * 2 - 1)
+
+
+@pytest.mark.parametrize("size", [(5, 7), (8, 9), (13, 4)])
+def test_padding_repeats_the_edge_and_is_cropped_off(size: tuple[int, int]) -> None:
+    """Padding beforehand by hand, to a size that needs none, gives the same in the region of the image."""
+    torch.manual_seed(0)
+    network = make_generator(1, encoder="strided-32", decoder=[16, 8], fold=2).eval()
+    images = torch.rand(2, 1, *size)
+    height, width = size
+    above, left = (-height % 8) // 2, (-width % 8) // 2
+    padded = F.pad(images, (left, -width % 8 - left, above, -height % 8 - above), mode="replicate")
+    assert padded.shape[-2] % 8 == padded.shape[-1] % 8 == 0
+    with torch.no_grad():
+        whole, cropped = network(padded), network(images)
+    assert torch.allclose(whole[..., above : above + height, left : left + width], cropped, atol=1e-5)
+
+
+def test_fold_turns_pixels_into_channels() -> None:
+    body = Echo()
+    Generator(body, fold=2, stride=2)(torch.rand(1, 3, 6, 8))
+    assert body.seen.shape == (1, 12, 4, 4)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"architecture": "autoencoder"},
+        {"encoder": "strided-64", "decoder": [64, 64, 32], "fold": 2},
+        {"encoder": "resnet18", "decoder": [16, 8], "fold": 2},
+        {"encoder": "mobilenet_v2", "decoder": [16, 8], "fold": 1},
+        {"encoder": "efficientnet-b0", "decoder": [16, 8, 8], "fold": 2},
+        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8], "fold": 2},
+    ],
+    ids=lambda options: options.get("encoder") or options.get("architecture") or "default",
+)
+def test_every_weight_that_can_learn_gets_a_gradient(options: dict) -> None:
+    network = make_generator(1, **options)
+    images = torch.rand(2, 1, 28, 28)
+    made = network(images)
+    assert made.shape == images.shape
+    made.square().sum().backward()
+    assert [name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None] == []
+    assert sum(weight.requires_grad for weight in network.parameters()) > 8
+
+
+def test_stages_that_an_encoder_does_not_use_are_left_out() -> None:
+    shallow, deep = (make_generator(3, encoder="resnet18", decoder=[8] * depth) for depth in (2, 5))
+    sizes = [sum(weight.numel() for weight in network.parameters()) for network in (shallow, deep)]
+    assert sizes[0] < 400_000 < 11_000_000 < sizes[1]
+
+
+def test_a_made_generator_is_as_fresh() -> None:
+    """In training mode, without gradients, its statistics untouched, and the same again from the same seed."""
+    torch.manual_seed(1)
+    one = make_generator(1, encoder="resnet18", decoder=[8, 8])
+    torch.manual_seed(1)
+    with torch.no_grad():
+        two = make_generator(1, encoder="resnet18", decoder=[8, 8])
+    assert one.training and all(module.training for module in one.modules())
+    assert all(weight.grad is None for weight in one.parameters())
+    norms = [module for module in one.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert norms and all(norm.num_batches_tracked == 0 and norm.running_mean.abs().max() == 0 for norm in norms)
+    two.load_state_dict(one.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
+    assert [w.requires_grad for w in one.parameters()] == [w.requires_grad for w in two.parameters()]
+
+
+def test_universal_is_one_perturbation_the_same_in_training() -> None:
+    torch.manual_seed(0)
+    network = UniversalGenerator(make_generator(3, **UNIVERSAL), 3, (21, 18))
+    trained, judged = network.train()(), network.eval()()
+    assert trained.shape == (1, 3, 21, 18)
+    assert torch.equal(trained, judged)
+    assert torch.equal(trained, network())
+    assert not any(module.training for module in network.train().modules())
+
+
+def test_universal_takes_its_noise_along() -> None:
+    torch.manual_seed(0)
+    one = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
+    two = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
+    assert 0 <= one.noise.min() and one.noise.max() <= 1 and one.noise.std() > 0.2
+    assert not torch.equal(one(), two())
+    two.load_state_dict(one.state_dict())
+    assert torch.equal(one(), two())
+
+
+def test_universal_norms_are_calibrated() -> None:
+    torch.manual_seed(0)
+    network = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (32, 32))
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    outputs: list[Tensor] = []
+    for norm in norms:
+        norm.register_forward_hook(lambda module, inputs, output: outputs.append(output.clone()))
+        assert norm.momentum == 0.1
+    with torch.no_grad():
+        network.generator(torch.rand(64, 1, 32, 32))
+    for output in outputs:
+        assert output.mean(dim=(0, 2, 3)).abs().max() < 0.2
+        assert (output.std(dim=(0, 2, 3)) - 1).abs().max() < 0.2
+
+
+def test_discriminator_gives_one_logit_an_image() -> None:
+    assert Discriminator(3, width=4)(torch.rand(5, 3, 17, 12)).shape == (5,)
+
+
+@pytest.mark.parametrize("name", ["strided-32", "strided-64", "resnet18", "mobilenet_v2"])
+def test_encoders_are_listed(name: str) -> None:
+    assert name in encoder_names()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "resnet81"}, "unknown encoder 'resnet81'; did you mean .*resnet18"),
+        ({"encoder": "tu-no_such_network"}, "cannot build a U-Net on the encoder 'tu-no_such_network'"),
+        ({"encoder": "resnet18", "weights": "imaginet"}, "encoder 'resnet18' .weights imaginet."),
+        ({"encoder": "resnet18", "decoder": [8] * 6}, "cannot build a U-Net on the encoder 'resnet18'"),
+        ({"fold": 0}, "fold >= 1"),
+        ({"decoder": []}, "positive decoder widths"),
+        ({"decoder": [16, 0]}, "positive decoder widths"),
+    ],
+)
+def test_what_cannot_be_built_is_said_in_one_line(options: dict, message: str) -> None:
+    with pytest.raises(GapError, match=message) as refused:
+        make_generator(1, **options)
+    assert "\n" not in str(refused.value)
