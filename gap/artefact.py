@@ -93,12 +93,17 @@ def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     if there and not ours:
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
     if ours and overwrite:
-        for name in OURS:
-            (folder / name).unlink(missing_ok=True)
-        shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+        clear(folder)
     elif ours and not resume:
         state = "a finished" if CARD in there else "an unfinished"
         raise GapError(f"{folder} holds {state} piece of work; use --resume to go on, --overwrite, or another folder")
+
+
+def clear(folder: Path) -> None:
+    """Take out of a folder what a run leaves in it."""
+    for name in OURS:
+        (folder / name).unlink(missing_ok=True)
+    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
 
 
 def claim_folder(folder: Path) -> None:

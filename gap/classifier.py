@@ -213,8 +213,7 @@ def _from_timm(name: str, weights: str) -> tuple[nn.Module, Facts]:
     try:
         network = timm.create_model(name, pretrained=not weights)
     except (OSError, RuntimeError, ValueError) as error:
-        line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise GapError(f"cannot get the weights of timm:{name} ({line})") from error
+        raise GapError(f"cannot get the weights of timm:{name} ({_first_line(error)})") from error
     told: Any = network.pretrained_cfg
     channels, height, width = told["input_size"]
     facts = Facts(channels, (height, width), int(told["num_classes"]), tuple(told["mean"]), tuple(told["std"]))
@@ -232,13 +231,16 @@ def _call_factory(module: str, factory: str) -> nn.Module:
             sys.path.append(os.getcwd())
         try:
             loaded = importlib.import_module(module)
-        except ImportError as error:
+        except (ImportError, SyntaxError, ValueError, TypeError) as error:
             raise GapError(f"cannot import {module} for the classifier {factory}: {error}") from error
     if not hasattr(loaded, factory):
         callables = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]
         raise unknown(f"factory in {module}", factory, callables)
     made = getattr(loaded, factory)
-    network = made if isinstance(made, nn.Module) else made()
+    try:
+        network = made if isinstance(made, nn.Module) else made()
+    except TypeError as error:
+        raise GapError(f"cannot call {module}:{factory} without arguments: {error}") from error
     if not isinstance(network, nn.Module):
         raise GapError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
     return network
@@ -297,7 +299,7 @@ def _load_weights(network: nn.Module, path: Path) -> None:
             " save its state_dict() with safetensors and name that"
         ) from error
     except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
-        raise GapError(f"{path} is not a whole weights file: {str(error).splitlines()[0]}") from error
+        raise GapError(f"{path} is not a whole weights file: {_first_line(error)}") from error
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise GapError(f"{path} is not a state dict (names and tensors)")
     _fit(network, state, os.fspath(path))
@@ -325,7 +327,7 @@ def _tried(classifier: Classifier) -> Classifier:
             logits = classifier(probe)
     except (RuntimeError, ValueError, TypeError) as error:
         shape = "x".join(map(str, probe.shape[1:]))
-        raise GapError(f"{name} fails on images of {shape}: {str(error).splitlines()[0]}") from error
+        raise GapError(f"{name} fails on images of {shape}: {_first_line(error)}") from error
     if not isinstance(logits, Tensor):
         raise GapError(
             f"{name} returns a {type(logits).__name__}, not a tensor of logits; wrap it to return the logits alone"
@@ -357,6 +359,10 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
 
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(index) for index in range(classes))
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _is_file(weights: str) -> bool:

@@ -85,7 +85,8 @@ def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _explain(options: type[BaseModel], error: ValidationError) -> GapError:
-    first = error.errors()[0]
+    # A name that is not known first: what it was meant to be may be what is missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return unknown("option", path, _paths(options))

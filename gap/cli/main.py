@@ -4,6 +4,7 @@ import ast
 import sys
 import warnings
 from importlib import import_module, resources
+from typing import Any
 
 import typer
 
@@ -22,6 +23,7 @@ VERBS = (
     "attacks",
     "configs",
 )
+UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this typer keeps it
 
 
 def main() -> None:
@@ -30,12 +32,15 @@ def main() -> None:
     warnings.simplefilter("always", GapWarning)
     warnings.showwarning = _show_warning
     try:
-        make_app(sys.argv[1] if len(sys.argv) > 1 else "")()
+        given = sys.argv[1:] or ["--help"]
+        sys.exit(make_app(given[0])(given, standalone_mode=False))
+    except UsageError as error:
+        sys.exit(_fail(error.format_message()))
     except GapError as error:
         sys.exit(_fail(str(error)))
     except OSError as error:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error)))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
 
@@ -44,7 +49,6 @@ def make_app(verb: str) -> typer.Typer:
     app = typer.Typer(
         help="Generative adversarial perturbations: train generators that fool a classifier, and measure how well.",
         epilog="Start with: gap demo. Each verb has --help with an example.",
-        no_args_is_help=True,
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,

@@ -5,8 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gap.artefact import claim_folder, open_artefact
+from gap.artefact import open_artefact
 from gap.attacks.trained import KINDS
+from gap.cli.work import claim_output
 from gap.evaluation.files import perturb_files
 from gap.files import write_json
 from gap.report.tables import Column, print_table
@@ -46,7 +47,7 @@ def perturb(
     attack was trained at, unless --keep-size.
     """
     opened = open_artefact(artefact, *KINDS)
-    claim_folder(out)
+    claim_output(out, "table.json")
     rows = perturb_files(opened, paths, out, classifier=classifier, budget=budget, keep_size=keep_size)
     write_json(out / "table.json", {"rows": rows})
     print_table(rows, COLUMNS, f"{artefact} on {len(rows)} pictures")

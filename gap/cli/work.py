@@ -2,14 +2,14 @@
 
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
 import typer
 import yaml
 
-from gap.artefact import CARD, CONFIG, Artefact, claim
+from gap.artefact import CARD, CHECKPOINT, CONFIG, Artefact, claim, claim_folder, clear
 from gap.config import Options, read_yaml
 from gap.errors import GapError
 from gap.files import write_text
@@ -46,12 +46,31 @@ def run_training(
             stack.close()
             sys.stderr.write(f"gap: {stopped}\n")
             raise typer.Exit(stopped.code) from None
+        except GapError:
+            if not (out / CHECKPOINT).is_file():
+                _leave_nothing(out)
+            raise
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artefact.card["figures"].items()
         for name, value in values.items()
     )
     sys.stdout.write(f"{artefact.kind}: {figures}\n{out}\n")
+
+
+def claim_output(folder: Path, *ours: str) -> None:
+    """Make a folder for a verb's files; raises GapError when it holds others, and none of the verb's own names."""
+    claim_folder(folder)
+    there = {path.name for path in folder.iterdir()}
+    if there and not there & {CARD, *ours}:
+        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
+
+
+def _leave_nothing(out: Path) -> None:
+    """The state before a run that failed and kept nothing: the same --out can be given again."""
+    clear(out)
+    with suppress(OSError):
+        out.rmdir()
 
 
 def _options(read: Callable[..., T], out: Path, resume: bool) -> T:

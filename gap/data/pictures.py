@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.files import whole
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -40,7 +40,7 @@ def open_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
             _refuse_bomb(picture)
             frames = getattr(picture, "n_frames", 1)
             if frames > 1:
-                warnings.warn(f"{path} has {frames} frames; only the first is used", stacklevel=2)
+                warnings.warn(f"{path} has {frames} frames; only the first is used", GapWarning, stacklevel=2)
             flat = _over_white(_eight_bit(ImageOps.exif_transpose(picture))).convert(mode)
             if size is not None:
                 flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)

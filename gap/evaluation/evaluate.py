@@ -145,7 +145,7 @@ def _count(
 def _row(
     tally: _Tally, attack: Attack, classifier: Classifier, source: Classifier | None, data: str, goal: GoalMaker | None
 ) -> dict[str, Any]:
-    l2, linf = torch.cat(tally.l2), torch.cat(tally.linf)
+    l2, linf = torch.cat(tally.l2).double(), torch.cat(tally.linf).double()
     row: dict[str, Any] = {
         "attack": attack.name,
         "classifier": classifier.name,

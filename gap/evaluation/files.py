@@ -33,9 +33,12 @@ def perturb_files(
 
     A file that cannot be read is warned about and left out. Raises GapError when no picture could be read.
     """
-    attack = attack_from(artefact, Budget.parse(budget) if budget else None)
-    reader = _reader(artefact, classifier)
     channels, size = artefact.card["channels"], tuple(artefact.card["size"])
+    asked = Budget.parse(budget) if budget else None
+    if asked:
+        asked.check(channels, *size)
+    attack = attack_from(artefact, asked)
+    reader = _reader(artefact, classifier)
     rows: list[dict[str, Any]] = []
     taken: set[str] = set()
     for path in [picture for given in paths for picture in find_pictures(given)]:

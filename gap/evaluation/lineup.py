@@ -72,6 +72,9 @@ def run_lineup(
     classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an
     artefact cannot take these images.
     """
+    if budget:
+        facts = setting.classifiers[0].facts
+        budget.check(facts.channels, *facts.size)
     for entrant in entrants:
         sources: list[Classifier | None] = [None]
         if transfer and entrant.artefact is None:
