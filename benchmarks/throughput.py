@@ -2,9 +2,9 @@
 
     python benchmarks/throughput.py --classifier runs/mnist-cnn --data-root DATA [--seconds 15] [--rounds 3]
 
-The straightforward loop is what most public code of this field does: pictures through a DataLoader with workers, float32,
-contiguous, a classifier in eval mode whose weights still collect gradients; `plain-frozen` is the same with those
-gradients turned off. Each takes its turn in a process of its own; medians, ratios and peak memory are printed.
+The straightforward loop is what most public code of this field does: pictures through a DataLoader with workers,
+float32, contiguous, a classifier in eval mode whose weights still collect gradients; `plain-frozen` is the same with
+those gradients off. Each takes its turn in a process of its own; medians, ratios and peak memory are printed.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from accelerate.utils import set_seed
+from gap.models.generators import make_generator
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
@@ -28,7 +29,6 @@ from gap.attacks.losses import Goal, margin
 from gap.attacks.train import TrainOptions, make_job
 from gap.budget import Budget
 from gap.frozen import frozen
-from gap.models.generators import make_generator
 from gap.setting import load_setting
 from gap.training.machine import make_accelerator
 
@@ -104,7 +104,11 @@ def measure_one(arguments: argparse.Namespace) -> dict[str, float]:
     rate = images / (time.perf_counter() - started)
     steps.close()  # type: ignore[attr-defined]  # these iterators are generators
     own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
-    return {"images_per_second": rate, "MiB": own.ru_maxrss / 1024, "MiB of the largest worker": workers.ru_maxrss / 1024}
+    return {
+        "images_per_second": rate,
+        "MiB": own.ru_maxrss / 1024,
+        "MiB of the largest worker": workers.ru_maxrss / 1024,
+    }
 
 
 def main() -> None:

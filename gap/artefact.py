@@ -86,15 +86,13 @@ def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts:
 
 
 def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make `folder` ready to be written to; raises GapError when it holds something that must not be lost."""
+    """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
     claim_folder(folder)
     there = {path.name for path in folder.iterdir()}
     ours = there & set(OURS)
     if there and not ours:
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
-    if ours and overwrite:
-        clear(folder)
-    elif ours and not resume:
+    if ours and not (resume or overwrite):
         state = "a finished" if CARD in there else "an unfinished"
         raise GapError(f"{folder} holds {state} piece of work; use --resume to go on, --overwrite, or another folder")
 

@@ -139,8 +139,8 @@ def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) 
 
 
 def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
-    """Take out what a pass does not use, as the deep stages of an encoder that is cut short: dead weight in an artefact,
-    and an error where several processes wait for its gradients."""
+    """Take out what a pass does not use, as the deep stages of an encoder cut short: dead weight in an artefact, and
+    an error where several processes wait for its gradients."""
     entered: set[nn.Module] = set()
     hooks = [module.register_forward_pre_hook(lambda module, _: entered.add(module)) for module in network.modules()]
     with torch.enable_grad():

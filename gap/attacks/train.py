@@ -23,7 +23,7 @@ from gap.training.job import adam
 from gap.training.loop import Listener, Plan, train
 from gap.training.machine import MachineOptions, make_accelerator
 
-# How many images a generator sees where the user names no number of epochs: about two and a half minutes of two cores on MNIST.
+# How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
 IMAGES = 128_000
 
 

@@ -12,7 +12,7 @@ from gap.artefact import Artefact, claim
 from gap.attacks.train import TrainOptions, train_generator
 from gap.budget import Budget
 from gap.cli.tables import columns_for, for_display
-from gap.cli.work import claim_output
+from gap.cli.work import claim_output, run_work
 from gap.config import Options
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.lineup import find_entrants, run_lineup
@@ -22,7 +22,6 @@ from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
 from gap.report.plots import accuracy_against_epsilon
 from gap.report.tables import Table
 from gap.setting import DataOptions, Setting, load_setting
-from gap.training.listeners import MetricsLog, TensorBoard, Terminal
 from gap.training.standard import PretrainOptions, pretrain
 
 EXAMPLE = "gap demo --out runs/demo"
@@ -42,8 +41,7 @@ class Stage:
         """Run a training verb into a fresh folder of the stage."""
         folder = self.out / name
         claim(folder, overwrite=True)
-        with Terminal(name) as terminal:
-            return work(options, folder, (terminal, MetricsLog(folder), TensorBoard(folder)))
+        return run_work(name, work, options, folder)
 
     def path(self, name: str) -> str:
         return str(self.out / name)

@@ -1,8 +1,9 @@
 """What every training verb does around its work: the output folder, resume, listeners, leaving cleanly."""
 
+import os
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, TypeVar
 
@@ -14,7 +15,7 @@ from gap.config import Options, read_yaml
 from gap.errors import GapError
 from gap.files import write_text
 from gap.training.listeners import MetricsLog, TensorBoard, Terminal
-from gap.training.loop import Listener, Stopped
+from gap.training.loop import Progress, Stopped
 
 T = TypeVar("T", bound=Options)
 
@@ -31,31 +32,63 @@ def run_training(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """Run `work(options, folder, listeners, resume=...)` with a progress bar, logs and a clean way out."""
+    """A training verb from its options to its last line."""
     if resume and (out / CARD).is_file():
         sys.stdout.write(f"{out} is finished; there is nothing to resume\n")
         return
     options = _options(read, out, resume)
     claim(out, resume=resume, overwrite=overwrite)
-    write_text(out / CONFIG, yaml.safe_dump(options.dump(), sort_keys=False))
-    with ExitStack() as stack:
-        listeners: Sequence[Listener] = (stack.enter_context(Terminal(verb)), MetricsLog(out), TensorBoard(out))
-        try:
-            artefact = work(options, out, listeners, resume=resume)
-        except Stopped as stopped:
-            stack.close()
-            sys.stderr.write(f"gap: {stopped}\n")
-            raise typer.Exit(stopped.code) from None
-        except GapError:
-            if not (out / CHECKPOINT).is_file():
-                _leave_nothing(out)
-            raise
+    try:
+        artefact = run_work(verb, work, options, out, resume=resume)
+    except Stopped as stopped:
+        sys.stderr.write(f"gap: {stopped}\n")
+        raise typer.Exit(stopped.code) from None
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artefact.card["figures"].items()
         for name, value in values.items()
     )
-    sys.stdout.write(f"{artefact.kind}: {figures}\n{out}\n")
+    if os.environ.get("RANK", "0") == "0":
+        sys.stdout.write(f"{artefact.kind}: {figures}\n{out}\n")
+
+
+def run_work(
+    name: str, work: Callable[..., Artefact], options: Options, out: Path, *, resume: bool = False
+) -> Artefact:
+    """Run `work(options, folder, listeners, resume=...)` with a progress bar and logs.
+
+    What an earlier run left in the folder goes when the first step is about to be made, not before: options that turn
+    out not to fit lose nothing.
+    """
+    opening = _Opening(out, options, resume)
+    with Terminal(name) as terminal:
+        try:
+            return work(options, out, (opening, terminal, MetricsLog(out), TensorBoard(out)), resume=resume)
+        except GapError:
+            opening.undo()
+            raise
+
+
+class _Opening:
+    """Hears the beginning of a run, and makes the folder its own."""
+
+    def __init__(self, out: Path, options: Options, resume: bool) -> None:
+        self.out, self.options, self.resume = out, options, resume
+        self.opened = False
+
+    def __call__(self, progress: Progress) -> None:
+        if self.opened or self.resume:
+            return
+        clear(self.out)
+        write_text(self.out / CONFIG, yaml.safe_dump(self.options.dump(), sort_keys=False))
+        self.opened = True
+
+    def undo(self) -> None:
+        """After a failure that left no checkpoint: the folder is as it was before, and can be given again."""
+        if self.opened and not (self.out / CHECKPOINT).is_file():
+            clear(self.out)
+        with suppress(OSError):
+            self.out.rmdir()  # only where it is empty
 
 
 def claim_output(folder: Path, *ours: str) -> None:
@@ -64,13 +97,6 @@ def claim_output(folder: Path, *ours: str) -> None:
     there = {path.name for path in folder.iterdir()}
     if there and not there & {CARD, *ours}:
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
-
-
-def _leave_nothing(out: Path) -> None:
-    """The state before a run that failed and kept nothing: the same --out can be given again."""
-    clear(out)
-    with suppress(OSError):
-        out.rmdir()
 
 
 def _options(read: Callable[..., T], out: Path, resume: bool) -> T:

@@ -44,6 +44,9 @@ class Terminal:
         self.bar.stop()
 
     def __call__(self, progress: Progress) -> None:
+        if not progress.figures:
+            self.bar.update(self.task, completed=progress.step, total=progress.steps)
+            return
         figures = _words(progress)
         self.bar.update(self.task, completed=progress.step, total=progress.steps, figures=figures)
         now = time.monotonic()
@@ -62,12 +65,11 @@ class MetricsLog:
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
-        self.started = False
 
     def __call__(self, progress: Progress) -> None:
-        if not self.started:
-            self._drop_from(progress.step)
-            self.started = True
+        if not progress.figures:
+            self._drop_after(progress.step)
+            return
         line = {
             "step": progress.step,
             "epoch": round(progress.epoch, 4),
@@ -78,10 +80,10 @@ class MetricsLog:
         with self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
-    def _drop_from(self, step: int) -> None:
+    def _drop_after(self, step: int) -> None:
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] < step]
+            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
             self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
 
@@ -94,7 +96,8 @@ class TensorBoard:
 
     def __call__(self, progress: Progress) -> None:
         if self.writer is None:
-            self.writer = SummaryWriter(self.folder, purge_step=progress.step)
+            self.writer = SummaryWriter(self.folder, purge_step=progress.step + 1)
+            return
         for name, value in progress.figures.items():
             self.writer.add_scalar(f"training/{name}", value, progress.step)
         for name, value in progress.judged.items():

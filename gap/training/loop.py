@@ -39,7 +39,8 @@ class Plan:
 class Progress:
     """What every listener hears: a terminal, TensorBoard, a log. Rates are in images a second over all processes.
 
-    `judged` holds the figures on held-out images where this is the end of an epoch; else it is empty.
+    The first one comes before anything is learned and holds no figures. `judged` holds the figures on held-out images
+    where this is the end of an epoch; else it is empty.
     """
 
     step: int
@@ -117,6 +118,7 @@ class _Run:
         if resume and path.is_file():
             self._load(path)
         judged: dict[str, float] = {}
+        self._tell({}, 0.0)
         with _signals() as signalled:
             saved = rated = time.monotonic()
             seen = 0

@@ -307,7 +307,7 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     """All acts of the demo, each trained for a moment."""
 
     def short(work: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda options, *rest: work(options.model_copy(update={"epochs": 0.1}), *rest)
+        return lambda options, *rest, **named: work(options.model_copy(update={"epochs": 0.1}), *rest, **named)
 
     monkeypatch.setattr(demo, "pretrain", short(demo.pretrain))
     monkeypatch.setattr(demo, "train_generator", short(demo.train_generator))

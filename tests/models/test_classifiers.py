@@ -1,9 +1,9 @@
 import pytest
 import torch
+from gap.models.classifiers import ZOO, CifarResNet18, mnist_cnn
 
 from gap.classifier import load_classifier
 from gap.errors import GapError
-from gap.models.classifiers import ZOO, CifarResNet18, mnist_cnn
 
 FRESH = [name for name, entry in ZOO.items() if not entry.pretrained]
 

@@ -263,7 +263,11 @@ def test_something_else_saved_by_torch_is_no_checkpoint(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("images", "batch_size", "message"),
-    [(100, 5, "--batch-size 5 does not divide over 2 processes"), (1, 4, "too few for 2"), (0, 4, "no training images")],
+    [
+        (100, 5, "--batch-size 5 does not divide over 2 processes"),
+        (1, 4, "too few for 2"),
+        (0, 4, "no training images"),
+    ],
 )
 def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from gap.models.generators import Discriminator, Generator, UniversalGenerator, make_generator
 from torch import Tensor, nn
 
 from gap.attacks.goals import find_goal
@@ -17,7 +18,6 @@ from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, Thresholded
 from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.data.splits import MemorySplit
-from gap.models.generators import Discriminator, Generator, UniversalGenerator, make_generator
 from gap.training.job import Player, adam
 from gap.training.loop import Plan, train
 from gap.training.machine import MachineOptions, make_accelerator
@@ -155,9 +155,7 @@ def test_a_network_without_statistics_learns_the_same(alone: dict[str, Any], tog
 
 
 @pytest.mark.parametrize("name", JOBS)
-def test_processes_agree_and_share_the_images(
-    alone: dict[str, Any], together: list[dict[str, Any]], name: str
-) -> None:
+def test_processes_agree_and_share_the_images(alone: dict[str, Any], together: list[dict[str, Any]], name: str) -> None:
     first, second = (process[name] for process in together)
     assert first["figures"] == second["figures"]
     assert first["weights"] == second["weights"]

@@ -1,0 +1,209 @@
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+from scipy.ndimage import gaussian_filter
+from torch import Tensor, nn
+
+from gap.attacks.goals import find_goal
+from gap.budget import Budget
+from gap.classifier import Classifier, Facts
+from gap.data.splits import MemorySplit
+from gap.errors import GapError
+from gap.evaluation.evaluate import evaluate
+from gap.evaluation.interval import wilson
+
+LEVELS = torch.tensor([10, 10, 100, 100, 100, 200, 200])
+LABELS = torch.tensor([0, 1, 1, 1, 2, 2, 0])
+
+
+class Bands(nn.Module):
+    """Class 0 for dark pictures, 2 for bright ones, 1 between: by the mean, with edges at levels 50 and 150."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3)) * 255
+        self.seen = images
+        return torch.stack([50 - mean, 50 - (mean - 100).abs(), mean - 150], dim=1)
+
+
+@dataclass
+class Stub:
+    """Adds a fixed number of levels to each picture, whatever the classifier."""
+
+    levels: Tensor
+    budget: Budget | None = None
+    name: str = "stub"
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        self.met, self.labels, self.images = classifier, labels, images
+        self.training = classifier.training
+        return images + self.levels[: len(images)].view(-1, 1, 1, 1) / 255
+
+
+def classifier(name: str = "bands", size: tuple[int, int] = (4, 4)) -> Classifier:
+    return Classifier(Bands(), Facts(1, size, 3), name=name, architecture="bands")
+
+
+def split(levels: Tensor = LEVELS, labels: Tensor = LABELS, size: int = 4) -> MemorySplit:
+    return MemorySplit(levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous(), labels)
+
+
+# said clean:  0  0  1  1  1  2  2      labels 0 1 1 1 2 2 0
+ADDED = torch.tensor([60, 60, 0, 70, 70, 0, 0])
+# said after:  1  1  1  2  2  2  2
+
+
+def test_counts() -> None:
+    row = evaluate(Stub(ADDED), classifier(), split(), data="levels").row
+    shares = {
+        "clean_accuracy": (4, 7),  # 0, 2, 3, 5
+        "accuracy_under_attack": (4, 7),  # 1, 2, 4, 5
+        "fooling_rate": (4, 7),  # 0, 1, 3, 4
+        "attack_success_rate": (2, 4),  # 0, 3 of 0, 2, 3, 5
+    }
+    for name, (hits, trials) in shares.items():
+        assert row[name] == hits / trials
+        assert row[f"{name}_interval"] == list(wilson(hits, trials))
+    assert "target_success_rate" not in row
+    names = {key: row[key] for key in ("attack", "classifier", "source", "data", "budget", "images")}
+    assert names == {
+        "attack": "stub",
+        "classifier": "bands",
+        "source": "bands",
+        "data": "levels",
+        "budget": None,
+        "images": 7,
+    }
+    assert row["seconds_per_image"] > 0
+
+
+def test_norms_are_of_whole_levels() -> None:
+    row = evaluate(Stub(ADDED), classifier(), split()).row
+    assert row["linf_mean"] == pytest.approx(260 / 7 / 255)
+    assert row["linf_max"] == pytest.approx(70 / 255)
+    assert row["l2_mean"] == pytest.approx(4 * 260 / 7 / 255)  # 16 pixels alike: 4 times one of them
+    assert row["l2_max"] == pytest.approx(4 * 70 / 255)
+    part = evaluate(Stub(torch.full((7,), 3.7), Budget.parse("linf:4/255")), classifier(), split()).row
+    assert part["linf_max"] == pytest.approx(3 / 255)
+    assert part["budget"] == "linf:4/255"
+
+
+def test_batches_add_up() -> None:
+    even = torch.full((7,), 60)
+    whole, parts = (evaluate(Stub(even), classifier(), split(), batch_size=size).row for size in (250, 3))
+    del whole["seconds_per_image"], parts["seconds_per_image"]
+    for name, value in whole.items():
+        assert parts[name] == (pytest.approx(value) if isinstance(value, float) else value)
+
+
+def test_a_target_counts_only_images_that_are_not_of_it() -> None:
+    """Two of the seven are labelled 2 already; of the other five, two are read as 2 afterwards."""
+    row = evaluate(Stub(ADDED), classifier(), split(), goal=find_goal("target:2", 3)).row
+    assert row["target_success_rate"] == 2 / 5
+    assert row["target_success_rate_interval"] == list(wilson(2, 5))
+    untargeted = evaluate(Stub(ADDED), classifier(), split(), goal=find_goal("untargeted", 3)).row
+    assert "target_success_rate" not in untargeted
+
+
+def test_the_least_likely_class_is_of_the_clean_picture() -> None:
+    """Level 10 is least like 2 and level 200 least like 0: of those not labelled so already, one gets there."""
+    levels, labels = torch.tensor([10, 10, 200, 200]), torch.tensor([0, 2, 2, 0])
+    stub = Stub(torch.tensor([190, 190, -100, -190]))
+    row = evaluate(stub, classifier(), split(levels, labels), goal=find_goal("least-likely", 3)).row
+    assert row["target_success_rate"] == 1 / 2
+
+
+def test_ssim_is_wang_and_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clean = torch.randint(60, 190, (2, 1, 24, 20), generator=generator)
+    change = torch.randint(-40, 40, clean.shape, generator=generator)
+
+    class Change(Stub):
+        def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+            return images + change / 255
+
+    data = MemorySplit(clean.byte(), torch.zeros(2, dtype=torch.int64))
+    row = evaluate(Change(ADDED), classifier(size=(24, 20)), data).row
+    expected = np.mean([ssim(a, a + b) for a, b in zip(clean[:, 0].numpy(), change[:, 0].numpy(), strict=True)])
+    assert row["ssim"] == pytest.approx(expected, abs=5e-3)
+    assert 0.3 < row["ssim"] < 0.95
+
+
+def ssim(one: np.ndarray, other: np.ndarray) -> float:
+    """Wang et al. (2004), with their Gaussian window of 11 pixels and sigma 1.5, over the whole windows."""
+
+    def mean(picture: np.ndarray) -> np.ndarray:
+        return gaussian_filter(picture, 1.5, truncate=3.5)[5:-5, 5:-5]
+
+    x, y = one / 255, other / 255
+    mx, my = mean(x), mean(y)
+    vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
+    score = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))
+    return float(score.mean())
+
+
+def test_ssim_of_nothing_done_is_one_and_of_small_pictures_none() -> None:
+    still = Stub(torch.zeros(7))
+    assert evaluate(still, classifier(size=(12, 12)), split(size=12)).row["ssim"] == pytest.approx(1)
+    assert evaluate(still, classifier(), split()).row["ssim"] is None
+
+
+def test_a_transfer_looks_at_its_source_and_is_judged_by_the_other() -> None:
+    stub, source, judged = Stub(ADDED), classifier("source"), classifier("judged")
+    row = evaluate(stub, judged, split(), source=source).row
+    assert stub.met is source
+    assert not stub.training
+    assert (row["classifier"], row["source"]) == ("judged", "source")
+    assert torch.equal((judged.network.seen * 255).round()[:, 0, 0, 0], (LEVELS + ADDED).float())
+    assert not hasattr(source.network, "seen")
+
+
+def test_classifiers_are_left_as_they_were() -> None:
+    judged = classifier().train()
+    evaluate(Stub(ADDED), judged, split())
+    assert judged.training and judged.network.scale.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("added", "message"),
+    [(9.0, "stub left its budget linf:8/255"), (float("nan"), "stub made pixels that are not numbers")],
+)
+def test_an_attack_that_breaks_its_promise_is_refused(added: float, message: str) -> None:
+    with pytest.raises(GapError, match=message):
+        evaluate(Stub(torch.full((7,), added), Budget.parse("linf:8/255")), classifier(), split())
+
+
+def test_an_attack_that_leaves_the_range_of_pixels_is_refused() -> None:
+    with pytest.raises(GapError, match="or the pixels' range"):
+        evaluate(Stub(torch.full((7,), 100.0), Budget.parse("linf:0.5")), classifier(), split())
+
+
+def test_no_images_are_refused() -> None:
+    with pytest.raises(GapError, match="no images to evaluate on in nothing"):
+        evaluate(Stub(ADDED), classifier(), split(LEVELS[:0], LABELS[:0]), data="nothing")
+
+
+def test_fewer_images_are_spread_over_the_split() -> None:
+    stub = Stub(torch.zeros(7))
+    assert evaluate(stub, classifier(), split(), images=3).row["images"] == 3
+    assert torch.equal(stub.labels, LABELS[[0, 2, 4]])
+    assert evaluate(stub, classifier(), split(), images=100).row["images"] == 7
+
+
+def test_pictures_to_look_at() -> None:
+    example = evaluate(Stub(ADDED), classifier(), split(), batch_size=4).example
+    assert example.captions == ["0 → 1", "0 → 1", "1 → 1", "1 → 2"]
+    assert torch.equal((example.adversarial - example.clean).mul(255).round()[:, 0, 0, 0], ADDED[:4].float())
+
+
+def test_shares_of_nothing_are_none() -> None:
+    row = evaluate(Stub(torch.zeros(1)), classifier(), split(torch.tensor([10]), torch.tensor([2]))).row
+    assert row["attack_success_rate"] is None
+    assert row["attack_success_rate_interval"] == [0.0, 1.0]
+    assert math.isclose(row["l2_max"], 0)
