@@ -28,7 +28,7 @@ def whole(path: str | Path) -> Iterator[Path]:
             part.unlink(missing_ok=True)
     except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
-        raise GapError(f"cannot write {path}: {reason}; is there space, and may you write there?") from error
+        raise GapError(f"{path} cannot be written: {reason}; is there space, and may you write there?") from error
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

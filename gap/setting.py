@@ -16,6 +16,7 @@ from gap.data.named import load_data
 from gap.data.splits import Dataset, Split, in_order
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
+from gap.models.classifiers import ZOO
 
 Labels = Literal["auto", "data", "predicted"]
 
@@ -73,6 +74,7 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
         data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
         counted = data.classes if options.labels != "predicted" else None
+    classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name)
         classifier.to(device).to(memory_format=torch.channels_last)
@@ -93,6 +95,16 @@ def with_predictions(data: Dataset, classifier: Classifier, device: torch.device
         test=_predicted(data.test, classifier, device),
         classes=classifier.facts.classes,
         class_names=classifier.facts.class_names,
+    )
+
+
+def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
+    """A fresh network of ours with as many classes as the data has; any other classifier as it is."""
+    fresh = classifier.name in ZOO and not ZOO[classifier.name].pretrained
+    if not fresh or classes in (None, classifier.facts.classes):
+        return classifier
+    return load_classifier(
+        classifier.name, channels=classifier.facts.channels, size=classifier.facts.size, classes=classes
     )
 
 

@@ -163,7 +163,11 @@ def test_a_normaliser_can_be_given(source: Path) -> None:
 
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
-    [([0.1, 0.2], None, "--mean has 2 values for 3"), ([0.1], [0.0], "must be positive"), ([float("nan")], None, "finite")],
+    [
+        ([0.1, 0.2], None, "--mean has 2 values for 3"),
+        ([0.1], [0.0], "must be positive"),
+        ([float("nan")], None, "finite"),
+    ],
 )
 def test_normalisers_that_cannot_be(source: Path, mean: list[float], std: list[float] | None, message: str) -> None:
     with pytest.raises(GapError, match=message):
@@ -183,7 +187,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     with pytest.raises(GapError, match=r"another architecture: it lacks conv1.weight \(\d+ in all\)"):
         load_classifier(f"cifar-resnet18-narrow@{path}")
     path.write_bytes(path.read_bytes()[:1000])
-    with pytest.raises(GapError, match="not a whole weights file|more than tensors"):
+    with pytest.raises(GapError, match=r"not a whole weights file|more than tensors"):
         load_classifier(f"mnist-cnn@{path}")
 
 

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from gap.classifier import FORMS
+from gap.architectures import FORMS
 from gap.models.classifiers import ZOO
 
 EXAMPLE = "gap classifiers torchvision"

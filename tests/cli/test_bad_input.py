@@ -477,6 +477,16 @@ def test_finished_work_is_not_replaced_unasked(run: Callable[..., Any], classifi
     assert (classifier / "model.safetensors").read_bytes() == before
 
 
+def test_overwriting_with_options_that_do_not_fit_loses_nothing(
+    run: Callable[..., Any], classifier: Path, tmp_path: Path
+) -> None:
+    kept = tmp_path / "kept"
+    shutil.copytree(classifier, kept)
+    assert "mnist-5k" in run("pretrain", "--data=mnist-5", "--overwrite", "--out", kept).complaint
+    for before in classifier.iterdir():
+        assert before.is_dir() or (kept / before.name).read_bytes() == before.read_bytes()
+
+
 def test_no_space_for_a_model(run: Callable[..., Any], tmp_path: Path) -> None:
     with largest_file(1_000_000):
         ended = run("pretrain", "--epochs=0.1", "--out", tmp_path / "out")

@@ -112,7 +112,8 @@ def work(folder: Path) -> dict[str, Any]:
             "weights": weights,
             "pictures": [sorted(progress.pictures) for progress in heard if progress.judged],
         }
-    return left
+    few = train(thresholded(), split(64, seed=1), split(1, seed=2), Plan(1, 32), folder, machine)
+    return left | {"one held out": few}
 
 
 @pytest.fixture(scope="module")
@@ -148,6 +149,12 @@ def test_the_same_global_batch_gives_the_same_figures_within_noise(
     one, two = alone[name]["figures"], together[0][name]["figures"]
     assert abs(one["accuracy_under_attack"] - two["accuracy_under_attack"]) < 0.12
     assert one["l2"] == pytest.approx(two["l2"], rel=0.2)
+
+
+def test_a_process_without_a_held_out_image_waits_for_the_other(together: list[dict[str, Any]]) -> None:
+    first, second = (process["one held out"] for process in together)
+    assert first == second
+    assert first["accuracy_under_attack"] in (0, 1)
 
 
 def test_a_network_without_statistics_learns_the_same(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:

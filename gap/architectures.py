@@ -1,0 +1,230 @@
+"""Networks by name: one way to build for each way to name one, and their weights."""
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import pickle
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gap.errors import GapError, unknown
+from gap.models.classifiers import ZOO
+
+FORMS = (
+    "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
+    " or a saved artefact"
+)
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a classifier takes and says: images of `channels` x `size` in [0, 1] to `classes` logits.
+
+    `mean` and `std`, per channel, are what the wrapper normalises by; None where the network does it itself.
+    """
+
+    channels: int
+    size: tuple[int, int]
+    classes: int
+    mean: tuple[float, ...] | None = None
+    std: tuple[float, ...] | None = None
+    class_names: tuple[str, ...] | None = None
+
+
+Wanted = dict[str, Any]
+Builder = Callable[[Wanted], tuple[nn.Module, Facts]]
+
+
+def find_builder(architecture: str, weights: str) -> Builder:
+    """How to build the network of that name; `weights` is what stood behind the @. Raises GapError for no such name."""
+    if architecture in ZOO:
+        if weights and not is_file(weights):
+            raise GapError(f"there is no weights file {weights!r} for {architecture}")
+        return lambda wanted: _from_zoo(architecture, wanted)
+    kind, _, inner = architecture.partition(":")
+    if kind == "torchvision" and inner:
+        return lambda wanted: _from_torchvision(inner, weights, wanted)
+    if kind == "timm" and inner:
+        return lambda wanted: _from_timm(inner, weights)
+    if inner:
+        if weights and not is_file(weights):
+            raise GapError(f"there is no weights file {weights!r} for {architecture}")
+        module, _, factory = architecture.rpartition(":")
+        return lambda wanted: (_call_factory(module, factory), _facts_of_users(architecture, wanted))
+    if Path(architecture).is_dir():
+        raise GapError(f"{architecture} is a folder, but not one that gap left (it has no card.yaml)")
+    if Path(architecture).is_file():
+        raise GapError(f"{architecture} holds weights or code but no network; write ARCHITECTURE@{architecture}")
+    if "/" in architecture or architecture.startswith("."):
+        raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")
+    raise unknown("classifier", architecture, ZOO)
+
+
+def _from_zoo(name: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
+    entry = ZOO[name]
+    channels, classes = entry.channels, entry.classes
+    mean, std, names = entry.mean, entry.std, None
+    if entry.pretrained:
+        names = _imagenet_names(classes)
+    else:
+        classes = wanted["classes"] or classes
+        if wanted["channels"] not in (None, channels):
+            channels = wanted["channels"]
+            mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
+    size = (wanted["size"] or entry.size) if name.startswith("cifar") else entry.size
+    return entry.build(channels, classes), Facts(channels, size, classes, mean, std, names)
+
+
+def _from_torchvision(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
+    import torchvision.models
+
+    known = torchvision.models.list_models(module=torchvision.models)
+    if name not in known:
+        raise unknown("torchvision classifier", name, known)
+    entries = torchvision.models.get_model_weights(name)
+    if weights == "none" or is_file(weights):
+        network = torchvision.models.get_model(name, weights=None)
+        return network, Facts(3, wanted["size"] or (224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD)
+    if weights and weights not in entries.__members__:
+        raise unknown(f"weights for torchvision:{name}", weights, [*entries.__members__, "none"])
+    chosen = entries[weights] if weights else entries.DEFAULT
+    try:
+        network = torchvision.models.get_model(name, weights=chosen)
+    except OSError as error:
+        raise GapError(f"cannot download the weights {chosen} of torchvision:{name} ({error})") from error
+    preset, names = chosen.transforms(), chosen.meta["categories"]
+    crop = preset.crop_size[0]
+    return network, Facts(3, (crop, crop), len(names), tuple(preset.mean), tuple(preset.std), tuple(names))
+
+
+def _from_timm(name: str, weights: str) -> tuple[nn.Module, Facts]:
+    import timm
+
+    if not timm.is_model(name.partition(".")[0]):
+        raise unknown("timm classifier", name, timm.list_models())
+    if weights and weights != "none" and not is_file(weights):
+        raise GapError(
+            f"timm weights are part of the name (timm:resnet50.a1_in1k); {weights!r} is neither that nor a file"
+        )
+    try:
+        network = timm.create_model(name, pretrained=not weights)
+    except (OSError, RuntimeError, ValueError) as error:
+        raise GapError(f"cannot get the weights of timm:{name} ({first_line(error)})") from error
+    told: Any = network.pretrained_cfg
+    channels, height, width = told["input_size"]
+    facts = Facts(channels, (height, width), int(told["num_classes"]), tuple(told["mean"]), tuple(told["std"]))
+    return network, replace(facts, class_names=_imagenet_names(facts.classes))
+
+
+def _call_factory(module: str, factory: str) -> nn.Module:
+    source = Path(module)
+    if source.suffix == ".py":
+        if not source.is_file():
+            raise GapError(f"there is no file {module} to take the classifier {factory} from")
+        loaded = _import_file(source)
+    else:
+        if os.getcwd() not in sys.path:
+            sys.path.append(os.getcwd())
+        try:
+            loaded = importlib.import_module(module)
+        except Exception as error:  # importing runs the user's own code, which may raise anything
+            raise GapError(f"cannot import {module} for the classifier {factory}: {first_line(error)}") from error
+    if not hasattr(loaded, factory):
+        callables = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]
+        raise unknown(f"factory in {module}", factory, callables)
+    made = getattr(loaded, factory)
+    try:
+        network = made if isinstance(made, nn.Module) else made()
+    except Exception as error:  # the user's own code may raise anything
+        raise GapError(f"cannot make a classifier with {module}:{factory}(): {first_line(error)}") from error
+    if not isinstance(network, nn.Module):
+        raise GapError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
+    return network
+
+
+def _import_file(source: Path) -> Any:
+    name = f"gap_user_{source.stem}_{hashlib.sha256(os.fsencode(source.resolve())).hexdigest()[:8]}"
+    spec = importlib.util.spec_from_file_location(name, source)
+    if spec is None or spec.loader is None:
+        raise GapError(f"{source} cannot be imported as Python")
+    loaded = importlib.util.module_from_spec(spec)
+    sys.modules[name] = loaded
+    if os.fspath(source.parent.resolve()) not in sys.path:
+        sys.path.append(os.fspath(source.parent.resolve()))
+    try:
+        spec.loader.exec_module(loaded)
+    except Exception as error:  # importing runs the user's own code, which may raise anything
+        raise GapError(f"cannot import {source}: {first_line(error)}") from error
+    return loaded
+
+
+def _facts_of_users(architecture: str, wanted: Wanted) -> Facts:
+    if wanted["channels"] is None or wanted["size"] is None:
+        raise GapError(f"{architecture} does not say what it takes; add --input CxHxW, for example --input 3x32x32")
+    return Facts(wanted["channels"], wanted["size"], wanted["classes"] or 0)
+
+
+def load_weights(network: nn.Module, path: Path) -> None:
+    """Load a state dict from a file (safetensors, or a checkpoint of nothing but tensors), running nothing in it.
+
+    Raises GapError for any other file and for weights of another architecture.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise GapError(
+            f"{path} is a pickle that holds more than tensors, and running it could run anything;"
+            " save its state_dict() with safetensors and name that"
+        ) from error
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        raise GapError(f"{path} is not a whole weights file: {first_line(error)}") from error
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise GapError(f"{path} is not a state dict (names and tensors)")
+    fit_weights(network, state, os.fspath(path))
+
+
+def fit_weights(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
+    """Load a state dict; raises GapError naming the first key that does not fit."""
+    own = network.state_dict()
+    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    for kind, keys in (("lacks", missing), ("has an unexpected", extra), ("has another shape for", wrong)):
+        if keys:
+            raise GapError(
+                f"the weights in {name} are for another architecture: it {kind} {keys[0]} ({len(keys)} in all)"
+            )
+    network.load_state_dict(state)
+
+
+@torch.no_grad()
+def _imagenet_names(classes: int) -> tuple[str, ...] | None:
+    if classes != 1000:
+        return None
+    from timm.data import ImageNetInfo
+
+    info = ImageNetInfo("imagenet-1k")
+    return tuple(info.index_to_description(index) for index in range(classes))
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def is_file(weights: str) -> bool:
+    """Whether what stood behind the @ is a file."""
+    return bool(weights) and Path(weights).is_file()
