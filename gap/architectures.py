@@ -147,7 +147,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
     try:
         network = made if isinstance(made, nn.Module) else made()
     except Exception as error:  # the user's own code may raise anything
-        raise GapError(f"cannot make a classifier with {module}:{factory}(): {first_line(error)}") from error
+        raise GapError(f"cannot call {module}:{factory} without arguments: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise GapError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
     return network

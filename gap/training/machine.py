@@ -35,7 +35,7 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     torch.manual_seed(options.seed)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-        torch.use_deterministic_algorithms(True)
+    torch.use_deterministic_algorithms(options.deterministic)
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
     precision = options.precision if options.precision != "auto" else "bf16" if _multiplies_bf16(cpu) else "fp32"

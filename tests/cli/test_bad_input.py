@@ -507,7 +507,7 @@ def test_no_space_for_a_table(
     monkeypatch.setattr(files.os, "replace", full)
     given = ["noise", "--classifier", classifier, "--budget=linf:0.1", "--images=10"]
     ended = run("evaluate", *given, "--json", tmp_path / "table.json")
-    assert "table.json: No space left on device" in ended.complaint
+    assert "table.json cannot be written: No space left on device" in ended.complaint
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"table.json": before}
 
 

@@ -202,7 +202,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", half_written)
-    with pytest.raises(GapError, match=r"a\.png cannot be written \(No space left"):
+    with pytest.raises(GapError, match=r"a\.png cannot be written: No space left"):
         save_picture(torch.zeros(1, 4, 6), path)
     assert grey(path) == RAMP.tolist() and os.listdir(tmp_path) == ["a.png"]
 

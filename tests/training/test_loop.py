@@ -185,7 +185,8 @@ def test_stopped_at_the_last_step_and_resumed(
 def test_killed_and_resumed_ends_as_unbroken(
     tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
 ) -> None:
-    done = subprocess.run([sys.executable, __file__, tmp_path], timeout=120, check=False)
+    same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, __file__, tmp_path], env=same_threads, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     with (tmp_path / METRICS).open("a") as log:
         log.write('{"step": 41, "lo')
