@@ -3,26 +3,28 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint setup clean
+.PHONY: demo test lint clean
 
-setup: $(VENV)/ready
-
-$(VENV)/ready: setup.cfg pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
-	touch $@
-
-demo: setup
+demo: $(VENV)/runs
 	$(BIN)/gap demo --out runs/demo
 
-test: setup
+test: $(VENV)/tests
 	$(BIN)/pytest
 
-lint: setup
+lint: $(VENV)/tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	.ci/types $(BIN)/python
+
+# Two steps, because the tests need more than the product does.
+$(VENV)/runs: setup.cfg pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e .
+	touch $@
+
+$(VENV)/tests: $(VENV)/runs
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
+	touch $@
 
 clean:
 	rm -rf $(VENV) build *.egg-info
