@@ -18,6 +18,8 @@ from gap.evaluation.interval import wilson
 from gap.frozen import frozen
 
 EXAMPLES = 8
+# The images that stand for a split are the same in every table, whatever the seed of the attack.
+SAMPLE_SEED = 0
 # The window of SSIM (Wang et al., 2004) is 11 pixels wide; smaller pictures have no such figure.
 SSIM_WINDOW = 11
 
@@ -70,7 +72,7 @@ def evaluate(
 ) -> Evaluation:
     """Attack the images of a split and count what a classifier makes of them.
 
-    `images` limits how many, spread evenly over the split. `source`, where given, is the classifier that the attack
+    `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
     looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
     images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in
     pixels of [0, 1]. `seconds_per_image` is the attack alone. Raises GapError when there is no image, or an attack
@@ -79,7 +81,8 @@ def evaluate(
     if len(split) == 0:
         raise GapError(f"there are no images to evaluate on in {data or 'this split'}")
     count = min(images or len(split), len(split))
-    chosen = torch.arange(count) * len(split) // count
+    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
+    chosen = drawn[:count].sort().values
     device = next(classifier.parameters()).device
     tally, example = _Tally(), None
     torch.manual_seed(seed)

@@ -189,11 +189,17 @@ def test_no_images_are_refused() -> None:
         evaluate(Stub(ADDED), classifier(), split(LEVELS[:0], LABELS[:0]), data="nothing")
 
 
-def test_fewer_images_are_spread_over_the_split() -> None:
-    stub = Stub(torch.zeros(7))
-    assert evaluate(stub, classifier(), split(), images=3).row["images"] == 3
-    assert torch.equal(stub.labels, LABELS[[0, 2, 4]])
-    assert evaluate(stub, classifier(), split(), images=100).row["images"] == 7
+def test_fewer_images_stand_for_the_split_whatever_its_order() -> None:
+    """Where classes alternate, every second image would be of every second class."""
+    labels = torch.arange(600) % 3
+    stub, alternating = Stub(torch.zeros(600)), split(labels * 80, labels)
+    row = evaluate(stub, classifier(), alternating, images=200, batch_size=600).row
+    assert row["images"] == 200
+    assert (stub.labels.bincount() > 45).all()
+    first = stub.labels
+    evaluate(stub, classifier(), alternating, images=200, batch_size=600, seed=5)
+    assert torch.equal(stub.labels, first)
+    assert evaluate(Stub(torch.zeros(7)), classifier(), split(), images=100).row["images"] == 7
 
 
 def test_pictures_to_look_at() -> None:
