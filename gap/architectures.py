@@ -42,6 +42,12 @@ class Facts:
     class_names: tuple[str, ...] | None = None
 
 
+def is_code(architecture: str) -> bool:
+    """Whether building this architecture runs Python that is not installed with gap: a factory of somebody's own."""
+    family, colon, _ = architecture.partition(":")
+    return bool(colon) and family not in ("torchvision", "timm")
+
+
 Wanted = dict[str, Any]
 Builder = Callable[[Wanted], tuple[nn.Module, Facts]]
 

@@ -10,7 +10,7 @@ checkpoint.pt       only while the work is unfinished: where to resume
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,8 @@ CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "checkpoint.pt",
     "metrics.jsonl",
 )
-OURS = (CARD, TENSORS, CONFIG, CHECKPOINT, METRICS)
+PERTURBATION = "perturbation.png"
+OURS = (CARD, TENSORS, CONFIG, CHECKPOINT, METRICS, PERTURBATION)
 
 
 @dataclass(frozen=True)
@@ -115,5 +116,9 @@ def claim_folder(folder: Path) -> None:
 
 
 def versions() -> dict[str, str]:
-    """The versions that figures depend on."""
-    return {name: version(name) for name in ("gap-toolkit", "torch", "torchvision", "segmentation-models-pytorch")}
+    """The versions that figures depend on; gap's own is "source" where a clone runs without being installed."""
+    found = {name: version(name) for name in ("torch", "torchvision", "segmentation-models-pytorch")}
+    try:
+        return {"gap-toolkit": version("gap-toolkit"), **found}
+    except PackageNotFoundError:
+        return {"gap-toolkit": "source", **found}

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.architectures import Facts, find_builder, first_line, fit_weights, is_file, load_weights
-from gap.artefact import Artefact, is_artefact, open_artefact
+from gap.architectures import Facts, find_builder, first_line, fit_weights, is_code, is_file, load_weights
+from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
@@ -122,9 +122,11 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
     )
     wanted = {"channels": saved.channels, "size": saved.size, "classes": saved.classes}
     architecture = told["architecture"]
-    source, _, _ = architecture.rpartition(":")
-    if source.endswith(".py") and not Path(source).is_file():
-        raise GapError(f"{name} was made from {architecture}, which is not here; run from the folder that holds it")
+    if is_code(architecture):
+        raise GapError(
+            f"{name} was made from {architecture}, and code that only a card names is not run;"
+            f" write {architecture}@{artefact.folder / TENSORS}"
+        )
     weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
     network, _ = find_builder(architecture, weights)(wanted)
     fit_weights(network, artefact.tensors(), name)

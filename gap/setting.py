@@ -74,13 +74,15 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
         data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
         counted = data.classes if options.labels != "predicted" else None
-    classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
+    classifiers = [_with_classes(classifier, counted, options) for classifier in classifiers]
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name)
         classifier.to(device).to(memory_format=torch.channels_last)
     unlabelled = data.test.labels is None
     if unlabelled and options.labels == "data":
-        raise GapError(f"{data.name} has no labels; leave out --labels data, or add a labels.csv (file,label)")
+        raise GapError(
+            f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: --labels predicted"
+        )
     if unlabelled or options.labels == "predicted":
         data = with_predictions(data, classifiers[0], device)
     return Setting(classifiers, data)
@@ -98,13 +100,18 @@ def with_predictions(data: Dataset, classifier: Classifier, device: torch.device
     )
 
 
-def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
+def _with_classes(classifier: Classifier, classes: int | None, options: DataOptions) -> Classifier:
     """A fresh network of ours with as many classes as the data has; any other classifier as it is."""
     fresh = classifier.name in ZOO and not ZOO[classifier.name].pretrained
     if not fresh or classes in (None, classifier.facts.classes):
         return classifier
     return load_classifier(
-        classifier.name, channels=classifier.facts.channels, size=classifier.facts.size, classes=classes
+        classifier.name,
+        channels=classifier.facts.channels,
+        size=classifier.facts.size,
+        classes=classes,
+        mean=options.mean,
+        std=options.std,
     )
 
 

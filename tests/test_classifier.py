@@ -6,6 +6,7 @@ import pytest
 import safetensors.torch
 import torch
 import torchvision
+import yaml
 from torch import nn
 
 from gap.artefact import save_artefact
@@ -256,3 +257,15 @@ def test_labels_have_names_where_known() -> None:
 def test_data_that_does_not_fit(channels: int, classes: int, message: str) -> None:
     with pytest.raises(GapError, match=message):
         check_fits(load_classifier("mnist-cnn"), channels=channels, classes=classes, data="pictures")
+
+
+def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
+    trap = tmp_path / "trap.py"
+    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+    facts = {"channels": 1, "size": [8, 8], "classes": 2, "mean": None, "std": None, "class_names": None}
+    card = {"kind": "classifier", "classifier": {"architecture": f"{trap}:Net", **facts}}
+    (tmp_path / "made").mkdir()
+    (tmp_path / "made" / "card.yaml").write_text(yaml.safe_dump(card))
+    with pytest.raises(GapError, match=r"only a card names is not run; write .*trap\.py:Net@.*safetensors"):
+        load_classifier(tmp_path / "made")
+    assert not (tmp_path / "ran").exists()

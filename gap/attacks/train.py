@@ -10,7 +10,7 @@ from gap.models.generators import Discriminator, UniversalGenerator, make_genera
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from gap.artefact import Artefact, save_artefact
+from gap.artefact import PERTURBATION, Artefact, save_artefact
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
 from gap.attacks.losses import find_loss
@@ -18,6 +18,7 @@ from gap.budget import Budget
 from gap.config import Options
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.report.pictures import amplify, save_image, to_image
 from gap.setting import DataOptions, Setting, load_setting, warn_if_chance
 from gap.training.job import adam
 from gap.training.loop import Listener, Plan, train
@@ -154,6 +155,8 @@ def _save(
         network.eval()
         with torch.no_grad():
             tensors["perturbation"] = job.perturbation()
+        if accelerator.is_main_process:
+            save_image(to_image(amplify(tensors["perturbation"].cpu())[0][0]), folder / PERTURBATION)
     facts = setting.classifiers[0].facts
     card: dict[str, Any] = {
         "budget": options.budget,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gap.architectures import is_code
 from gap.artefact import Artefact
 from gap.attacks.trained import attack_from
 from gap.budget import Budget, measure
@@ -79,6 +80,14 @@ def _reader(artefact: Artefact, name: str | None) -> Classifier | None:
         if reader.facts.channels != told["channels"]:
             raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told['channels']}")
         return reader
+    if is_code(told["architecture"]) or is_code(told["name"].partition("@")[0]):
+        warnings.warn(
+            f"no labels: {artefact.folder} was trained against {told['name']}, code that only a card names;"
+            " name it with --classifier",
+            GapWarning,
+            stacklevel=3,
+        )
+        return None
     try:
         reader = load_classifier(told["name"], mean=told["mean"], std=told["std"], **facts)
     except GapError as error:

@@ -73,9 +73,10 @@ def pretrain(
     """
     folder = Path(folder)
     accelerator = make_accelerator(options)
-    setting = load_setting([options.classifier], options, accelerator.device)
     if options.labels == "predicted":
         raise GapError("gap pretrain learns the data's own labels; leave out --labels predicted")
+    labelled = options.model_copy(update={"labels": "data"})
+    setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
     augmentation = make_augmentation(options.shift, options.flip, classifier.facts.size)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
