@@ -14,7 +14,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from pathlib import Path
 
 import torch
@@ -49,7 +49,7 @@ class Pictures(Dataset[tuple[Tensor, int]]):
         return to_tensor(Image.fromarray(self.images[index, 0])), self.labels[index]
 
 
-def plain_steps(arguments: argparse.Namespace, freeze: bool) -> Iterator[int]:
+def plain_steps(arguments: argparse.Namespace, freeze: bool) -> Generator[int, None, None]:
     """The straightforward loop; yields the images of each step."""
     setting = load_setting([arguments.classifier], options(arguments))
     classifier: nn.Module = setting.classifiers[0].to(memory_format=torch.contiguous_format).eval()
@@ -66,7 +66,7 @@ def plain_steps(arguments: argparse.Namespace, freeze: bool) -> Iterator[int]:
             yield len(images)
 
 
-def gap_steps(arguments: argparse.Namespace) -> Iterator[int]:
+def gap_steps(arguments: argparse.Namespace) -> Generator[int, None, None]:
     """The product's own job, split and machine settings."""
     accelerator = make_accelerator(options(arguments))
     setting = load_setting([arguments.classifier], options(arguments), accelerator.device)
@@ -90,7 +90,7 @@ def options(arguments: argparse.Namespace) -> TrainOptions:
 def measure_one(arguments: argparse.Namespace) -> dict[str, float]:
     """Images a second after a warm-up, and the peak memory of this process and its workers in MiB."""
     set_seed(0)
-    contestants: dict[str, Callable[[], Iterator[int]]] = {
+    contestants: dict[str, Callable[[], Generator[int, None, None]]] = {
         "plain": lambda: plain_steps(arguments, freeze=False),
         "plain-frozen": lambda: plain_steps(arguments, freeze=True),
         "gap": lambda: gap_steps(arguments),
@@ -102,7 +102,7 @@ def measure_one(arguments: argparse.Namespace) -> dict[str, float]:
     while time.perf_counter() - started < arguments.seconds:
         images += next(steps)
     rate = images / (time.perf_counter() - started)
-    steps.close()  # type: ignore[attr-defined]  # these iterators are generators
+    steps.close()
     own, workers = resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)
     return {
         "images_per_second": rate,

@@ -53,7 +53,7 @@ class Budget:
         norm, threshold, divisor = match.groups()
         if divisor is not None and float(divisor) == 0:
             raise GapError(f"cannot read the budget {text!r}: it divides by zero")
-        return cls(norm.lower(), float(threshold) / float(divisor or 1))  # type: ignore[arg-type]  # checked above
+        return cls(norm.lower(), float(threshold) / float(divisor or 1))  # type: ignore[arg-type]  # __post_init__ refuses other norms
 
     def __str__(self) -> str:
         levels = self.epsilon * 255

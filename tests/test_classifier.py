@@ -1,5 +1,6 @@
 import pickle
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -200,9 +201,11 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
         (lambda state: state.update({"7.bias": torch.zeros(11)}), "another shape for 7.bias"),
     ],
 )
-def test_weights_of_another_architecture(tmp_path: Path, change: object, message: str) -> None:
+def test_weights_of_another_architecture(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
+) -> None:
     state = dict(load_classifier("mnist-cnn").network.state_dict())
-    change(state)  # type: ignore[operator]
+    change(state)
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(GapError, match=message):
         load_classifier(f"mnist-cnn@{tmp_path / 'weights.pt'}")
