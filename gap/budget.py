@@ -18,6 +18,9 @@ Norm = Literal["linf", "l2"]
 
 # A perturbation this near to the next 8-bit level, in levels, has reached it: floats do not hold k / 255 exactly.
 LEVEL_TOLERANCE = 1e-4
+# A raw output is brought down to this root mean square before the tanh of an Linf bound: further out most pixels would
+# stand where tanh is flat, and the network that made them would learn no more.
+SATURATION = 4.0
 # How often the length that clamping to [0, 1] cut off an L2 perturbation is given back to the pixels that have room.
 REGAINED = 2
 
@@ -73,14 +76,15 @@ class Budget:
     def bound(self, raw: Tensor) -> Tensor:
         """Map a network's free output to a perturbation that cannot exceed the budget and can use all of it.
 
-        Linf: `epsilon * tanh(raw)`, pixel by pixel. L2: the direction of `raw`, its length `epsilon * tanh(rms(raw))`.
-        Both are smooth, so there is a gradient everywhere. Computed in float32 or better.
+        Linf: `epsilon * tanh(raw)`, pixel by pixel, of a `raw` whose rms is brought down to 4 where it is larger. L2:
+        the direction of `raw`, its length `epsilon * tanh(rms(raw))`. There is a gradient everywhere. Computed in
+        float32 or better.
         """
         raw = raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw
-        if self.norm == "linf":
-            return self.epsilon * torch.tanh(raw)
         length = raw.square().sum(dim=(1, 2, 3), keepdim=True).add(1e-12).sqrt()
         rms = length / math.sqrt(raw[0].numel())
+        if self.norm == "linf":
+            return self.epsilon * torch.tanh(raw * (SATURATION / rms).clamp_max(1))
         return raw * (self.epsilon * torch.tanh(rms) / length)
 
     def perturb(self, images: Tensor, raw: Tensor) -> Tensor:

@@ -40,10 +40,10 @@ class Generator(nn.Module):
 
 
 class UniversalGenerator(nn.Module):
-    """One raw output for all images: a generator given the same uniform noise, 1 x C x H x W, at every call.
+    """One raw output for all images, 1 x C x H x W: a generator given the same uniform noise at every call.
 
-    The statistics of a single image are none, so the norms of the generator are calibrated once on other noise images
-    and then hold still: this network has no training mode, and what is trained is what is saved.
+    Its norms take their statistics from that noise at every call, and it has no training mode: what is trained is what
+    is saved. The noise is at least two positions wide at the generator's coarsest scale: one has no statistics.
     """
 
     noise: Tensor
@@ -51,26 +51,21 @@ class UniversalGenerator(nn.Module):
     def __init__(self, generator: Generator, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.generator = generator
-        self.register_buffer("noise", torch.rand(1, channels, *size))
-        self._calibrate(torch.rand(64, channels, *size))
+        self.size = size
+        height, width = (max(side, 2 * generator.multiple) for side in size)
+        self.register_buffer("noise", torch.rand(1, channels, height, width))
+        for norm in generator.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.track_running_stats = False
+                norm.running_mean = norm.running_var = norm.num_batches_tracked = None
+        self.eval()
 
     def forward(self) -> Tensor:
-        return self.generator(self.noise)
+        height, width = self.size
+        return self.generator(self.noise)[..., :height, :width]
 
     def train(self, mode: bool = True) -> "UniversalGenerator":
         return super().train(False)
-
-    @torch.no_grad()
-    def _calibrate(self, images: Tensor) -> None:
-        norms = [module for module in self.generator.modules() if isinstance(module, nn.BatchNorm2d)]
-        momenta = [norm.momentum for norm in norms]
-        for norm in norms:
-            norm.momentum = 1.0
-        self.generator.train()
-        self.generator(images)
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
-        self.eval()
 
 
 class Discriminator(nn.Module):

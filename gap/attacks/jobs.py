@@ -1,7 +1,7 @@
 """Training a generator: the forms an attack can take, and the job that the training loop runs for each."""
 
 from abc import abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -27,17 +27,29 @@ class AttackJob(Job):
     What becomes of the generator's output, and what else its loss holds, is for the forms below.
     """
 
-    def __init__(self, player: Player, classifiers: Sequence[nn.Module], goal: GoalMaker, loss: Loss) -> None:
+    def __init__(
+        self,
+        player: Player,
+        classifiers: Sequence[nn.Module],
+        goal: GoalMaker,
+        loss: Loss,
+        augmentation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008  # holds no state
+    ) -> None:
         self.players = {"generator": player}
         self.classifiers = list(classifiers)
         self.goal = goal
         self.loss = loss
+        self.augmentation = augmentation
 
     @abstractmethod
     def adversarial(self, images: Tensor) -> Tensor:
         """The generator's adversarial images, with gradients."""
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        return self.learn(self.augmentation(images), labels, backward)
+
+    def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        """Learn from one batch of augmented images; return scalar figures."""
         loss, figures = self.attack_loss(images, labels, self.adversarial(images))
         self.players["generator"].learn(loss, backward)
         return {"loss": loss, **figures}
@@ -123,7 +135,7 @@ class DirectJob(AttackJob):
     def adversarial(self, images: Tensor) -> Tensor:
         return make_image(images, self.players["generator"].network(images))
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         adversarial = self.adversarial(images)
         attack, figures = self.attack_loss(images, labels, adversarial)
         share = measure(adversarial - images, self.norm).mean() / self.magnitude
@@ -159,7 +171,7 @@ class DiscriminatorJob(AttackJob):
     def adversarial(self, images: Tensor) -> Tensor:
         return make_image(images, self.players["generator"].network(images))
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         generator, discriminator = self.players["generator"], self.players["discriminator"]
         adversarial = self.adversarial(images)
         seen = discriminator.network(torch.cat([images, adversarial.detach()])).float()

@@ -11,6 +11,7 @@ same number, but it keeps its gradient where the usual form rounds to zero at a 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,7 +20,10 @@ from torch.nn import functional as F
 from gap.errors import unknown
 
 # Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
-MARGIN_FLOOR = 2.0
+CONFIDENCE = 2.0
+# One perturbation for all that fools the training images by a little does not fool others, so there each is pushed
+# further: in a trial on 700 photos it made the difference between 52% and 74% of others fooled.
+UNIVERSAL_CONFIDENCE = 10.0
 # Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
 CROSS_ENTROPY_CAP = 10.0
 # The logarithm of a cross-entropy is taken no lower than at this cross-entropy.
@@ -42,11 +46,12 @@ class Goal:
 Loss = Callable[[Tensor, Tensor | None, Goal], Tensor]
 
 
-def margin(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
-    """The logit the attacker wants low minus the best of those it wants high, floored (Carlini and Wagner, 2017)."""
+def margin(logits: Tensor, clean_logits: Tensor | None, goal: Goal, confidence: float = CONFIDENCE) -> Tensor:
+    """The logit the attacker wants low minus the best of those it wants high (Carlini and Wagner, 2017), no lower than
+    `-confidence`."""
     own, others = _split(logits, goal)
     gap = others.amax(dim=1) - own if goal.targeted else own - others.amax(dim=1)
-    return gap.clamp_min(-MARGIN_FLOOR)
+    return gap.clamp_min(-confidence)
 
 
 def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
@@ -81,11 +86,11 @@ LOSSES: dict[str, Loss] = {
 NEED_CLEAN = (relativistic,)
 
 
-def find_loss(name: str) -> Loss:
-    """The loss of that name; raises GapError naming the nearest when there is none."""
+def find_loss(name: str, confidence: float = CONFIDENCE) -> Loss:
+    """The loss of that name, `margin` with that confidence; raises GapError naming the nearest when there is none."""
     if name not in LOSSES:
         raise unknown("loss", name, LOSSES)
-    return LOSSES[name]
+    return partial(margin, confidence=confidence) if name == "margin" else LOSSES[name]
 
 
 def _split(logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:

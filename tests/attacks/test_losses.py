@@ -9,10 +9,10 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gap.attacks.losses import (
+    CONFIDENCE,
     CROSS_ENTROPY_CAP,
     LOG_FLOOR,
     LOSSES,
-    MARGIN_FLOOR,
     Goal,
     capped_cross_entropy,
     find_loss,
@@ -95,7 +95,7 @@ def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
 def test_floor_and_cap_hold_and_what_is_past_them_is_left_alone():
     logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
     goal = Goal(torch.tensor([0]))
-    assert margin(logits, logits, goal).item() == -MARGIN_FLOOR
+    assert margin(logits, logits, goal).item() == -CONFIDENCE
     assert capped_cross_entropy(logits, logits, goal).item() == -CROSS_ENTROPY_CAP
     assert relativistic(logits, torch.zeros(1, 2), goal).item() == -CROSS_ENTROPY_CAP
     for loss in (margin, capped_cross_entropy):
@@ -126,7 +126,14 @@ def test_goal_is_met_by_the_predicted_class(targeted):
     assert Goal(torch.tensor([0, 0]), targeted).met(logits).tolist() == ([True, False] if targeted else [False, True])
 
 
+@pytest.mark.parametrize("confidence", [0.0, 2.0, 7.5])
+def test_the_margin_loss_pushes_as_far_as_it_is_told(confidence):
+    logits = torch.tensor([[-20.0, 0.0, 0.0], [0.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
+    found = find_loss("margin", confidence)(logits, None, Goal(torch.zeros(3, dtype=torch.int64)))
+    assert found.tolist() == [-confidence, max(-1.0, -confidence), 2.0]
+
+
 def test_losses_are_found_by_name():
-    assert find_loss("margin") is margin
+    assert find_loss("relativistic") is relativistic
     with pytest.raises(GapError, match="did you mean margin"):
         find_loss("margins")

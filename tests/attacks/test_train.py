@@ -1,0 +1,57 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gap.attacks.goals import find_goal
+from gap.attacks.jobs import DirectJob, DiscriminatorJob, ThresholdedJob
+from gap.attacks.losses import Goal, find_loss
+from gap.attacks.train import TrainOptions, make_loss
+from gap.budget import Budget
+from gap.training.job import adam
+
+ALIKE = torch.tensor([[-100.0, 0.0]])
+LABEL = torch.tensor([0])
+
+
+@pytest.mark.parametrize(
+    ("form", "confidence"),
+    [
+        ({"budget": "l2:1"}, 2.0),
+        ({"budget": "l2:1", "confidence": 5}, 5.0),
+        ({"budget": "l2:1", "universal": True}, 10.0),
+        ({"budget": "l2:1", "universal": True, "confidence": 0}, 0.0),
+        ({"direct": True, "magnitude": "l2:1"}, 10.0),
+    ],
+)
+def test_how_far_an_image_is_pushed(form: dict, confidence: float) -> None:
+    loss = make_loss(TrainOptions(classifier=["mnist-cnn"], **form))
+    assert loss(ALIKE, None, Goal(LABEL)).tolist() == [-confidence]
+
+
+@pytest.mark.parametrize("kind", ["thresholded", "direct", "discriminator"])
+def test_pictures_are_augmented_for_learning_and_not_for_judging(kind: str) -> None:
+    torch.manual_seed(0)
+    seen: list[Tensor] = []
+    classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
+    classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
+    rest = (
+        adam(nn.Conv2d(1, 1, 1), 0.0),
+        [classifier],
+        find_goal("untargeted", 2),
+        find_loss("margin"),
+        lambda images: torch.zeros_like(images),
+    )
+    discriminator = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
+    job = {
+        "thresholded": lambda: ThresholdedJob(Budget("linf", 0.01), *rest),
+        "direct": lambda: DirectJob("l2", 1.0, *rest),
+        "discriminator": lambda: DiscriminatorJob(adam(discriminator, 0.0), *rest),
+    }[kind]()
+    job.players["generator"].network.weight.data.zero_()
+    job.players["generator"].network.bias.data.zero_()
+    images = torch.full((3, 1, 4, 4), 0.5)
+    job.step(images, torch.zeros(3, dtype=torch.int64), torch.Tensor.backward)
+    assert seen and all(not picture.any() for picture in seen)
+    seen.clear()
+    job.judge(images, torch.zeros(3, dtype=torch.int64))
+    assert seen and all(torch.equal(picture, images) for picture in seen)

@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from gap.training.augmentation import make_augmentation
+
+
+@pytest.mark.parametrize("size", [(28, 28), (5, 9), (1, 1)])
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    ("shift", "flip", "crop"), [(0, False, 1.0), (2, False, 1.0), (2, True, 0.5), (0, True, 1.0), (0, False, 0.3)]
+)
+def test_augmentation_keeps_shape_and_range(
+    size: tuple[int, int], channels: int, shift: int, flip: bool, crop: float
+) -> None:
+    torch.manual_seed(0)
+    images = torch.rand(6, channels, *size)
+    augmented = make_augmentation(size, shift=shift, flip=flip, crop=crop)(images)
+    assert augmented.shape == images.shape
+    assert augmented.min() >= 0
+    assert augmented.max() <= 1
+
+
+def test_no_augmentation_changes_nothing() -> None:
+    images = torch.rand(6, 1, 8, 8)
+    assert torch.equal(make_augmentation((8, 8))(images), images)
+
+
+def test_shift_moves_no_further_than_asked() -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(1, 1, 21, 31)
+    image[..., 10, 15] = 1
+    moved = make_augmentation((21, 31), shift=3)(image.expand(200, -1, -1, -1))
+    assert moved.sum(dim=(1, 2, 3)).sub(1).abs().max() < 1e-3
+    rows = (moved.sum(dim=(1, 3)) @ torch.arange(21.0)) - 10
+    columns = (moved.sum(dim=(1, 2)) @ torch.arange(31.0)) - 15
+    for offsets in (rows, columns):
+        assert 2.5 < offsets.abs().max() <= 3 + 1e-3
+        assert offsets.min() < 0 < offsets.max()
+
+
+def test_flip_mirrors_about_half() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(1, 1, 4, 6).expand(200, -1, -1, -1)
+    flipped = make_augmentation((4, 6), flip=True)(images)
+    mirrored = (flipped == images.flip(3)).flatten(1).all(dim=1)
+    kept = (flipped == images).flatten(1).all(dim=1)
+    assert torch.equal(mirrored, ~kept)
+    assert 60 < mirrored.sum() < 140
+
+
+def test_crop_enlarges_by_no_more_than_asked() -> None:
+    torch.manual_seed(0)
+    # A ramp from left to right: what a crop keeps of it is the range of its values.
+    ramp = torch.linspace(0, 1, 64).expand(300, 1, 64, 64)
+    cut = make_augmentation((64, 64), crop=0.5)(ramp)
+    kept = cut.amax(dim=(1, 2, 3)) - cut.amin(dim=(1, 2, 3))
+    assert 0.45 < kept.min() < 0.6
+    assert kept.max() > 0.9
+    starts = cut.amin(dim=(1, 2, 3))
+    assert starts.min() < 0.1 and starts.max() > 0.35
