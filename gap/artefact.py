@@ -5,22 +5,25 @@ model.safetensors   its tensors
 config.yaml         the options it was made with
 metrics.jsonl       figures along the way
 checkpoint.pt       only while the work is unfinished: where to resume
+
+A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
 """
 
-import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import yaml
+from pydantic import BaseModel, ValidationError
 from torch import Tensor
 
 from gap.errors import GapError
-from gap.files import whole, write_text
+from gap.files import leftovers, whole, write_text
 
 CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "card.yaml",
@@ -30,7 +33,15 @@ CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "metrics.jsonl",
 )
 PERTURBATION = "perturbation.png"
-OURS = (CARD, TENSORS, CONFIG, CHECKPOINT, METRICS, PERTURBATION)
+MARK = ".gap-toolkit"
+# What a training run leaves. The config goes last: until then it says whose the rest is.
+OURS = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
+EVENTS = "tensorboard/events.out.tfevents.*"
+# Keys that only a card, and only a config, of gap's has together.
+IN_CARD = {"kind", "versions"}
+IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
+
+T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -43,6 +54,15 @@ class Artefact:
     @property
     def kind(self) -> str:
         return self.card["kind"]
+
+    def read(self, model: type[T]) -> T:
+        """What the card says, checked; raises GapError naming the first key that is missing or garbled."""
+        try:
+            return model.model_validate(self.card)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, reason = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+            raise GapError(f"{self.folder / CARD} is damaged at {key}: {reason}; make {self.folder} again") from error
 
     def tensors(self) -> dict[str, Tensor]:
         """The saved tensors by name; raises GapError when the file is missing or cut short."""
@@ -61,14 +81,14 @@ def is_artefact(folder: Path) -> bool:
 def open_artefact(folder: Path, *kinds: str) -> Artefact:
     """The artefact of one of these kinds in a folder; raises GapError saying what is there instead."""
     if not is_artefact(folder):
-        if (folder / CONFIG).is_file():
+        if _holds(folder / CONFIG, IN_CONFIG):
             raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
         raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
     try:
         card = yaml.safe_load((folder / CARD).read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise GapError(f"{folder / CARD} is not readable YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(card, dict) or "kind" not in card:
+    if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
         raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artefact this is")
     if kinds and card["kind"] not in kinds:
         raise GapError(f"{folder} holds a {card['kind']}, where a {' or '.join(kinds)} was expected")
@@ -88,21 +108,40 @@ def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts:
 
 def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
-    claim_folder(folder)
-    there = {path.name for path in folder.iterdir()}
-    ours = there & set(OURS)
-    if there and not ours:
-        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
-    if ours and not (resume or overwrite):
-        state = "a finished" if CARD in there else "an unfinished"
+    claim_output(folder)
+    if _held(folder) and not (resume or overwrite):
+        state = "a finished" if is_artefact(folder) else "an unfinished"
         raise GapError(f"{folder} holds {state} piece of work; use --resume to go on, --overwrite, or another folder")
 
 
+def claim_output(folder: Path) -> None:
+    """Make a folder that may be written to; raises GapError when it holds anything and gap did not leave it."""
+    claim_folder(folder)
+    if _held(folder) and not is_ours(folder):
+        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
+
+
+def _held(folder: Path) -> set[Path]:
+    """What a folder holds besides the half-written files of a killed run."""
+    return set(folder.iterdir()) - set(leftovers(folder, (MARK, *OURS)))
+
+
+def mark(folder: Path) -> None:
+    """Say in a folder without a card that gap left it, before anything else is written there."""
+    write_text(folder / MARK, "")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
+    return (folder / MARK).is_file() or _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG)
+
+
 def clear(folder: Path) -> None:
-    """Take out of a folder what a run leaves in it."""
-    for name in OURS:
-        (folder / name).unlink(missing_ok=True)
-    shutil.rmtree(folder / "tensorboard", ignore_errors=True)
+    """Take out of a folder what a run leaves in it, and nothing else."""
+    for path in [*folder.glob(EVENTS), *(folder / name for name in OURS)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / "tensorboard").rmdir()  # only where it is empty
 
 
 def claim_folder(folder: Path) -> None:
@@ -113,6 +152,15 @@ def claim_folder(folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise GapError(f"cannot write to {folder}: {error.strerror}") from error
+
+
+def _holds(path: Path, keys: set[str]) -> bool:
+    """Whether a file is a YAML mapping with all of these keys."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(content, dict) and keys <= content.keys()
 
 
 def versions() -> dict[str, str]:

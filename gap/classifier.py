@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
+from torch.nn import functional
 
 from gap.architectures import Facts, find_builder, first_line, fit_weights, is_code, is_file, load_weights
 from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
@@ -22,8 +24,9 @@ from gap.models.classifiers import ZOO
 class Classifier(nn.Module):
     """A network with its normaliser inside, and the facts about it.
 
-    Takes images N x C x H x W in [0, 1]; gives logits N x classes. `architecture` is the string that builds the
-    network, `name` the one the user wrote.
+    Takes images N x C x H x W in [0, 1]; gives logits N x classes. Images of another size than its own are resized to
+    it, so that one attack can meet several classifiers. `architecture` is the string that builds the network, `name`
+    the one the user wrote.
     """
 
     facts: Facts
@@ -40,6 +43,8 @@ class Classifier(nn.Module):
         self.register_buffer("std", _per_channel(facts.std, facts.channels, "std"), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != self.facts.size:
+            images = functional.interpolate(images, self.facts.size, mode="bilinear", antialias=True)
         if self.mean is not None:
             images = images - self.mean
         if self.std is not None:
@@ -100,28 +105,54 @@ def load_classifier(
     return _tried(classifier.eval())
 
 
-def check_fits(classifier: Classifier, *, channels: int, classes: int | None, data: str) -> None:
-    """Raise GapError when data of that many channels and classes cannot be given to this classifier."""
+def check_fits(classifier: Classifier, *, channels: int, classes: int | None, data: str, indexed: bool = False) -> None:
+    """Raise GapError when data of that many channels and classes cannot be given to this classifier.
+
+    `indexed` data has the classifier's own class indices for labels: it may have fewer classes, not more.
+    """
     facts = classifier.facts
     if channels != facts.channels:
         raise GapError(f"{classifier.name} takes {facts.channels}-channel images, but {data} has {channels}")
-    if classes is not None and classes != facts.classes:
+    if classes is None:
+        return
+    if indexed and classes > facts.classes:
+        raise GapError(
+            f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {facts.classes - 1};"
+            " mend labels.csv, or use --labels predicted"
+        )
+    if not indexed and classes != facts.classes:
         raise GapError(
             f"{classifier.name} knows {facts.classes} classes, but {data} has {classes};"
             " use data with its classes, or --labels predicted"
         )
 
 
+class Told(BaseModel):
+    """What a card tells of a classifier, as `Classifier.describe` gave it."""
+
+    name: str
+    architecture: str
+    fingerprint: str
+    channels: PositiveInt
+    size: tuple[PositiveInt, PositiveInt]
+    classes: PositiveInt
+    mean: tuple[float, ...] | None
+    std: tuple[float, ...] | None
+    class_names: tuple[str, ...] | None
+
+    @property
+    def facts(self) -> Facts:
+        return Facts(self.channels, self.size, self.classes, self.mean, self.std, self.class_names)
+
+
+class _Card(BaseModel):
+    classifier: Told
+
+
 def _from_artefact(artefact: Artefact, name: str) -> Classifier:
-    told = artefact.card["classifier"]
-    saved = Facts(
-        told["channels"],
-        tuple(told["size"]),
-        told["classes"],
-        *(tuple(told[key]) if told[key] is not None else None for key in ("mean", "std", "class_names")),
-    )
+    told = artefact.read(_Card).classifier
+    saved, architecture = told.facts, told.architecture
     wanted = {"channels": saved.channels, "size": saved.size, "classes": saved.classes}
-    architecture = told["architecture"]
     if is_code(architecture):
         raise GapError(
             f"{name} was made from {architecture}, and code that only a card names is not run;"

@@ -2,7 +2,8 @@
 
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,16 +20,30 @@ def whole(path: str | Path) -> Iterator[Path]:
     """
     path = Path(path)
     part = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
+    with writing(path, SafetensorError, RuntimeError):  # torch.save reports a full disk as RuntimeError
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
-    except (OSError, SafetensorError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+
+
+@contextmanager
+def writing(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
+    """Turn an OSError, or an error of these kinds, into a GapError that says that `path` cannot be written."""
+    caught: tuple[type[Exception], ...] = (OSError, *kinds)
+    try:
+        yield
+    except caught as error:
         reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0]
         raise GapError(f"{path} cannot be written: {reason}; is there space, and may you write there?") from error
+
+
+def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
+    """What a killed process left in a folder of files of these names that were not whole yet."""
+    patterns = [re.compile(rf"\.{re.escape(name)}\.\d+\.part") for name in names]
+    return [path for path in folder.iterdir() if any(pattern.fullmatch(path.name) for pattern in patterns)]
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:

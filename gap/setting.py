@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -52,7 +53,8 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
     """Load classifiers and data by name, so that they fit.
 
     The data's size decides for networks that take any; a classifier's own size decides for data that has none.
-    Pictures without labels take the first classifier's predictions. Raises GapError when they cannot be made to fit.
+    The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
+    take the first classifier's predictions. Raises GapError when they cannot be made to fit.
     """
     asked = parse_input(options.input)
     channels, size = asked or (None, None)
@@ -61,13 +63,17 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
         data = load_data(options.data, options.data_root)
         channels, size = data.channels, data.size
     counted = data.classes if data and options.labels != "predicted" else None
-    classifiers = [
-        load_classifier(name, channels=channels, size=size, mean=options.mean, std=options.std) for name in names
-    ]
+    load = partial(load_classifier, mean=options.mean, std=options.std)
+    classifiers = [load(names[0], channels=channels, size=size)]
     first = classifiers[0].facts
+    channels, size = asked or (first.channels, first.size)
+    classifiers += [load(name, channels=channels, size=size) for name in names[1:]]
     for other in classifiers[1:]:
         if (other.facts.channels, other.facts.classes) != (first.channels, first.classes):
             raise GapError(f"{other.name} and {classifiers[0].name} differ in channels or classes; attack them apart")
+        if other.facts.size != first.size:
+            sizes = ["x".join(map(str, facts.size)) for facts in (first, other.facts)]
+            warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
     if data is None or (first.channels, first.size) != (data.channels, data.size):
         if data is not None:
             shape = "x".join(map(str, (first.channels, *first.size)))
@@ -76,8 +82,10 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
         counted = data.classes if options.labels != "predicted" else None
     classifiers = [_with_classes(classifier, counted, options) for classifier in classifiers]
     for classifier in classifiers:
-        check_fits(classifier, channels=data.channels, classes=counted, data=data.name)
+        check_fits(classifier, channels=data.channels, classes=counted, data=data.name, indexed=data.indexed)
         classifier.to(device).to(memory_format=torch.channels_last)
+    if data.indexed:
+        data = replace(data, classes=classifiers[0].facts.classes, class_names=classifiers[0].facts.class_names)
     unlabelled = data.test.labels is None
     if unlabelled and options.labels == "data":
         raise GapError(

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from pydantic import BaseModel
 
 from gap.artefact import (
     CARD,
@@ -10,14 +11,23 @@ from gap.artefact import (
     CONFIG,
     METRICS,
     TENSORS,
+    Artefact,
     claim,
+    claim_output,
     clear,
     is_artefact,
+    is_ours,
+    mark,
     open_artefact,
     save_artefact,
 )
+from gap.attacks.train import TrainOptions
+from gap.config import Options
 from gap.errors import GapError
+from gap.training.standard import PretrainOptions
 
+OUR_CARD = yaml.safe_dump({"kind": "classifier", "versions": {"gap-toolkit": "source"}})
+OUR_CONFIG = yaml.safe_dump(PretrainOptions().dump())
 WEIGHTS = {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7)}
 
 
@@ -54,11 +64,13 @@ def test_the_card_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("files", "message"),
     [
         ({}, "is not a folder that gap left"),
-        ({CONFIG: "lr: 1"}, "is unfinished; go on with --resume --out"),
+        ({CONFIG: OUR_CONFIG}, "is unfinished; go on with --resume --out"),
+        ({CONFIG: "lr: 1"}, "is not a folder that gap left"),
         ({CARD: "a: [1"}, "not readable YAML"),
         ({CARD: "kind: !!python/object/apply:os.getcwd []"}, "not readable YAML"),
         ({CARD: "- kind"}, "is not a card"),
         ({CARD: "name: x"}, "is not a card"),
+        ({CARD: "kind: [classifier]"}, "is not a card"),
         ({CARD: "kind: direct generator"}, "holds a direct generator, where a classifier was expected"),
     ],
 )
@@ -96,10 +108,13 @@ def test_claim_makes_a_folder_and_leaves_what_is_not_ours(tmp_path: Path) -> Non
         claim(tmp_path / "thesis.txt" / "run")
 
 
-@pytest.mark.parametrize(("name", "state"), [(CARD, "a finished"), (CONFIG, "an unfinished")])
-def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, state: str) -> None:
-    for file in (name, METRICS, "notes.txt"):
-        (tmp_path / file).write_text(yaml.safe_dump({"kind": "classifier"}))
+@pytest.mark.parametrize(
+    ("name", "text", "state"), [(CARD, OUR_CARD, "a finished"), (CONFIG, OUR_CONFIG, "an unfinished")]
+)
+def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, text: str, state: str) -> None:
+    (tmp_path / name).write_text(text)
+    for file in (METRICS, "notes.txt"):
+        (tmp_path / file).touch()
     with pytest.raises(GapError, match=f"holds {state} piece of work; use --resume"):
         claim(tmp_path)
     claim(tmp_path, resume=True)
@@ -107,3 +122,53 @@ def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, stat
     assert len(list(tmp_path.iterdir())) == 3
     clear(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
+
+
+def test_clear_leaves_what_gap_did_not_write(tmp_path: Path) -> None:
+    events = tmp_path / "tensorboard"
+    events.mkdir()
+    for path in (tmp_path / CHECKPOINT, events / "events.out.tfevents.1.host", events / "notes.txt"):
+        path.touch()
+    clear(tmp_path)
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [events / "notes.txt"]
+    (events / "notes.txt").unlink()
+    clear(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", [CARD, CONFIG, METRICS, TENSORS, CHECKPOINT, "index.html", "table.json"])
+@pytest.mark.parametrize("text", ["", "kind: [", "- kind", "kind: classifier", "lr: 1\ndata: mnist"])
+def test_a_name_alone_makes_no_folder_ours(tmp_path: Path, name: str, text: str) -> None:
+    (tmp_path / name).write_text(text)
+    for take in (claim_output, lambda folder: claim(folder, resume=True), lambda folder: claim(folder, overwrite=True)):
+        with pytest.raises(GapError, match="exists and is not a folder that gap left"):
+            take(tmp_path)
+
+
+def test_a_marked_folder_is_ours(tmp_path: Path) -> None:
+    claim_output(tmp_path)
+    mark(tmp_path)
+    (tmp_path / "table.json").touch()
+    claim_output(tmp_path)
+
+
+@pytest.mark.parametrize("options", [PretrainOptions(), TrainOptions(classifier=["mnist-cnn"], budget="linf:0.1")])
+def test_the_config_of_a_run_makes_a_folder_ours(tmp_path: Path, options: Options) -> None:
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(options.dump()))
+    assert is_ours(tmp_path)
+
+
+class Wanted(BaseModel):
+    budget: str
+    size: tuple[int, int]
+
+
+@pytest.mark.parametrize(
+    ("card", "key"),
+    [({"size": [1, 2]}, "budget"), ({"budget": 3, "size": [1, 2]}, "budget"), ({"budget": "", "size": [1]}, "size.1")],
+)
+def test_a_card_is_read_checked(tmp_path: Path, card: dict[str, object], key: str) -> None:
+    with pytest.raises(GapError, match=f"^{tmp_path / CARD} is damaged at {key}: .*") as refused:
+        Artefact(tmp_path, card).read(Wanted)
+    assert "\n" not in str(refused.value)
+    assert Artefact(tmp_path, {"budget": "b", "size": [1, 2], "more": 0}).read(Wanted).size == (1, 2)

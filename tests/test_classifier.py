@@ -262,11 +262,60 @@ def test_data_that_does_not_fit(channels: int, classes: int, message: str) -> No
         check_fits(load_classifier("mnist-cnn"), channels=channels, classes=classes, data="pictures")
 
 
+def test_indices_of_fewer_classes_fit_and_of_more_do_not() -> None:
+    classifier = load_classifier("mnist-cnn")
+    for classes in (1, 7, 10):
+        check_fits(classifier, channels=1, classes=classes, data="pictures", indexed=True)
+    with pytest.raises(GapError, match="pictures has the label 10, but mnist-cnn knows the classes 0 to 9"):
+        check_fits(classifier, channels=1, classes=11, data="pictures", indexed=True)
+
+
+def test_images_of_another_size_are_resized_with_gradients() -> None:
+    facts = Facts(1, (2, 2), 4)
+    classifier = Classifier(nn.Flatten(), facts, name="flat", architecture="flat")
+    images = torch.rand(3, 1, 4, 4, requires_grad=True)
+    flat = torch.full((1, 1, 8, 6), 0.25)
+    assert torch.allclose(classifier(flat), torch.full((1, 4), 0.25))
+    classifier(images).sum().backward()
+    assert images.grad is not None and (images.grad > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        ({"classifier": None}, "classifier"),
+        ({"classifier": ["mnist-cnn"]}, "classifier"),
+        ({"architecture": 3}, "classifier.architecture"),
+        ({"size": 28}, "classifier.size"),
+        ({"size": [28, 0]}, "classifier.size.1"),
+        ({"classes": "ten"}, "classifier.classes"),
+        ({"mean": "none"}, "classifier.mean"),
+        ({"class_names": [["zero"]]}, "classifier.class_names.0"),
+    ],
+)
+def test_a_card_that_is_garbled(tmp_path: Path, change: dict[str, object], key: str) -> None:
+    made = load_classifier("mnist-cnn")
+    told = change if "classifier" in change else {"classifier": made.describe() | change}
+    save_artefact(tmp_path, "classifier", {}, told)
+    with pytest.raises(GapError, match=f"^{tmp_path / 'card.yaml'} is damaged at {key}: .*") as refused:
+        load_classifier(tmp_path)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_card_that_says_nothing_of_its_classifier(tmp_path: Path) -> None:
+    save_artefact(tmp_path, "classifier", {}, {})
+    with pytest.raises(GapError, match="is damaged at classifier: field required"):
+        load_classifier(tmp_path)
+
+
 def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     facts = {"channels": 1, "size": [8, 8], "classes": 2, "mean": None, "std": None, "class_names": None}
-    card = {"kind": "classifier", "classifier": {"architecture": f"{trap}:Net", **facts}}
+    card = {
+        "kind": "classifier",
+        "classifier": {"name": "mine", "fingerprint": "0", "architecture": f"{trap}:Net", **facts},
+    }
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "card.yaml").write_text(yaml.safe_dump(card))
     with pytest.raises(GapError, match=r"only a card names is not run; write .*trap\.py:Net@.*safetensors"):

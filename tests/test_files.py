@@ -3,7 +3,7 @@ import os
 import pytest
 
 from gap.errors import GapError
-from gap.files import write_bytes
+from gap.files import leftovers, write_bytes
 
 
 def test_makes_the_folder_and_replaces_the_file(tmp_path):
@@ -36,3 +36,10 @@ def test_a_folder_in_the_way_is_one_clear_line(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(GapError, match="cannot be written"):
         write_bytes(tmp_path / "file" / "under", b"x")
+
+
+def test_leftovers_are_those_of_the_names_asked_for(tmp_path):
+    ours = [".card.yaml.1.part", ".card.yaml.23456.part"]
+    for name in [*ours, "card.yaml", ".card.yaml.x.part", ".card_yaml.1.part", ".other.1.part", "card.yaml.1.part"]:
+        (tmp_path / name).write_bytes(b"")
+    assert sorted(path.name for path in leftovers(tmp_path, ["card.yaml", "model.safetensors"])) == ours

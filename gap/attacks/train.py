@@ -13,16 +13,19 @@ from torch import Tensor, nn
 from gap.artefact import PERTURBATION, Artefact, save_artefact
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
-from gap.attacks.losses import find_loss
+from gap.attacks.losses import CONFIDENCE, UNIVERSAL_CONFIDENCE, Loss, find_loss
 from gap.budget import Budget
 from gap.config import Options
 from gap.errors import GapError
+from gap.folding import folded
 from gap.frozen import frozen
 from gap.report.pictures import amplify, save_image, to_image
 from gap.setting import DataOptions, Setting, load_setting, warn_if_chance
+from gap.training.augmentation import make_augmentation
+from gap.training.identity import identify
 from gap.training.job import adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import MachineOptions, main_first, make_accelerator
 
 # How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
 IMAGES = 128_000
@@ -67,7 +70,19 @@ class TrainOptions(DataOptions, MachineOptions):
     loss: Annotated[str, Field(description="margin, capped-cross-entropy, log-cross-entropy or relativistic")] = (
         "margin"
     )
+    confidence: Annotated[
+        float | None,
+        Field(
+            ge=0,
+            description="logits by which the margin loss wants each image misread;"
+            f" by default {CONFIDENCE:g}, with --universal or --direct {UNIVERSAL_CONFIDENCE:g}",
+        ),
+    ] = None
     generator: GeneratorOptions = GeneratorOptions()
+    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
+    crop: Annotated[
+        float, Field(gt=0, le=1, description="augmentation: cut pictures to at least this share of each side")
+    ] = 1.0
     epochs: Annotated[
         float | None, Field(gt=0, description=f"passes over the training images; by default {IMAGES:,} images' worth")
     ] = None
@@ -105,7 +120,8 @@ def train_generator(
     folder = Path(folder)
     accelerator = make_accelerator(options)
     device = accelerator.device
-    setting = load_setting(options.classifier, options, device)
+    with main_first(accelerator):
+        setting = load_setting(options.classifier, options, device)
     facts = setting.classifiers[0].facts
     for text in filter(None, (options.budget, options.magnitude)):
         Budget.parse(text).check(facts.channels, *facts.size)
@@ -115,7 +131,15 @@ def train_generator(
         epochs = options.epochs or IMAGES / max(1, len(setting.data.train))
         plan = Plan(epochs, options.batch_size, options.seed)
         figures = train(
-            job, setting.data.train, setting.data.validation, plan, folder, accelerator, listeners, resume=resume
+            job,
+            setting.data.train,
+            setting.data.validation,
+            plan,
+            folder,
+            accelerator,
+            listeners,
+            resume=resume,
+            identity=identify(setting.data, setting.classifiers),
         )
         accelerator.wait_for_everyone()
         return _save(options, setting, job, figures, folder, accelerator)
@@ -130,7 +154,13 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
     if options.universal:
         network = UniversalGenerator(generator, facts.channels, facts.size)
     player = adam(network.to(device).to(memory_format=torch.channels_last), options.lr)
-    rest = (player, setting.classifiers, find_goal(options.goal, setting.classes), find_loss(options.loss))
+    rest = (
+        player,
+        [folded(classifier) for classifier in setting.classifiers],
+        find_goal(options.goal, setting.classes),
+        make_loss(options),
+        make_augmentation(facts.size, flip=options.flip, crop=options.crop),
+    )
     if options.discriminator:
         judge = Discriminator(facts.channels).to(device).to(memory_format=torch.channels_last)
         return DiscriminatorJob(adam(judge, options.lr / 4), *rest)
@@ -139,6 +169,13 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
         return DirectJob(asked.norm, asked.epsilon, *rest)
     budget = Budget.parse(str(options.budget))
     return UniversalJob(budget, *rest) if options.universal else ThresholdedJob(budget, *rest)
+
+
+def make_loss(options: TrainOptions) -> Loss:
+    """The loss that these options name. Who does not ask how far gets a little past the boundary for images that are
+    perturbed one by one under a bound, and further where a perturbation must hold on unseen images or spend a mean."""
+    usual = UNIVERSAL_CONFIDENCE if options.universal or options.direct else CONFIDENCE
+    return find_loss(options.loss, usual if options.confidence is None else options.confidence)
 
 
 def _save(

@@ -2,19 +2,34 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from gap.models.generators import make_generator
+from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
-from gap.artefact import Artefact, open_artefact
+from gap.architectures import first_line
+from gap.artefact import CARD, Artefact, open_artefact
 from gap.attacks.protocol import Attack
 from gap.attacks.universal import Universal
 from gap.budget import Budget
+from gap.classifier import Told
 from gap.errors import GapError
 from gap.frozen import frozen
 
 KINDS = ("thresholded generator", "direct generator", "universal perturbation")
+
+
+class AttackCard(BaseModel):
+    """What the card of a trained attack tells."""
+
+    budget: str | None
+    goal: str
+    channels: PositiveInt
+    size: tuple[PositiveInt, PositiveInt]
+    generator: dict[str, Any]
+    classifiers: list[Told] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
@@ -64,21 +79,43 @@ def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:
 
 def attack_from(artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
     """The attack that an artefact holds, on a device; named after its folder."""
-    card, tensors, name = artefact.card, artefact.tensors(), artefact.folder.name
-    own = Budget.parse(card["budget"]) if card.get("budget") else None
+    name, own = artefact.folder.name, own_budget(artefact)
+    if artefact.kind == "direct generator":
+        return Direct(_network(artefact, device), budget, name)
+    if own is None:
+        raise GapError(f"{artefact.folder} does not say its budget")
     if artefact.kind == "universal perturbation":
-        if own is None:
-            raise GapError(f"{artefact.folder} does not say its budget")
-        universal = Universal(tensors["perturbation"], own, name)
+        universal = Universal(_perturbation(artefact), own, name)
         return universal if budget in (None, own) else universal.at(budget)
-    network = make_generator(card["channels"], **card["generator"] | {"weights": None})
+    return Thresholded(_network(artefact, device), budget or own, name)
+
+
+def own_budget(artefact: Artefact) -> Budget | None:
+    """The budget an attack was trained at, where it was."""
+    told = artefact.read(AttackCard).budget
+    try:
+        return None if told is None else Budget.parse(told)
+    except GapError as error:
+        raise GapError(f"{artefact.folder / CARD} is damaged at budget: {error}") from error
+
+
+def _perturbation(artefact: Artefact) -> Tensor:
+    tensors = artefact.tensors()
+    if "perturbation" not in tensors:
+        raise GapError(f"the tensors in {artefact.folder} hold no perturbation; make it again")
+    return tensors["perturbation"]
+
+
+def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:
+    card, tensors = artefact.read(AttackCard), artefact.tensors()
+    try:
+        network = make_generator(card.channels, **card.generator | {"weights": None})
+    except (GapError, TypeError, ValueError, RuntimeError) as error:
+        raise GapError(
+            f"{artefact.folder / CARD} is damaged at generator: {first_line(error)}; make it again"
+        ) from error
     try:
         network.load_state_dict(tensors)
     except RuntimeError as error:
-        raise GapError(f"the tensors in {artefact.folder} do not fit its card: {str(error).splitlines()[0]}") from error
-    network.eval().to(device).to(memory_format=torch.channels_last)
-    if artefact.kind == "direct generator":
-        return Direct(network, budget, name)
-    if own is None:
-        raise GapError(f"{artefact.folder} does not say its budget")
-    return Thresholded(network, budget or own, name)
+        raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
+    return network.eval().to(device).to(memory_format=torch.channels_last)

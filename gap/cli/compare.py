@@ -7,11 +7,11 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
+from gap.artefact import claim_output, mark
 from gap.budget import Budget
 from gap.cli.evaluate import Attacks, EvaluateOptions
 from gap.cli.options import with_options
 from gap.cli.tables import columns_for, for_display
-from gap.cli.work import claim_output
 from gap.errors import GapError
 from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
 from gap.files import write_bytes, write_json
@@ -52,7 +52,7 @@ def compare(
         raise GapError("there is no budget to compare at; give --budget, for example l2:2.4")
     epsilons = options.epsilons or [widest.epsilon * share for share in (0.25, 0.5, 0.75, 1.0)]
     budgets = [Budget(widest.norm, epsilon) for epsilon in sorted(epsilons)]
-    claim_output(out, "table.json")
+    claim_output(out)
     accelerator = make_accelerator(options)
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
@@ -75,6 +75,7 @@ def compare(
     title = f"{setting.data.name}, {rows[0]['images']} test images"
     print_table(for_display(rows), columns_for(rows), title)
     plot = accuracy_against_epsilon(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
+    mark(out)
     write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
     write_bytes(out / "accuracy-against-epsilon.png", plot)
     act = Act(

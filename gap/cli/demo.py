@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from gap.artefact import Artefact, claim
+from gap.artefact import Artefact, claim, claim_output, mark
 from gap.attacks.train import TrainOptions, train_generator
 from gap.budget import Budget
 from gap.cli.tables import columns_for, for_display
-from gap.cli.work import claim_output, run_work
+from gap.cli.work import run_work
 from gap.config import Options
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.lineup import find_entrants, run_lineup
@@ -59,7 +59,8 @@ def demo(
     5,000 real digits; a classifier; a generator and a universal perturbation against it; PGD and the controls that
     learn nothing beside them. The last line printed is the path of the page.
     """
-    claim_output(out, "index.html", "classifier")
+    claim_output(out)
+    mark(out)
     stage = Stage(out)
     started = time.monotonic()
     for act in ACTS:

@@ -7,9 +7,9 @@ from typing import Annotated
 import typer
 from pydantic import Field
 
+from gap.artefact import claim_output, mark
 from gap.cli.options import with_options
 from gap.cli.tables import columns_for, for_display
-from gap.cli.work import claim_output
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
 from gap.files import write_json
@@ -59,7 +59,7 @@ def evaluate(
     entrants = find_entrants(attacks)
     budget = common_budget(entrants, options.budget)
     if out:
-        claim_output(out, "table.json")
+        claim_output(out)
     accelerator = make_accelerator(options)
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
@@ -85,6 +85,7 @@ def evaluate(
     if json:
         write_json(json, table)
     if out:
+        mark(out)
         write_json(out / "table.json", table)
         sheet = [SheetRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in found]
         save_image(contact_sheet(sheet), out / "pictures.png")

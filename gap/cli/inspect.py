@@ -7,6 +7,7 @@ import torch
 import typer
 
 from gap.classifier import Classifier, load_classifier
+from gap.cli.options import Mean, Std, parse_numbers
 from gap.data.pictures import open_picture
 from gap.frozen import frozen
 from gap.setting import parse_input
@@ -20,11 +21,19 @@ def inspect(
     input: Annotated[
         str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
     channels, size = parse_input(input) or (None, None)
-    loaded = load_classifier(classifier, channels=channels, size=size)
+    loaded = load_classifier(
+        classifier,
+        channels=channels,
+        size=size,
+        mean=parse_numbers("--mean", mean),
+        std=parse_numbers("--std", std),
+    )
     facts = loaded.facts
     parameters = sum(weight.numel() for weight in loaded.parameters())
     typer.echo(

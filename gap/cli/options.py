@@ -11,11 +11,25 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gap.config import Options, merge, parse_assignments, read_config
+from gap.errors import GapError
 
 Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
 Assign = Annotated[
     list[str] | None, typer.Option("--set", help="one option by its path, such as generator.fold=2; repeatable")
 ]
+
+Mean = Annotated[list[str] | None, typer.Option("--mean", help="normaliser of a classifier that has none: mean")]
+Std = Annotated[list[str] | None, typer.Option("--std", help="and standard deviation, of pixels in [0, 1]")]
+
+
+def parse_numbers(flag: str, given: list[str] | None) -> list[float] | None:
+    """The numbers of a flag, given as a,b,c or by repeating it; None where it was not given."""
+    try:
+        return [float(part) for part in _parts(given)] if given else None
+    except ValueError as error:
+        raise GapError(
+            f"cannot read {flag} {','.join(given or [])!r}; write numbers, as {flag} 0.49,0.48,0.45"
+        ) from error
 
 
 def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -34,7 +48,9 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
             flags: dict[str, Any] = {}
             for name, value in given.items():
                 if value is not None and value != []:
-                    flags = merge(flags, _nested(fields[name][0], value))
+                    path, field = fields[name]
+                    numbers = isinstance(value, list) and _item(field.annotation) in (int, float)
+                    flags = merge(flags, _nested(path, _parts(value) if numbers else value))
             layers = [read_config(config)] if config else []
             command(lambda *base: options.read(*base, *layers, assigned, flags), **own)
 
@@ -71,9 +87,8 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
 
 
 def _typed(annotation: Any) -> Any:
-    """The type that typer parses a flag as; lists are given as a,b,c or by repeating the flag."""
-    if get_origin(annotation) in (Union, UnionType):
-        annotation = next(part for part in get_args(annotation) if part is not type(None))
+    """The type that typer parses a flag as; lists are given by repeating the flag, those of numbers also as a,b,c."""
+    annotation = _given(annotation)
     if get_origin(annotation) in (list, tuple):
         return list[str] | None
     if get_origin(annotation) is Literal:
@@ -83,16 +98,28 @@ def _typed(annotation: Any) -> Any:
     return str | None
 
 
+def _given(annotation: Any) -> Any:
+    """What a type is besides None."""
+    if get_origin(annotation) in (Union, UnionType):
+        return next(part for part in get_args(annotation) if part is not type(None))
+    return annotation
+
+
+def _item(annotation: Any) -> Any:
+    """What a list or a tuple is of."""
+    return get_args(_given(annotation))[0]
+
+
+def _parts(texts: list[str]) -> list[str]:
+    return [part for text in texts for part in text.split(",")]
+
+
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
 def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
-    if isinstance(value, list):
-        value = [part for text in value for part in text.split(",")]
-    elif isinstance(value, Path):
-        value = str(value)
-    nested: Any = value
+    nested: Any = str(value) if isinstance(value, Path) else value
     for part in reversed(path):
         nested = {part: nested}
     return nested

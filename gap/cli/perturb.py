@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from gap.artefact import open_artefact
+from gap.artefact import claim_output, open_artefact
 from gap.attacks.trained import KINDS
-from gap.cli.work import claim_output
+from gap.cli.options import Mean, Std, parse_numbers
 from gap.evaluation.files import perturb_files
 from gap.files import write_json
 from gap.report.tables import Column, print_table
@@ -33,6 +33,8 @@ def perturb(
         str | None,
         typer.Option("--classifier", help="who reads the pictures; by default the one it was trained against"),
     ] = None,
+    mean: Mean = None,
+    std: Std = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="another budget than the one it was trained at")
     ] = None,
@@ -47,8 +49,17 @@ def perturb(
     attack was trained at, unless --keep-size.
     """
     opened = open_artefact(artefact, *KINDS)
-    claim_output(out, "table.json")
-    rows = perturb_files(opened, paths, out, classifier=classifier, budget=budget, keep_size=keep_size)
+    claim_output(out)
+    rows = perturb_files(
+        opened,
+        paths,
+        out,
+        classifier=classifier,
+        mean=parse_numbers("--mean", mean),
+        std=parse_numbers("--std", std),
+        budget=budget,
+        keep_size=keep_size,
+    )
     write_json(out / "table.json", {"rows": rows})
     print_table(rows, COLUMNS, f"{artefact} on {len(rows)} pictures")
     typer.echo(out)

@@ -1,21 +1,22 @@
 """What every training verb does around its work: the output folder, resume, listeners, leaving cleanly."""
 
-import os
 import sys
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, TextIO, TypeVar
 
 import typer
 import yaml
 
-from gap.artefact import CARD, CHECKPOINT, CONFIG, Artefact, claim, claim_folder, clear
+from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark
 from gap.config import Options, read_yaml
-from gap.errors import GapError
-from gap.files import write_text
+from gap.errors import GapError, GapWarning
+from gap.files import leftovers, write_text
 from gap.training.listeners import MetricsLog, TensorBoard, Terminal
 from gap.training.loop import Progress, Stopped
+from gap.training.machine import speaks
 
 T = TypeVar("T", bound=Options)
 
@@ -34,22 +35,21 @@ def run_training(
 ) -> None:
     """A training verb from its options to its last line."""
     if resume and (out / CARD).is_file():
-        sys.stdout.write(f"{out} is finished; there is nothing to resume\n")
+        _say(f"{out} is finished; there is nothing to resume", sys.stdout)
         return
     options = _options(read, out, resume)
     claim(out, resume=resume, overwrite=overwrite)
     try:
         artefact = run_work(verb, work, options, out, resume=resume)
     except Stopped as stopped:
-        sys.stderr.write(f"gap: {stopped}\n")
+        _say(f"gap: {stopped}", sys.stderr)
         raise typer.Exit(stopped.code) from None
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artefact.card["figures"].items()
         for name, value in values.items()
     )
-    if os.environ.get("RANK", "0") == "0":
-        sys.stdout.write(f"{artefact.kind}: {figures}\n{out}\n")
+    _say(f"{artefact.kind}: {figures}\n{out}", sys.stdout)
 
 
 def run_work(
@@ -58,10 +58,14 @@ def run_work(
     """Run `work(options, folder, listeners, resume=...)` with a progress bar and logs.
 
     What an earlier run left in the folder goes when the first step is about to be made, not before: options that turn
-    out not to fit lose nothing.
+    out not to fit lose nothing. Of several processes, one shows the progress and the warnings.
     """
+    for part in leftovers(out, (MARK, *OURS)):
+        part.unlink(missing_ok=True)
     opening = _Opening(out, options, resume)
-    with Terminal(name) as terminal:
+    with warnings.catch_warnings(), Terminal(name) as terminal:
+        if not speaks():
+            warnings.simplefilter("ignore", GapWarning)
         try:
             return work(options, out, (opening, terminal, MetricsLog(out), TensorBoard(out)), resume=resume)
         except GapError:
@@ -70,7 +74,7 @@ def run_work(
 
 
 class _Opening:
-    """Hears the beginning of a run, and makes the folder its own."""
+    """Hears the beginning of a run, and makes the folder its own; killed in the middle, it is still one of gap's."""
 
     def __init__(self, out: Path, options: Options, resume: bool) -> None:
         self.out, self.options, self.resume = out, options, resume
@@ -79,24 +83,24 @@ class _Opening:
     def __call__(self, progress: Progress) -> None:
         if self.opened or self.resume:
             return
+        mark(self.out)
+        self.opened = True
         clear(self.out)
         write_text(self.out / CONFIG, yaml.safe_dump(self.options.dump(), sort_keys=False))
-        self.opened = True
+        (self.out / MARK).unlink()
 
     def undo(self) -> None:
         """After a failure that left no checkpoint: the folder is as it was before, and can be given again."""
         if self.opened and not (self.out / CHECKPOINT).is_file():
             clear(self.out)
+            (self.out / MARK).unlink(missing_ok=True)
         with suppress(OSError):
             self.out.rmdir()  # only where it is empty
 
 
-def claim_output(folder: Path, *ours: str) -> None:
-    """Make a folder for a verb's files; raises GapError when it holds others, and none of the verb's own names."""
-    claim_folder(folder)
-    there = {path.name for path in folder.iterdir()}
-    if there and not there & {CARD, *ours}:
-        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
+def _say(text: str, stream: TextIO) -> None:
+    if speaks():
+        stream.write(f"{text}\n")
 
 
 def _options(read: Callable[..., T], out: Path, resume: bool) -> T:

@@ -14,6 +14,7 @@ from gap.errors import GapError
 
 TEST_SHARE = 0.2
 FEWEST_TO_DIVIDE = 5
+LARGEST_INDEX = 10**6
 
 
 @dataclass(frozen=True)
@@ -22,16 +23,16 @@ class _Pictures:
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
+    indexed: bool = False
 
 
 def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Dataset:
     """The pictures of a folder, streamed at the channels and size (H, W) asked for.
 
     Three layouts: `train/` and `test/` or `val/`, each with a folder for each class; a folder for each class; pictures,
-    with a `labels.csv` of `file,label` rows (a label is an integer from 0 or a class name) or unlabelled. Class
-    names are numbered in sorted order. Where the folder names no test pictures 20% are held out for testing, all where
-    there are fewer than five; where it names no validation pictures, 5% of the training ones. Integer labels only
-    say how many classes there are at least.
+    with a `labels.csv` of `file,label` rows (a label is a class name, or the index of a class of the classifier) or
+    unlabelled. Class names are numbered in sorted order. Where the folder names no test pictures 20% are held out for
+    testing, all where there are fewer than five; where it names no validation pictures, 5% of the training ones.
 
     Raises GapError for a folder that is missing, holds no pictures, or whose classes or labels do not fit them.
     """
@@ -60,6 +61,7 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
         classes=pictures.classes,
         source=f"picture files of {root}; their owner's terms",
         division=division,
+        indexed=pictures.indexed,
     )
 
 
@@ -116,8 +118,12 @@ def _read_flat(root: Path) -> _Pictures:
         raise GapError(f"{root / 'labels.csv'} labels {absent.relative_to(root)}, which is not among the pictures")
     labels = [by_path[path] for path in paths]
     if all(label.isdecimal() for label in labels):
-        numbers = torch.tensor([int(label) for label in labels])
-        return _Pictures(paths, numbers, None, int(numbers.max()) + 1)
+        numbers = [int(label) for label in labels]
+        if max(numbers) > LARGEST_INDEX:
+            raise GapError(
+                f"{root / 'labels.csv'} has the label {max(numbers)}; a number there is the index of a class"
+            )
+        return _Pictures(paths, torch.tensor(numbers), None, max(numbers) + 1, indexed=True)
     class_names = tuple(sorted(set(labels)))
     return _Pictures(paths, torch.tensor([class_names.index(name) for name in labels]), class_names, len(class_names))
 

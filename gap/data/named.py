@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -15,7 +16,6 @@ from gap.errors import GapError, unknown
 
 FOLDER = "folder:"
 LUMA = (0.299, 0.587, 0.114)
-CHUNK = 1_000
 
 
 def data_names() -> dict[str, str]:
@@ -47,7 +47,7 @@ def load_data(
     """A dataset by its name, one of `data_names()`, at its own channels and size (H, W) or at those given.
 
     Other sizes are reached by an antialiased resize that covers them and a centre crop; grey and RGB are turned into
-    each other; pixels stay uint8. A folder has no size of its own: there both must be given.
+    each other, batch by batch; pixels stay uint8. A folder has no size of its own: there both must be given.
 
     Raises GapError for an unknown name and for data that is absent, damaged, or laid out in no known way.
     """
@@ -72,10 +72,7 @@ def _converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
 
     def convert(split: Split) -> MemorySplit:
         assert isinstance(split, MemorySplit)
-        images = torch.empty(len(split), channels, *size, dtype=torch.uint8)
-        for into, chunk in zip(torch.split(images, CHUNK), torch.split(split.images, CHUNK), strict=True):
-            into.copy_(_recoloured(_fitted(chunk.float(), size), channels).round().clamp(0, 255))
-        return MemorySplit(images, split.labels)
+        return replace(split, convert=partial(_refitted, channels=channels, size=size))
 
     return replace(
         data,
@@ -85,6 +82,11 @@ def _converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
         channels=channels,
         size=size,
     )
+
+
+def _refitted(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+    """uint8 pictures at other channels and another size."""
+    return _recoloured(_fitted(images.float(), size), channels).round().clamp(0, 255).to(torch.uint8)
 
 
 def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:

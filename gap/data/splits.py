@@ -3,7 +3,7 @@
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -42,11 +42,15 @@ class Split(Protocol):
 
 @dataclass
 class MemorySplit:
-    """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once."""
+    """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once.
+
+    `convert` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
+    """
 
     images: Tensor
     labels: Tensor | None = None
     resident: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    convert: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,6 +60,8 @@ class MemorySplit:
         images = self._images_near(device)
         for indices in order:
             pictures = images[indices.to(images.device)]
+            if self.convert is not None:
+                pictures = self.convert(pictures.to(device))
             yield as_floats(pictures, device), labels_of(self.labels, indices).to(device)
 
     def with_labels(self, labels: Tensor) -> "MemorySplit":
@@ -126,8 +132,9 @@ class FolderSplit:
 class Dataset:
     """Three disjoint splits of pictures, and what is known about them.
 
-    `size` is (H, W). `class_names` and `classes` are None where unknown. `division` says how the splits were made;
-    `source` says where the pictures are from and their terms.
+    `size` is (H, W). `class_names` and `classes` are None where unknown. With `indexed` the labels are class indices
+    of a classifier, and `classes` only says how many classes that has at least. `division` says how the splits were
+    made; `source` says where the pictures are from and their terms.
     """
 
     name: str
@@ -140,6 +147,7 @@ class Dataset:
     classes: int | None
     source: str
     division: str = ""
+    indexed: bool = False
 
     def describe(self) -> dict[str, object]:
         """What a card says about the data: plain values, with a sha256 for each split (of file names or of images)."""

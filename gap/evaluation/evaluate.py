@@ -75,8 +75,8 @@ def evaluate(
     `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
     looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
     images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in
-    pixels of [0, 1]. `seconds_per_image` is the attack alone. Raises GapError when there is no image, or an attack
-    leaves its budget.
+    pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
+    when there is no image, or an attack leaves its budget.
     """
     if len(split) == 0:
         raise GapError(f"there are no images to evaluate on in {data or 'this split'}")
@@ -85,15 +85,14 @@ def evaluate(
     chosen = drawn[:count].sort().values
     device = next(classifier.parameters()).device
     tally, example = _Tally(), None
-    torch.manual_seed(seed)
     with frozen(classifier, *([source] if source else [])):
         for batch, labels in split.batches(chosen.split(batch_size), device):
             clean = to_8bit(batch)
-            started = time.perf_counter()
-            adversarial = attack(source or classifier, clean, labels)
-            if device.type == "cuda":
-                torch.cuda.synchronize(device)
-            tally.seconds += time.perf_counter() - started
+            if example is None:
+                _timed(attack, source or classifier, clean, labels)
+                torch.manual_seed(seed)
+            adversarial, seconds = _timed(attack, source or classifier, clean, labels)
+            tally.seconds += seconds
             adversarial = quantised(attack, clean, adversarial)
             with torch.no_grad():
                 before, after = classifier(clean), classifier(adversarial)
@@ -101,6 +100,20 @@ def evaluate(
             example = example or _example(classifier, clean, adversarial, before, after)
     assert example is not None
     return Evaluation(_row(tally, attack, classifier, source, data, goal), example)
+
+
+def _timed(attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """An attack's images, and the seconds it took."""
+    _wait(images.device)
+    started = time.perf_counter()
+    adversarial = attack(classifier, images, labels)
+    _wait(images.device)
+    return adversarial, time.perf_counter() - started
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def quantised(attack: Attack, clean: Tensor, adversarial: Tensor) -> Tensor:

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from gap.architectures import is_code
-from gap.artefact import Artefact
-from gap.attacks.trained import attack_from
+from gap.artefact import Artefact, mark
+from gap.attacks.trained import AttackCard, attack_from
 from gap.budget import Budget, measure
 from gap.classifier import Classifier, load_classifier
 from gap.data.pictures import find_pictures, open_picture, save_picture
@@ -27,19 +26,25 @@ def perturb_files(
     out: Path,
     *,
     classifier: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
     budget: str | None = None,
     keep_size: bool = False,
 ) -> list[dict[str, Any]]:
     """Perturb pictures into `out` and return a row for each: names, predictions, norms in pixels of [0, 1].
 
-    A file that cannot be read is warned about and left out. Raises GapError when no picture could be read.
+    `mean` and `std` are for a `classifier` without a normaliser. A file that cannot be read is warned about and left
+    out. Raises GapError when no picture could be read.
     """
-    channels, size = artefact.card["channels"], tuple(artefact.card["size"])
+    card = artefact.read(AttackCard)
+    channels, size = card.channels, card.size
     asked = Budget.parse(budget) if budget else None
     if asked:
         asked.check(channels, *size)
     attack = attack_from(artefact, asked)
-    reader = _reader(artefact, classifier)
+    if classifier is None and (mean is not None or std is not None):
+        raise GapError("--mean and --std go with --classifier")
+    reader = _trained_against(artefact) if classifier is None else _named(artefact, classifier, mean, std)
     rows: list[dict[str, Any]] = []
     taken: set[str] = set()
     for path in [picture for given in paths for picture in find_pictures(given)]:
@@ -51,6 +56,7 @@ def perturb_files(
         labels = torch.zeros(1, dtype=torch.int64)
         adversarial = quantised(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
         name = _free_name(path.stem, taken)
+        mark(out)
         save_picture(adversarial[0], out / f"{name}.png")
         before, after = _read(reader, clean), _read(reader, adversarial)
         save_image(
@@ -71,31 +77,36 @@ def perturb_files(
     return rows
 
 
-def _reader(artefact: Artefact, name: str | None) -> Classifier | None:
-    """The classifier that reads the pictures: the one named, else the one trained against, where it is still there."""
-    told = artefact.card["classifiers"][0]
-    facts = {"channels": told["channels"], "size": tuple(told["size"]), "classes": told["classes"]}
-    if name is not None:
-        reader = load_classifier(name, **facts)
-        if reader.facts.channels != told["channels"]:
-            raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told['channels']}")
-        return reader
-    if is_code(told["architecture"]) or is_code(told["name"].partition("@")[0]):
+def _named(artefact: Artefact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
+    """The classifier that the user named to read the pictures."""
+    told = artefact.read(AttackCard).classifiers[0]
+    reader = load_classifier(name, channels=told.channels, size=told.size, classes=told.classes, mean=mean, std=std)
+    if reader.facts.channels != told.channels:
+        raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told.channels}")
+    return reader
+
+
+def _trained_against(artefact: Artefact) -> Classifier | None:
+    """The classifier that the attack was trained against, where it is still there."""
+    told = artefact.read(AttackCard).classifiers[0]
+    if is_code(told.architecture) or is_code(told.name.partition("@")[0]):
         warnings.warn(
-            f"no labels: {artefact.folder} was trained against {told['name']}, code that only a card names;"
+            f"no labels: {artefact.folder} was trained against {told.name}, code that only a card names;"
             " name it with --classifier",
             GapWarning,
             stacklevel=3,
         )
         return None
     try:
-        reader = load_classifier(told["name"], mean=told["mean"], std=told["std"], **facts)
+        reader = load_classifier(
+            told.name, channels=told.channels, size=told.size, classes=told.classes, mean=told.mean, std=told.std
+        )
     except GapError as error:
         warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
         return None
-    if reader.fingerprint() != told["fingerprint"]:
+    if reader.fingerprint() != told.fingerprint:
         warnings.warn(
-            f"{told['name']} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
+            f"{told.name} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
         )
     return reader
 
@@ -104,8 +115,6 @@ def _reader(artefact: Artefact, name: str | None) -> Classifier | None:
 def _read(reader: Classifier | None, image: Tensor) -> dict[str, Any]:
     if reader is None:
         return {"": None, "_confidence": None}
-    if tuple(image.shape[-2:]) != reader.facts.size:
-        image = F.interpolate(image, reader.facts.size, mode="bilinear", antialias=True)
     with frozen(reader):
         confidence, label = reader(image).softmax(dim=1).max(dim=1)
     return {"": reader.label(int(label)), "_confidence": confidence.item()}

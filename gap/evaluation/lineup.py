@@ -12,7 +12,7 @@ from gap.artefact import Artefact, is_artefact, open_artefact
 from gap.attacks.goals import GoalMaker, find_goal
 from gap.attacks.named import attack_names, named_attack
 from gap.attacks.protocol import Attack
-from gap.attacks.trained import KINDS, attack_from
+from gap.attacks.trained import KINDS, AttackCard, attack_from, own_budget
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning, unknown
@@ -30,8 +30,7 @@ class Entrant:
     @property
     def budget(self) -> Budget | None:
         """The budget it was trained at, where it was."""
-        told = self.artefact.card.get("budget") if self.artefact else None
-        return Budget.parse(told) if told else None
+        return own_budget(self.artefact) if self.artefact else None
 
     @property
     def unbounded(self) -> bool:
@@ -73,8 +72,7 @@ def run_lineup(
     artefact cannot take these images.
     """
     if budget:
-        facts = setting.classifiers[0].facts
-        budget.check(facts.channels, *facts.size)
+        budget.check(setting.data.channels, *setting.data.size)
     for entrant in entrants:
         sources: list[Classifier | None] = [None]
         if transfer and entrant.artefact is None:
@@ -96,19 +94,18 @@ def run_lineup(
                 )
 
 
-def check_artefact(artefact: Artefact, classifier: Classifier) -> None:
-    """Warn where a trained attack meets another size or classifier; raise GapError where it cannot be applied."""
-    card, facts = artefact.card, classifier.facts
-    if card["channels"] != facts.channels:
-        raise GapError(
-            f"{artefact.folder} takes {card['channels']}-channel images, {classifier.name} takes {facts.channels}"
-        )
-    if tuple(card["size"]) != facts.size:
-        sizes = ["x".join(map(str, size)) for size in (card["size"], facts.size)]
+def check_artefact(artefact: Artefact, classifier: Classifier, size: tuple[int, int]) -> None:
+    """Warn where a trained attack meets images of another size, or another classifier; raise GapError where it cannot
+    be applied."""
+    card, channels = artefact.read(AttackCard), classifier.facts.channels
+    if card.channels != channels:
+        raise GapError(f"{artefact.folder} takes {card.channels}-channel images, {classifier.name} takes {channels}")
+    if card.size != size:
+        sizes = ["x".join(map(str, each)) for each in (card.size, size)]
         warnings.warn(
             f"{artefact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
         )
-    known = {told["fingerprint"]: told["name"] for told in card["classifiers"]}
+    known = {told.fingerprint: told.name for told in card.classifiers}
     if classifier.fingerprint() not in known:
         trained = " and ".join(known.values())
         warnings.warn(
@@ -131,7 +128,7 @@ def _find_entrant(text: str) -> Entrant:
 
 def _make(entrant: Entrant, budget: Budget | None, source: Classifier, setting: Setting, seed: int) -> Attack:
     if entrant.artefact:
-        check_artefact(entrant.artefact, source)
+        check_artefact(entrant.artefact, source, setting.data.size)
         return attack_from(entrant.artefact, budget, next(source.parameters()).device)
     if budget is None:
         raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
@@ -148,4 +145,4 @@ def _make(entrant: Entrant, budget: Budget | None, source: Classifier, setting: 
 def _goal(entrant: Entrant, setting: Setting) -> GoalMaker | None:
     if entrant.artefact is None:
         return None
-    return find_goal(entrant.artefact.card["goal"], setting.classes)
+    return find_goal(entrant.artefact.read(AttackCard).goal, setting.classes)

@@ -13,24 +13,30 @@ from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
 from gap.artefact import METRICS
+from gap.files import write_text, writing
 from gap.training.loop import Progress
+from gap.training.machine import speaks
 
 
 class Terminal:
-    """A progress bar with the figures that matter; plain lines, now and then, where there is no terminal."""
+    """A progress bar with the figures that matter; plain lines, now and then, where there is no terminal.
+
+    Of several processes, only one shows anything.
+    """
 
     def __init__(self, what: str, every: float = 10.0) -> None:
         self.what = what
         self.every = every
         self.told = time.monotonic()
-        self.console = Console(stderr=True)
+        self.quiet = not speaks()
+        self.console = Console(stderr=True, quiet=self.quiet)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
             TextColumn("{task.fields[figures]}"),
             TimeRemainingColumn(),
             console=self.console,
-            disable=not self.console.is_terminal,
+            disable=self.quiet or not self.console.is_terminal,
         )
         self.task = self.bar.add_task(what, total=None, figures="")
 
@@ -44,6 +50,8 @@ class Terminal:
         self.bar.stop()
 
     def __call__(self, progress: Progress) -> None:
+        if self.quiet:
+            return
         if not progress.figures:
             self.bar.update(self.task, completed=progress.step, total=progress.steps)
             return
@@ -77,14 +85,13 @@ class MetricsLog:
             **progress.figures,
             **{f"validation_{name}": value for name, value in progress.judged.items()},
         }
-        with self.path.open("a", encoding="utf-8") as log:
+        with writing(self.path), self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
     def _drop_after(self, step: int) -> None:
         if self.path.is_file():
-            lines = self.path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if line.endswith("}") and json.loads(line)["step"] <= step]
-            self.path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
+            write_text(self.path, "".join(line + "\n" for line in lines if _is_line_up_to(step, line)))
 
 
 class TensorBoard:
@@ -95,6 +102,10 @@ class TensorBoard:
         self.writer: SummaryWriter | None = None
 
     def __call__(self, progress: Progress) -> None:
+        with writing(self.folder):
+            self._write(progress)
+
+    def _write(self, progress: Progress) -> None:
         if self.writer is None:
             self.writer = SummaryWriter(self.folder, purge_step=progress.step + 1)
             return
@@ -108,6 +119,13 @@ class TensorBoard:
                 name, pictures[:, :3] if pictures.shape[1] > 3 else _drawable(pictures), progress.step
             )
         self.writer.flush()
+
+
+def _is_line_up_to(step: int, line: str) -> bool:
+    try:
+        return json.loads(line)["step"] <= step
+    except (ValueError, KeyError, TypeError):  # cut short by the end of the process
+        return False
 
 
 def _drawable(pictures: torch.Tensor) -> torch.Tensor:

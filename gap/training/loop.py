@@ -5,7 +5,7 @@ import os
 import pickle
 import signal
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +21,7 @@ from gap.artefact import CHECKPOINT
 from gap.data.splits import Split, in_order
 from gap.errors import GapError
 from gap.files import whole
+from gap.training.identity import check_same
 from gap.training.job import Job
 
 
@@ -73,13 +74,16 @@ def train(
     listeners: Sequence[Listener] = (),
     *,
     resume: bool = False,
+    identity: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Run a job to its end and return its last figures on `held_out`.
 
+    `identity` says what the work is made of, as hashes by name: it is kept with the checkpoint, and resuming on
+    something else is refused.
     Every step is a function of (seed, step, process): an interrupted run, resumed, ends where an unbroken one ends.
     Raises Stopped after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer finite.
     """
-    return _Run(job, split, held_out, plan, folder, accelerator, listeners).go(resume)
+    return _Run(job, split, held_out, plan, folder, accelerator, listeners, identity or {}).go(resume)
 
 
 class _Run:
@@ -92,9 +96,10 @@ class _Run:
         folder: Path,
         accelerator: Accelerator,
         listeners: Sequence[Listener],
+        identity: Mapping[str, str],
     ) -> None:
         self.job, self.split, self.held_out, self.plan = job, split, held_out, plan
-        self.folder, self.accelerator = folder, accelerator
+        self.folder, self.accelerator, self.identity = folder, accelerator, dict(identity)
         self.listeners = listeners if accelerator.is_main_process else ()
         world = accelerator.num_processes
         if plan.batch_size % world:
@@ -225,15 +230,18 @@ class _Run:
         return dict(zip(names, values, strict=True))
 
     def _tell(self, figures: dict[str, float], rate: float, judged: dict[str, float] | None = None) -> None:
-        if not self.listeners:
-            return
+        with self._main_only() as here:
+            if here:
+                self._tell_listeners(figures, rate, judged or {})
+
+    def _tell_listeners(self, figures: dict[str, float], rate: float, judged: dict[str, float]) -> None:
         pictures: dict[str, Tensor] = {}
-        if judged and len(self.held_out):
+        if self.listeners and judged and len(self.held_out):
             few = torch.arange(min(8, len(self.held_out)))
             images, _ = next(iter(self.held_out.batches([few], self.accelerator.device)))
             with self._bare_players():
                 pictures = dict(self.job.pictures(images))
-        progress = Progress(self.step, self.steps, self.step / self.per_epoch, figures, rate, judged or {}, pictures)
+        progress = Progress(self.step, self.steps, self.step / self.per_epoch, figures, rate, judged, pictures)
         for listener in self.listeners:
             listener(progress)
 
@@ -243,10 +251,23 @@ class _Run:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
 
+    @contextmanager
+    def _main_only(self) -> Iterator[bool]:
+        """Gives True on the main process alone. All leave together, and with an error where it failed there."""
+        failure: GapError | None = None
+        try:
+            yield self.accelerator.is_main_process
+        except GapError as error:
+            failure = error
+        if self._anyone(failure is not None):
+            raise failure or GapError("the main process could not go on; its own message says why")
+
     def _save(self, path: Path) -> None:
-        self.accelerator.wait_for_everyone()
-        if not self.accelerator.is_main_process:
-            return
+        with self._main_only() as here:
+            if here:
+                self._write(path)
+
+    def _write(self, path: Path) -> None:
         state = {
             "step": self.step,
             "steps": self.steps,
@@ -258,6 +279,7 @@ class _Run:
                 for name, player in self.job.players.items()
             },
             "job": self.job.state(),
+            "identity": self.identity,
         }
         if all(_finite_state(player["network"]) for player in state["players"].values()):
             with whole(path) as part:
@@ -266,12 +288,13 @@ class _Run:
     def _load(self, path: Path) -> None:
         state = read_checkpoint(path)
         try:
+            check_same(self.identity, state["identity"], path)
             for name, player in self.job.players.items():
                 player.bare.load_state_dict(state["players"][name]["network"])
                 player.optimizer.load_state_dict(state["players"][name]["optimizer"])
             self.job.load_state(state["job"])
             self.step, steps = state["step"], state["steps"]
-        except (KeyError, RuntimeError, ValueError) as error:
+        except (KeyError, TypeError, RuntimeError, ValueError) as error:
             raise GapError(f"{path} is not a checkpoint of this work: {str(error).splitlines()[0]}") from error
         if steps != self.steps:
             raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
@@ -311,11 +334,14 @@ def _finite_state(state: dict[str, Tensor]) -> bool:
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to instead of ending the process; a second one ends it at once."""
+    """A list that SIGINT and SIGTERM append to instead of ending the process.
+
+    A second SIGINT ends it at once: someone is impatient. A launcher repeats SIGTERM, and the work is still saved.
+    """
     came: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if came:
+        if number == signal.SIGINT and number in came:
             os._exit(128 + number)
         came.append(number)
 

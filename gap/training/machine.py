@@ -1,6 +1,8 @@
 """Where a job runs: device, precision, determinism, processes."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Literal
 
 import torch
@@ -39,8 +41,29 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
     precision = options.precision if options.precision != "auto" else "bf16" if _multiplies_bf16(cpu) else "fp32"
-    AcceleratorState._reset_state()
+    # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
+    AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+
+
+def speaks() -> bool:
+    """Whether this process is the one, of those that torchrun started, that talks to the user."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+@contextmanager
+def main_first(accelerator: Accelerator) -> Iterator[None]:
+    """The block runs on one process of each machine, and then on the others, which find what it downloaded.
+
+    Unlike accelerate's own, it lets the others go when the first one fails.
+    """
+    if not accelerator.is_local_main_process:
+        accelerator.wait_for_everyone()
+    try:
+        yield
+    finally:
+        if accelerator.is_local_main_process:
+            accelerator.wait_for_everyone()
 
 
 def _multiplies_bf16(cpu: bool) -> bool:

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
-import kornia.augmentation as K
 from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -12,9 +11,11 @@ from torch.nn import functional as F
 from gap.artefact import Artefact, save_artefact
 from gap.errors import GapError
 from gap.setting import DataOptions, accuracy, load_setting
+from gap.training.augmentation import make_augmentation
+from gap.training.identity import identify
 from gap.training.job import Backward, Job, Player, adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import MachineOptions, main_first, make_accelerator
 
 
 class PretrainOptions(DataOptions, MachineOptions):
@@ -52,18 +53,6 @@ class StandardJob(Job):
         return {"accuracy": logits.argmax(dim=1) == labels}
 
 
-def make_augmentation(shift: int, flip: bool, size: tuple[int, int]) -> nn.Module:
-    """Moves each image by up to `shift` pixels, its edge repeated, and mirrors half of them if `flip`."""
-    parts: list[nn.Module] = []
-    if shift:
-        height, width = size
-        share = (min(1.0, shift / width), min(1.0, shift / height))
-        parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", p=1.0))
-    if flip:
-        parts.append(K.RandomHorizontalFlip())
-    return nn.Sequential(*parts)
-
-
 def pretrain(
     options: PretrainOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
 ) -> Artefact:
@@ -76,12 +65,23 @@ def pretrain(
     if options.labels == "predicted":
         raise GapError("gap pretrain learns the data's own labels; leave out --labels predicted")
     labelled = options.model_copy(update={"labels": "data"})
-    setting = load_setting([options.classifier], labelled, accelerator.device)
+    with main_first(accelerator):
+        setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
-    augmentation = make_augmentation(options.shift, options.flip, classifier.facts.size)
+    augmentation = make_augmentation(classifier.facts.size, shift=options.shift, flip=options.flip)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
     plan = Plan(options.epochs, options.batch_size, options.seed)
-    figures = train(job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume)
+    figures = train(
+        job,
+        data.train,
+        data.validation,
+        plan,
+        folder,
+        accelerator,
+        listeners,
+        resume=resume,
+        identity=identify(data),
+    )
     classifier.eval()
     card = {
         "classifier": classifier.describe(),

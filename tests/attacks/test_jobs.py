@@ -273,7 +273,7 @@ def test_direct_training_fools_at_about_the_magnitude_asked_for(pictures, net: n
     with torch.no_grad():
         figures = job.judge(pictures.images, pictures.labels)
     assert figures["accuracy_under_attack"].double().mean() < 0.2
-    assert 0.7 < figures["l2"].mean() < 1.05
+    assert 0.75 <= figures["l2"].mean() <= 1.0
 
 
 def test_the_discriminator_learns_to_tell(pictures, net: nn.Module) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
@@ -21,6 +21,62 @@ SMALL = (
     "--set=generator.encoder=strided-32",
     "--set=generator.fold=4",
 )
+
+NETWORKS = """
+from torch import nn
+
+
+class Net(nn.Module):
+    # Takes grey or colour pictures of any size, and has learned nothing.
+
+    def __init__(self, say=lambda logits: logits):
+        super().__init__()
+        self.body = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(49, 10))
+        nn.init.zeros_(self.body[2].weight)
+        self.say = say
+
+    def forward(self, images):
+        return self.say(self.body(images.mean(dim=1, keepdim=True)))
+
+
+def nan():
+    return Net(lambda logits: logits / 0 * 0)
+
+
+def pair():
+    return Net(lambda logits: (logits, logits))
+
+
+def spatial():
+    return Net(lambda logits: logits[:, :, None, None])
+
+
+def softmax():
+    return Net(lambda logits: (logits * 10).softmax(dim=1))
+
+
+def needy(size):
+    return Net()
+
+
+def number():
+    return 3
+
+
+class Mean(nn.Module):
+    # Class 0 by the mean pixel, and nine others that are always 0.
+
+    def forward(self, images):
+        return nn.functional.pad(images.mean(dim=(1, 2, 3))[:, None], (0, 9))
+
+
+def mean():
+    return Mean()
+
+
+def colour():
+    return nn.Sequential(nn.Conv2d(3, 10, 28), nn.Flatten())
+"""
 
 
 class Ended(NamedTuple):
@@ -115,3 +171,26 @@ def universal(made: Callable[..., Path], classifier: Path) -> Path:
 @pytest.fixture(scope="session")
 def direct(made: Callable[..., Path], classifier: Path) -> Path:
     return made("direct", "train", "--classifier", classifier, "--direct", "--magnitude=l2:3", "--epochs=0.3", *SMALL)
+
+
+@pytest.fixture
+def networks(tmp_path: Path) -> Path:
+    """A Python file with classifiers of a user's own, each with something wrong."""
+    (tmp_path / "networks.py").write_text(NETWORKS)
+    return tmp_path / "networks.py"
+
+
+class Evil:
+    """A pickle that makes a folder when it is loaded."""
+
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return os.mkdir, (os.fspath(self.witness),)
+
+
+@pytest.fixture
+def evil(tmp_path: Path) -> Evil:
+    """Something whose pickle makes the folder `ran` when it is loaded."""
+    return Evil(tmp_path / "ran")

@@ -256,6 +256,27 @@ def test_inspect(run: Callable[..., Any], classifier: Path, digits: Path) -> Non
     assert 0 < sum(float(share.rstrip("%")) for share in shares) <= 100.3
 
 
+def test_inspect_takes_a_normaliser(run: Callable[..., Any], networks: Path) -> None:
+    ended = run("inspect", f"{networks}:Net", "--input=3x8x8", "--mean=0.5,0.4,0.3", "--std", "0.25")
+    assert ended.code == 0, ended.err
+    assert "mean 0.5,0.4,0.3, std 0.25" in ended.out
+
+
+def test_perturb_takes_a_normaliser_of_the_classifier_that_reads(
+    run: Callable[..., Any], per_image: Path, digits: Path, networks: Path, tmp_path: Path
+) -> None:
+    """The normaliser drives the logits apart: what is read is sure of itself only with it."""
+
+    def confidence(name: str, *normaliser: str) -> float:
+        reader = ["--classifier", f"{networks}:mean", *normaliser]
+        ended = run("perturb", per_image, digits / "0.png", *reader, "--out", tmp_path / name)
+        assert ended.code == 0, ended.err
+        return json.loads((tmp_path / name / "table.json").read_text())["rows"][0]["before_confidence"]
+
+    assert confidence("plain") < 0.6 < 0.99 < confidence("normalised", "--mean=-1", "--std=0.01")
+    assert "go with --classifier" in run("perturb", per_image, digits, "--std=1", "--out", tmp_path / "out").complaint
+
+
 def test_lists(run: Callable[..., Any]) -> None:
     assert "cifar-resnet18-narrow" in run("classifiers").out
     listed = run("classifiers", "torchvision", "--containing", "resnet18").out.splitlines()

@@ -118,14 +118,14 @@ def test_table_of_integers(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("label,file\n4,b.png\n0,a.png\n7,sub/c.png\n")
     data = load(tmp_path)
     assert labels_by_name(data, tmp_path) == {"a.png": 0, "b.png": 4, "sub/c.png": 7}
-    assert data.class_names is None and data.classes == 8
+    assert data.class_names is None and data.classes == 8 and data.indexed
 
 
 def test_table_of_names(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbffile,label\r\na.png,dog\r\nb.png,cat\r\nc.png,7\r\n")
     data = load(tmp_path)
-    assert data.class_names == ("7", "cat", "dog")
+    assert data.class_names == ("7", "cat", "dog") and not data.indexed
     assert labels_by_name(data, tmp_path) == {"a.png": 2, "b.png": 1, "c.png": 0}
 
 
@@ -138,6 +138,7 @@ def test_table_of_names(tmp_path: Path) -> None:
         ("file,label\na.png\nb.png,1\n", r"row 2 lacks"),
         ("", r"no label for a\.png"),
         ("file,label\na.png,\xff\n", r"cannot be read"),
+        ("file,label\na.png,0\nb.png,99999999999999999999\n", r"has the label 9+;"),
     ],
 )
 def test_table_that_does_not_fit(tmp_path: Path, table: str, complaint: str) -> None:

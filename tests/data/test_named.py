@@ -179,19 +179,34 @@ def test_colour_sets_are_read_upright(
     assert (data.channels, data.size, data.classes) == (3, (side, side), 10)
 
 
-def test_converted_once_to_other_channels_and_size(root: Path) -> None:
+def pictures(split: MemorySplit) -> torch.Tensor:
+    """All pictures of a split as its batches give them, in 256 levels."""
+    ((images, _),) = split.batches([torch.arange(len(split))])
+    return (images * 255).round().to(torch.uint8)
+
+
+def test_batches_are_at_other_channels_and_size(root: Path) -> None:
     own = load_data("mnist", root)
     data = load_data("mnist", root, channels=3, size=(56, 56))
     assert (data.channels, data.size, data.class_names) == (3, (56, 56), own.class_names)
     for split, before in zip(parts(data), parts(own), strict=True):
-        assert split.images.shape == (len(before), 3, 56, 56) and split.images.dtype == torch.uint8
-        assert torch.equal(split.images[:, 0], split.images[:, 2]) and torch.equal(split.labels, before.labels)
-    numbers = parts(own)[2].images[:, 0, 0, 0]
-    assert torch.equal(parts(data)[2].images[:, 1, 0, 0], numbers)
+        converted = pictures(split)
+        assert converted.shape == (len(before), 3, 56, 56)
+        assert torch.equal(converted[:, 0], converted[:, 2]) and torch.equal(split.labels, before.labels)
+    assert torch.equal(pictures(parts(data)[2])[:, 1, 0, 0], parts(own)[2].images[:, 0, 0, 0])
+
+
+def test_what_is_held_keeps_its_size_and_batches_do_not_change_pixels(root: Path) -> None:
+    own, split = parts(load_data("mnist", root))[0], parts(load_data("mnist", root, channels=3, size=(61, 47)))[0]
+    assert torch.equal(split.images, own.images)
+    labelled = split.with_labels(torch.zeros(len(split)))
+    single = torch.cat([images for images, _ in labelled.batches(torch.arange(len(split)).split(1))])
+    assert torch.equal((single * 255).round().to(torch.uint8), pictures(split))
+    assert torch.equal(single * 255, (single * 255).round())
 
 
 def test_other_shapes_are_cropped_at_the_centre(digits: Dataset) -> None:
-    tall = parts(load_data("mnist-5k", size=(28, 14)))[2].images
+    tall = pictures(parts(load_data("mnist-5k", size=(28, 14)))[2])
     assert torch.equal(tall, parts(digits)[2].images[..., 7:21])
 
 
@@ -210,14 +225,14 @@ def holding(monkeypatch: pytest.MonkeyPatch, images: torch.Tensor) -> str:
 def test_shrinking_is_antialiased(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     board = (torch.arange(64)[:, None] + torch.arange(64)).remainder(2).mul(255).to(torch.uint8)
     name = holding(monkeypatch, board.expand(2, 1, 64, 64))
-    small = parts(load_data(name, tmp_path, size=(9, 9)))[2].images
+    small = pictures(parts(load_data(name, tmp_path, size=(9, 9)))[2])
     assert (small.float() - 127.5).abs().max() < 8
 
 
 def test_rgb_becomes_grey_by_its_luma_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     primaries = torch.eye(3, dtype=torch.uint8).mul(255).view(3, 3, 1, 1)
     name = holding(monkeypatch, primaries)
-    assert parts(load_data(name, tmp_path, channels=1))[2].images.flatten().tolist() == [76, 150, 29]
+    assert pictures(parts(load_data(name, tmp_path, channels=1))[2]).flatten().tolist() == [76, 150, 29]
 
 
 def test_two_channels_cannot_be_had() -> None:

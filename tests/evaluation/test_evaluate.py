@@ -154,6 +154,24 @@ def test_ssim_of_nothing_done_is_one_and_of_small_pictures_none() -> None:
     assert evaluate(still, classifier(), split()).row["ssim"] is None
 
 
+def test_the_first_batch_warms_up_untimed_and_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clock that goes a second at each call of the attack, and ten at the first."""
+    ticks: list[int] = []
+
+    class Slow(Stub):
+        def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+            ticks.append(1 if ticks else 10)
+            drawn.append(torch.rand(()).item())
+            return super().__call__(classifier, images, labels)
+
+    drawn: list[float] = []
+    monkeypatch.setattr("gap.evaluation.evaluate.time.perf_counter", lambda: float(sum(ticks)))
+    row = evaluate(Slow(torch.zeros(7)), classifier(), split(), batch_size=4, seed=3).row
+    assert len(ticks) == 3 and row["seconds_per_image"] == 2 / 7
+    torch.manual_seed(3)
+    assert drawn[1:] == [torch.rand(()).item(), torch.rand(()).item()]
+
+
 def test_a_transfer_looks_at_its_source_and_is_judged_by_the_other() -> None:
     stub, source, judged = Stub(ADDED), classifier("source"), classifier("judged")
     row = evaluate(stub, judged, split(), source=source).row

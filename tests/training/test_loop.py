@@ -82,12 +82,18 @@ def split(count: int, seed: int = 0, kind: type[MemorySplit] = MemorySplit) -> M
 
 
 def run(
-    folder: Path, *listeners: Listener, job: TinyJob | None = None, plan: Plan = PLAN, resume: bool = False
+    folder: Path,
+    *listeners: Listener,
+    job: TinyJob | None = None,
+    plan: Plan = PLAN,
+    resume: bool = False,
+    identity: dict[str, str] | None = None,
 ) -> tuple[dict[str, float], TinyJob]:
     folder.mkdir(exist_ok=True)
     job = job or TinyJob()
     machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
-    figures = train(job, split(100), split(31, seed=1), plan, folder, machine, listeners, resume=resume)
+    data = split(100), split(31, seed=1)
+    figures = train(job, *data, plan, folder, machine, listeners, resume=resume, identity=identity)
     return figures, job
 
 
@@ -182,6 +188,80 @@ def test_stopped_at_the_last_step_and_resumed(
     assert same_networks(job, unbroken[1])
 
 
+def signals(*numbers: signal.Signals) -> Callable[[], None]:
+    def act() -> None:
+        for number in numbers:
+            signal.raise_signal(number)
+
+    return act
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_what_a_launcher_sends_after_a_signal_waits_for_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[signal.Signals, ...]
+) -> None:
+    """The first of them comes in a step, the others while the checkpoint is written."""
+    save = torch.save
+
+    def interrupted(*given: object) -> None:
+        signals(*numbers[1:])()
+        save(*given)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path, at_step(20, signals(numbers[0])))
+    assert stopped.value.code == 128 + numbers[0]
+    assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 20
+
+
+@pytest.mark.parametrize("between", [(), (signal.SIGTERM,)])
+def test_a_second_interrupt_ends_the_process_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: tuple[signal.Signals, ...]
+) -> None:
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, at_step(20, signals(signal.SIGINT, *between, signal.SIGINT)))
+    assert end.value.code == 130
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+MADE_OF = {"the classifier net": "1f", "the train images of digits": "2e"}
+
+
+def test_resume_on_the_same_classifier_and_data(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
+    assert run(tmp_path, resume=True, identity=MADE_OF)[1].steps == STEPS - 20
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (MADE_OF | {"the classifier net": "0"}, "the classifier net"),
+        (MADE_OF | {"the train images of digits": "0"}, "the train images of digits"),
+        (MADE_OF | {"the classifier other": "0"}, "the classifier other"),
+        ({}, "the classifier net and the train images of digits"),
+    ],
+)
+def test_resume_on_another_classifier_or_data_is_refused(tmp_path: Path, now: dict[str, str], named: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*--overwrite$"):
+        run(tmp_path, resume=True, identity=now)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
 def test_killed_and_resumed_ends_as_unbroken(
     tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
 ) -> None:
@@ -245,6 +325,7 @@ def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path, save:
     [
         ({"job": {}}, "not a checkpoint of this work: 'pull'"),
         ({"players": {}}, "not a checkpoint of this work: 'classifier'"),
+        ({"identity": None}, "not a checkpoint of this work"),
         ({"steps": 60}, "is of a work of 60 steps, and this one has 50"),
     ],
 )

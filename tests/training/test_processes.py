@@ -2,28 +2,36 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
+from accelerate import Accelerator
 from gap.models.generators import Discriminator, Generator, UniversalGenerator, make_generator
 from torch import Tensor, nn
 
+from gap.artefact import CHECKPOINT
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
 from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.data.splits import MemorySplit
-from gap.training.job import Player, adam
-from gap.training.loop import Plan, train
+from gap.errors import GapError
+from gap.training.job import Backward, Player, adam
+from gap.training.loop import Plan, Stopped, read_checkpoint, train
 from gap.training.machine import MachineOptions, make_accelerator
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")
+# How far apart rounding may take a weight in 16 steps of 0.01.
+SAME = 1e-4
 
 
 class Noted(MemorySplit):
@@ -66,54 +74,109 @@ def rest(network: nn.Module, lr: float) -> tuple[Any, ...]:
     return adam(network, lr), [classifier()], find_goal("untargeted", 2), find_loss("margin")
 
 
-def generator() -> Generator:
-    return make_generator(1, encoder="resnet18", decoder=[8], fold=2)
+def plain() -> Generator:
+    """No statistics of a batch, no random choice: its gradient on a batch is the mean of the halves' gradients."""
+    return Generator(nn.Conv2d(4, 4, 3, padding=1), 2, 1)
 
 
 def still() -> AttackJob:
     """No training moves it: a tiny learning rate, no buffers."""
-    return ThresholdedJob(BUDGET, *rest(Generator(nn.Conv2d(4, 4, 3, padding=1), 2, 1), 1e-12))
+    return ThresholdedJob(BUDGET, *rest(plain(), 1e-12))
 
 
 def thresholded() -> AttackJob:
-    return ThresholdedJob(BUDGET, *rest(generator(), 0.01))
+    return ThresholdedJob(BUDGET, *rest(plain(), 0.01))
 
 
 def universal() -> AttackJob:
-    return UniversalJob(BUDGET, *rest(UniversalGenerator(generator(), 1, (12, 12)), 0.01))
+    return UniversalJob(BUDGET, *rest(UniversalGenerator(plain(), 1, (12, 12)), 0.01))
 
 
 def direct() -> AttackJob:
-    return DirectJob("l2", 1.5, *rest(generator(), 0.01))
+    return DirectJob("l2", 1.5, *rest(plain(), 0.01))
 
 
 def discriminated() -> AttackJob:
     judge: Player = adam(Discriminator(1, width=4), 0.001)
-    return DiscriminatorJob(judge, *rest(generator(), 0.01))
+    return DiscriminatorJob(judge, *rest(plain(), 0.01))
 
 
-JOBS: dict[str, Callable[[], AttackJob]] = {
+def with_statistics() -> AttackJob:
+    return ThresholdedJob(BUDGET, *rest(make_generator(1, encoder="resnet18", decoder=[8], fold=2), 0.01))
+
+
+class Apart(ThresholdedJob):
+    """Each process follows its own gradient: what a sync that is broken would give."""
+
+    def adversarial(self, images: Tensor) -> Tensor:
+        return self.budget.perturb(images, self.players["generator"].bare(images))
+
+
+def apart() -> AttackJob:
+    return Apart(BUDGET, *rest(plain(), 0.01))
+
+
+class Signalled(ThresholdedJob):
+    """One process, of two the second, is sent SIGINT and then SIGTERM, as a launcher would, in its third step."""
+
+    steps = 0
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        self.steps += 1
+        if self.steps == 3 and os.environ.get("RANK", "1") == "1":
+            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(signal.SIGTERM)
+        return super().step(images, labels, backward)
+
+
+PLAIN: dict[str, Callable[[], AttackJob]] = {
     job.__name__: job for job in (still, thresholded, universal, direct, discriminated)
 }
+JOBS = PLAIN | {"with_statistics": with_statistics}
 
 
 def work(folder: Path) -> dict[str, Any]:
-    """Figures of each job, the images that this process learned from, and a sum of the weights it ends with."""
+    """Figures of each job, the images that this process learned from, and the first layer's weights at the end."""
     machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
     left: dict[str, Any] = {}
-    for name, make in JOBS.items():
+    for name, make in (JOBS | {"apart": apart}).items():
         torch.manual_seed(0)
         job, data, heard = make(), split(256, seed=1), []
         figures = train(job, data, split(HELD_OUT, seed=2), Plan(2, 32), folder, machine, [heard.append])
-        weights = sum(weight.double().sum().item() for weight in job.players["generator"].bare.parameters())
+        weights = next(job.players["generator"].bare.parameters())
         left[name] = {
             "figures": figures,
             "given": data.given,
-            "weights": weights,
+            "weights": weights.flatten()[:200].tolist(),
             "pictures": [sorted(progress.pictures) for progress in heard if progress.judged],
         }
     few = train(thresholded(), split(64, seed=1), split(1, seed=2), Plan(1, 32), folder, machine)
-    return left | {"one held out": few}
+    return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
+
+
+def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
+    """What a process finds as soon as it was stopped, where writing the checkpoint took a while."""
+
+    def slowly(*given: Any) -> None:
+        time.sleep(0.5)
+        save(*given)
+
+    out = folder / "stopped"
+    out.mkdir(exist_ok=True)
+    save = torch.save
+    job = Signalled(BUDGET, *rest(plain(), 0.01))
+    with patch.object(torch, "save", slowly), pytest.raises(Stopped) as ended:
+        train(job, split(256, seed=1), split(8, seed=2), Plan(1, 32), out, machine)
+    return {"says": str(ended.value), "step": read_checkpoint(out / CHECKPOINT)["step"]}
+
+
+def blocked(folder: Path, machine: Accelerator) -> str:
+    """What a process says where the checkpoint cannot be written."""
+    taken = folder / "taken"
+    (taken / CHECKPOINT / "by a folder").mkdir(parents=True, exist_ok=True)
+    with pytest.raises(GapError) as ended:
+        train(thresholded(), split(256, seed=1), split(8, seed=2), Plan(2, 32), taken, machine)
+    return str(ended.value)
 
 
 @pytest.fixture(scope="module")
@@ -142,13 +205,24 @@ def test_every_figure_of_a_network_that_holds_still_is_exact(
     assert counted == pytest.approx(round(counted), abs=1e-6)
 
 
-@pytest.mark.parametrize("name", [name for name in JOBS if name != "discriminated"])
-def test_the_same_global_batch_gives_the_same_figures_within_noise(
+def apartness(one: dict[str, Any], other: dict[str, Any]) -> float:
+    """The largest difference of a weight."""
+    return max(abs(mine - yours) for mine, yours in zip(one["weights"], other["weights"], strict=True))
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_the_same_global_batch_gives_the_same_weights_and_figures(
     alone: dict[str, Any], together: list[dict[str, Any]], name: str
 ) -> None:
-    one, two = alone[name]["figures"], together[0][name]["figures"]
-    assert abs(one["accuracy_under_attack"] - two["accuracy_under_attack"]) < 0.12
-    assert one["l2"] == pytest.approx(two["l2"], rel=0.2)
+    assert apartness(alone[name], together[0][name]) < SAME
+    assert together[0][name]["figures"] == pytest.approx(alone[name]["figures"], rel=1e-3, abs=0.005)
+
+
+def test_processes_that_do_not_share_their_gradients_would_be_noticed(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    assert alone["apart"]["weights"] == alone["thresholded"]["weights"]
+    assert apartness(alone["apart"], together[0]["apart"]) > 10 * SAME
 
 
 def test_a_process_without_a_held_out_image_waits_for_the_other(together: list[dict[str, Any]]) -> None:
@@ -157,8 +231,17 @@ def test_a_process_without_a_held_out_image_waits_for_the_other(together: list[d
     assert first["accuracy_under_attack"] in (0, 1)
 
 
-def test_a_network_without_statistics_learns_the_same(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
-    assert together[0]["universal"]["figures"] == pytest.approx(alone["universal"]["figures"], abs=0.01)
+def test_a_signal_to_one_process_stops_all_once_the_work_is_saved(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    for process in (alone, *together):
+        assert process["stopped"]["step"] == 3
+        assert "stopped at step 3 of 8, saved" in process["stopped"]["says"]
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_all(alone: dict[str, Any], together: list[dict[str, Any]]) -> None:
+    assert "cannot be written" in alone["blocked"] and "cannot be written" in together[0]["blocked"]
+    assert together[1]["blocked"] == "the main process could not go on; its own message says why"
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -1,0 +1,60 @@
+"""Flags made from option classes."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import pytest
+import typer
+from pydantic import Field
+from typer.testing import CliRunner
+
+from gap.cli.options import parse_numbers, with_options
+from gap.config import Options
+from gap.errors import GapError
+
+
+class Lists(Options):
+    """A list of each kind that a command takes."""
+
+    names: Annotated[list[str] | None, Field(description="names")] = None
+    paths: Annotated[list[Path] | None, Field(description="paths")] = None
+    numbers: Annotated[list[float] | None, Field(description="numbers")] = None
+    widths: Annotated[tuple[int, ...], Field(description="widths")] = (1, 2)
+
+
+def given(*arguments: str) -> Lists:
+    found: list[Lists] = []
+
+    @with_options(Lists)
+    def command(read: Callable[..., Lists]) -> None:
+        found.append(read())
+
+    app = typer.Typer()
+    app.command()(command)
+    ended = CliRunner().invoke(app, arguments)
+    assert ended.exit_code == 0, ended.output
+    return found[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options"),
+    [
+        ([], {}),
+        (["--names=a,b"], {"names": ["a,b"]}),
+        (["--names=a,b", "--names=c"], {"names": ["a,b", "c"]}),
+        (["--paths=runs/a, b/c"], {"paths": [Path("runs/a, b/c")]}),
+        (["--numbers=0.5,1"], {"numbers": [0.5, 1.0]}),
+        (["--numbers=0.5", "--numbers=1"], {"numbers": [0.5, 1.0]}),
+        (["--widths=16,8"], {"widths": (16, 8)}),
+    ],
+)
+def test_only_lists_of_numbers_are_parted_at_commas(arguments: list[str], options: dict[str, Any]) -> None:
+    assert given(*arguments) == Lists(**options)
+
+
+def test_numbers_of_a_flag() -> None:
+    assert parse_numbers("--mean", None) is parse_numbers("--mean", []) is None
+    assert parse_numbers("--mean", ["0.5,1", "2"]) == [0.5, 1.0, 2.0]
+    with pytest.raises(GapError, match=r"cannot read --mean '0.5;1'.*--mean 0.49,0.48,0.45"):
+        parse_numbers("--mean", ["0.5;1"])

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gap.artefact import save_artefact
+from gap.classifier import load_classifier
+from gap.errors import GapError, GapWarning
+from gap.setting import DataOptions, load_setting
+
+
+def saved(folder: Path, size: tuple[int, int] = (28, 28), classes: int = 10) -> str:
+    """A folder with a classifier of grey images of exactly this size."""
+    made = load_classifier("cifar-resnet18-narrow", channels=1, size=size, classes=classes)
+    save_artefact(folder, "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    return str(folder)
+
+
+def labelled(root: Path, *labels: object) -> DataOptions:
+    """A folder of pictures with these labels in its labels.csv."""
+    root.mkdir()
+    for number in range(len(labels)):
+        Image.effect_noise((28, 28), 80).save(root / f"{number}.png")
+    rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
+    (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
+    return DataOptions(data=f"folder:{root}")
+
+
+def test_integers_are_indices_of_a_classifier_with_more_classes(tmp_path: Path) -> None:
+    setting = load_setting([saved(tmp_path / "ten")], labelled(tmp_path / "data", 0, 7, 3))
+    assert setting.data.classes == setting.classes == 10
+    assert setting.data.test.labels is not None and sorted(setting.data.test.labels.tolist()) == [0, 3, 7]
+
+
+def test_an_index_that_the_classifier_does_not_have(tmp_path: Path) -> None:
+    data = labelled(tmp_path / "data", 0, 10)
+    with pytest.raises(GapError, match=r"has the label 10, but .*ten knows the classes 0 to 9"):
+        load_setting([saved(tmp_path / "ten")], data)
+    predicted = load_setting([saved(tmp_path / "ten")], data.model_copy(update={"labels": "predicted"}))
+    assert predicted.data.classes == 10
+
+
+def test_names_of_fewer_classes_do_not_fit(tmp_path: Path) -> None:
+    with pytest.raises(GapError, match=r"knows 10 classes, but .* has 2"):
+        load_setting([saved(tmp_path / "ten")], labelled(tmp_path / "data", "cat", "dog"))
+
+
+def test_an_ensemble_of_several_sizes_gets_the_images_of_the_first(tmp_path: Path) -> None:
+    names = [saved(tmp_path / "first"), saved(tmp_path / "second", size=(16, 20))]
+    with pytest.warns(GapWarning, match="second gets the images of 28x28 resized to 16x20"):
+        setting = load_setting(names, DataOptions())
+    ((images, _),) = setting.data.test.batches([torch.arange(3)])
+    assert images.shape == (3, 1, 28, 28)
+    images.requires_grad_()
+    for classifier in setting.classifiers:
+        (gradient,) = torch.autograd.grad(classifier(images).logsumexp(dim=1).sum(), images)
+        assert gradient.abs().sum() > 0
+
+
+def test_later_classifiers_that_take_any_size_take_that_of_the_first(tmp_path: Path) -> None:
+    with pytest.warns(GapWarning, match="mnist-5k is given to .*first as 1x16x20"):
+        setting = load_setting([saved(tmp_path / "first", size=(16, 20)), "cifar-resnet18-narrow"], DataOptions())
+    assert [classifier.facts.size for classifier in setting.classifiers] == [(16, 20), (16, 20)]
+
+
+def test_classifiers_of_other_classes_are_attacked_apart(tmp_path: Path) -> None:
+    with pytest.raises(GapError, match="differ in channels or classes"):
+        load_setting([saved(tmp_path / "ten"), saved(tmp_path / "four", classes=4)], DataOptions())
