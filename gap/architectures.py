@@ -216,7 +216,6 @@ def fit_weights(network: nn.Module, state: dict[str, Tensor], name: str) -> None
     network.load_state_dict(state)
 
 
-@torch.no_grad()
 def _imagenet_names(classes: int) -> tuple[str, ...] | None:
     if classes != 1000:
         return None

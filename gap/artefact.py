@@ -106,6 +106,12 @@ def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts:
     return Artefact(folder, card)
 
 
+def note_in_card(folder: Path, key: str, value: Any) -> None:
+    """Add what was found out about an artefact to its card, in place of what an earlier look found."""
+    card = open_artefact(folder).card | {key: value}
+    write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
+
+
 def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
     claim_output(folder)

@@ -78,15 +78,18 @@ def load_classifier(
     classes: int | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
+    lenient: bool = False,
 ) -> Classifier:
     """The classifier that one string names, in eval mode, tried once on random pixels.
 
     The name is one of ours, `torchvision:NAME@WEIGHTS`, `timm:NAME`, `FILE.py:FACTORY`, `package.module:FACTORY`, or
     the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
     checkpoint that holds nothing but tensors). `channels`, `size` and `classes` are what the data has, for networks
-    that do not say themselves; `mean` and `std` are for networks without a normaliser.
+    that do not say themselves. `mean` and `std` are for networks without a normaliser; `lenient` leaves one that has
+    its own as it is.
 
-    Raises GapError when there is no such classifier, its weights do not fit, or what it returns are not logits.
+    Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
+    a normaliser and is given another.
     """
     text = os.fspath(name)
     wanted = {"channels": channels, "size": size, "classes": classes}
@@ -99,10 +102,24 @@ def load_classifier(
         if is_file(weights):
             load_weights(network, Path(weights))
         classifier = Classifier(network, facts, name=text, architecture=architecture)
-    if mean is not None or std is not None:
-        facts = replace(classifier.facts, mean=tuple(mean or (0.0,)), std=tuple(std or (1.0,)))
+    given, facts = _normaliser(mean, std), classifier.facts
+    if given and _normaliser(facts.mean, facts.std) is None:
+        facts = replace(facts, mean=given[0], std=given[1])
         classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
+    if not lenient:
+        check_normaliser([classifier], mean, std)
     return _tried(classifier.eval())
+
+
+def check_normaliser(
+    classifiers: Sequence[Classifier], mean: Sequence[float] | None, std: Sequence[float] | None
+) -> None:
+    """Raise GapError when a normaliser is given that none of these classifiers has: each brought its own."""
+    given = _normaliser(mean, std)
+    if given and all(_normaliser(each.facts.mean, each.facts.std) != given for each in classifiers):
+        names = " and ".join(classifier.name for classifier in classifiers)
+        verb = "normalises" if len(classifiers) == 1 else "normalise"
+        raise GapError(f"{names} already {verb}; leave out --mean and --std")
 
 
 def check_fits(classifier: Classifier, *, channels: int, classes: int | None, data: str, indexed: bool = False) -> None:
@@ -194,6 +211,15 @@ def _tried(classifier: Classifier) -> Classifier:
         )
     classifier.facts = replace(facts, classes=logits.shape[1])
     return classifier
+
+
+def _normaliser(
+    mean: Sequence[float] | None, std: Sequence[float] | None
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation, the one that is missing filled in; None where both are."""
+    if mean is None and std is None:
+        return None
+    return tuple(mean or (0.0,)), tuple(std or (1.0,))
 
 
 def _per_channel(values: Sequence[float] | None, channels: int, what: str) -> Tensor | None:

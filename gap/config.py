@@ -13,7 +13,7 @@ from gap.errors import GapError, unknown
 class Options(BaseModel):
     """Options of one command. Unknown keys are refused, with the nearest known one."""
 
-    model_config = ConfigDict(extra="forbid", validate_default=True)
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod
     def read(cls, *layers: dict[str, Any]) -> Self:
@@ -39,12 +39,19 @@ def named_configs() -> list[str]:
 def read_config(name: str) -> dict[str, Any]:
     """A config by name (one of ours) or by path; raises GapError when there is none or it is not a mapping."""
     if name in named_configs():
-        text = resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")
-    elif Path(name).is_file():
-        text = Path(name).read_text(encoding="utf-8")
-    else:
-        raise unknown("config", name, named_configs())
-    return read_yaml(text, name)
+        return read_yaml(resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+    if Path(name).is_file():
+        return read_yaml_file(Path(name))
+    raise unknown("config", name, named_configs())
+
+
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """A YAML mapping out of a file, read safely."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GapError(f"{path} is not readable YAML: {error}") from error
+    return read_yaml(text, str(path))
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gap.classifier import Classifier, check_fits, load_classifier
+from gap.classifier import Classifier, check_fits, check_normaliser, load_classifier
 from gap.config import Options
 from gap.data.named import load_data
 from gap.data.splits import Dataset, Split, in_order
@@ -54,7 +54,8 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
 
     The data's size decides for networks that take any; a classifier's own size decides for data that has none.
     The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
-    take the first classifier's predictions. Raises GapError when they cannot be made to fit.
+    take the first classifier's predictions. `mean` and `std` go to the classifiers without a normaliser.
+    Raises GapError when they cannot be made to fit.
     """
     asked = parse_input(options.input)
     channels, size = asked or (None, None)
@@ -63,11 +64,12 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
         data = load_data(options.data, options.data_root)
         channels, size = data.channels, data.size
     counted = data.classes if data and options.labels != "predicted" else None
-    load = partial(load_classifier, mean=options.mean, std=options.std)
+    load = partial(load_classifier, mean=options.mean, std=options.std, lenient=True)
     classifiers = [load(names[0], channels=channels, size=size)]
     first = classifiers[0].facts
     channels, size = asked or (first.channels, first.size)
     classifiers += [load(name, channels=channels, size=size) for name in names[1:]]
+    check_normaliser(classifiers, options.mean, options.std)
     for other in classifiers[1:]:
         if (other.facts.channels, other.facts.classes) != (first.channels, first.classes):
             raise GapError(f"{other.name} and {classifiers[0].name} differ in channels or classes; attack them apart")
@@ -80,7 +82,7 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
         data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
         counted = data.classes if options.labels != "predicted" else None
-    classifiers = [_with_classes(classifier, counted, options) for classifier in classifiers]
+    classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name, indexed=data.indexed)
         classifier.to(device).to(memory_format=torch.channels_last)
@@ -108,18 +110,13 @@ def with_predictions(data: Dataset, classifier: Classifier, device: torch.device
     )
 
 
-def _with_classes(classifier: Classifier, classes: int | None, options: DataOptions) -> Classifier:
+def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
     """A fresh network of ours with as many classes as the data has; any other classifier as it is."""
     fresh = classifier.name in ZOO and not ZOO[classifier.name].pretrained
     if not fresh or classes in (None, classifier.facts.classes):
         return classifier
     return load_classifier(
-        classifier.name,
-        channels=classifier.facts.channels,
-        size=classifier.facts.size,
-        classes=classes,
-        mean=options.mean,
-        std=options.std,
+        classifier.name, channels=classifier.facts.channels, size=classifier.facts.size, classes=classes
     )
 
 

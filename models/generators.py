@@ -43,7 +43,7 @@ class UniversalGenerator(nn.Module):
     """One raw output for all images, 1 x C x H x W: a generator given the same uniform noise at every call.
 
     Its norms take their statistics from that noise at every call, and it has no training mode: what is trained is what
-    is saved. The noise is at least two positions wide at the generator's coarsest scale: one has no statistics.
+    is saved. The noise has two positions or more each way at the coarsest scale: one has no statistics.
     """
 
     noise: Tensor
@@ -52,13 +52,12 @@ class UniversalGenerator(nn.Module):
         super().__init__()
         self.generator = generator
         self.size = size
-        height, width = (max(side, 2 * generator.multiple) for side in size)
-        self.register_buffer("noise", torch.rand(1, channels, height, width))
         for norm in generator.modules():
             if isinstance(norm, nn.BatchNorm2d):
                 norm.track_running_stats = False
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         self.eval()
+        self.register_buffer("noise", self._noise(channels))
 
     def forward(self) -> Tensor:
         height, width = self.size
@@ -66,6 +65,20 @@ class UniversalGenerator(nn.Module):
 
     def train(self, mode: bool = True) -> "UniversalGenerator":
         return super().train(False)
+
+    @torch.no_grad()
+    def _noise(self, channels: int) -> Tensor:
+        """As large as the images, or as the coarsest of the norms needs: encoders may run deeper than the decoder."""
+        least = 2 * self.generator.multiple
+        while True:
+            noise = torch.rand(1, channels, *(max(side, least) for side in self.size))
+            try:
+                self.generator(noise)
+                return noise
+            except ValueError:  # a norm had a single value for each channel
+                least *= 2
+                if least > 64 * self.generator.multiple:
+                    raise
 
 
 class Discriminator(nn.Module):

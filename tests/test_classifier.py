@@ -163,6 +163,14 @@ def test_a_normaliser_can_be_given(source: Path) -> None:
     assert given.facts.std == (0.25, 0.5, 1.0)
 
 
+def test_a_second_normaliser_is_refused() -> None:
+    own = load_classifier("mnist-cnn").facts
+    with pytest.raises(GapError, match="mnist-cnn already normalises"):
+        load_classifier("mnist-cnn", mean=[0.9])
+    assert load_classifier("mnist-cnn", mean=[0.9], lenient=True).facts == own
+    assert load_classifier("mnist-cnn", mean=own.mean, std=own.std).facts == own
+
+
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [

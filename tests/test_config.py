@@ -64,6 +64,13 @@ def test_a_config_by_path(tmp_path: Path) -> None:
     assert read_config(str(tmp_path / "mine.yaml")) == {"lr": 0.5}
 
 
+def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "mine.yaml").write_bytes("data: caf\xe9\n".encode("latin-1"))
+    with pytest.raises(GapError, match=r"mine\.yaml is not readable YAML: .*utf-8.*") as refused:
+        read_config(str(tmp_path / "mine.yaml"))
+    assert "\n" not in str(refused.value)
+
+
 def test_an_unknown_config_names_the_nearest() -> None:
     with pytest.raises(GapError, match="unknown config 'mnist-per-imag'; did you mean mnist-per-image"):
         read_config("mnist-per-imag")
@@ -91,6 +98,9 @@ def test_yaml_that_is_no_config(text: str, message: str) -> None:
         ({"generator": {"decodr": [3]}}, "unknown option 'generator.decodr'; did you mean generator.decoder"),
         ({"classifier": None}, "classifier"),
         ({"lr": -1}, "lr=-1.*greater than 0"),
+        ({"lr": float("inf")}, "lr=inf.*finite"),
+        ({"epochs": float("inf")}, "epochs=inf.*finite"),
+        ({"mean": [float("nan")]}, "mean=nan.*finite"),
         ({"batch_size": "many"}, "batch_size='many'.*integer"),
         ({"generator": {"fold": 0}}, "generator.fold=0"),
         ({"labels": "none"}, "labels='none'"),

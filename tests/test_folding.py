@@ -1,3 +1,4 @@
+from functools import partial
 from typing import Any
 
 import pytest
@@ -33,9 +34,43 @@ class RunsTheConvolutionTwice(Net):
         return self.head(self.conv2(once).mean(dim=(2, 3)))
 
 
+class ReadsItsNorm(Net):
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(images) * self.bn2.weight.mean()
+
+
+class StrictNorm(nn.BatchNorm2d):
+    def forward(self, inputs: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+        return super().forward(inputs) * scale
+
+
+class CallsItsNormWithMore(Net):
+    def __init__(self) -> None:
+        super().__init__()
+        self.bn2 = StrictNorm(8)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(
+            self.bn2(self.conv2(images.mean(dim=1, keepdim=True).repeat(1, 8, 1, 1)), 2.0).mean(dim=(2, 3))
+        )
+
+
+def reweighted(norm: Any) -> Net:
+    network = Net()
+    network.conv1, network.conv2 = norm(network.conv1), norm(network.conv2)
+    return network
+
+
+def without_statistics() -> Net:
+    network = Net()
+    network.bn1 = nn.BatchNorm2d(8, track_running_stats=False)
+    network.bn2 = nn.BatchNorm2d(8, track_running_stats=False)
+    return network
+
+
 def make(network: nn.Module) -> Classifier:
     for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
+        if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean = torch.randn(module.num_features)
             module.running_var = torch.rand(module.num_features) + 0.5
             nn.init.normal_(module.weight)
@@ -58,7 +93,21 @@ def test_the_same_function_and_gradient_without_norms() -> None:
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
 
 
-@pytest.mark.parametrize("kind", [TakesTheConvolutionTwice, RunsTheConvolutionTwice])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        TakesTheConvolutionTwice,
+        RunsTheConvolutionTwice,
+        ReadsItsNorm,
+        CallsItsNormWithMore,
+        without_statistics,
+        pytest.param(partial(reweighted, nn.utils.spectral_norm), id="old spectral norm"),
+        pytest.param(partial(reweighted, nn.utils.weight_norm), id="old weight norm"),
+        pytest.param(partial(reweighted, nn.utils.parametrizations.spectral_norm), id="spectral norm"),
+        pytest.param(partial(reweighted, nn.utils.parametrizations.weight_norm), id="weight norm"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
 def test_what_cannot_be_folded_is_left(kind: Any) -> None:
     torch.manual_seed(0)
     classifier = make(kind())

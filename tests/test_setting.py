@@ -67,3 +67,18 @@ def test_later_classifiers_that_take_any_size_take_that_of_the_first(tmp_path: P
 def test_classifiers_of_other_classes_are_attacked_apart(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="differ in channels or classes"):
         load_setting([saved(tmp_path / "ten"), saved(tmp_path / "four", classes=4)], DataOptions())
+
+
+def test_a_normaliser_goes_to_those_that_have_none(tmp_path: Path) -> None:
+    """Images as the user's network has learned to take them, beside a network that normalises itself."""
+    (tmp_path / "mine.py").write_text(
+        "from torch import nn\n\ndef net():\n    return nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n"
+    )
+    own, mine = saved(tmp_path / "ten"), f"{tmp_path / 'mine.py'}:net"
+    asked = DataOptions(mean=[0.25], std=[0.5])
+    for names in ([own, mine], [mine, own]):
+        facts = {each.name: each.facts for each in load_setting(names, asked).classifiers}
+        assert (facts[mine].mean, facts[mine].std) == ((0.25,), (0.5,))
+        assert facts[own] == load_classifier(own).facts
+    with pytest.raises(GapError, match="ten and mnist-cnn already normalise;"):
+        load_setting([own, "mnist-cnn"], asked)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.losses import Goal, Loss, find_loss, margin
+from gap.attacks.losses import CONFIDENCE, Goal, Loss, find_loss, margin
 from gap.budget import Budget, Norm, measure
 from gap.errors import GapError
 from gap.frozen import frozen
@@ -53,10 +53,15 @@ class PGD:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            best = _Best(images, classifier(images), Goal(labels, self.targeted))
+            best = _Best(images, classifier(images), Goal(labels, self.targeted), self._floor)
             for scale in self.step_scales * self.restarts:
                 self._run(classifier, images, best, scale * self.budget.epsilon)
             return best.images
+
+    @property
+    def _floor(self) -> float:
+        """How far, in logits, the margin is followed past the boundary: at least as far as it is asked to get."""
+        return max(CONFIDENCE, self.confidence)
 
     def _run(self, classifier: nn.Module, images: Tensor, best: "_Best", first_size: float) -> None:
         """One descent of the images still standing; what it finds is offered to `best`."""
@@ -67,7 +72,11 @@ class PGD:
             if not len(index):
                 return
             logits, gradient = loss_gradient(
-                classifier, adversarial, best.clean_logits[index], best.goal_of(index), find_loss(self.loss)
+                classifier,
+                adversarial,
+                best.clean_logits[index],
+                best.goal_of(index),
+                find_loss(self.loss, self._floor),
             )
             best.offer(index, adversarial, logits)
             stepped = adversarial - clean - size * steepest(gradient, self.budget.norm)
@@ -82,9 +91,10 @@ class PGD:
 class _Best:
     """The most adversarial pictures met so far, one per image: those of lowest logit margin."""
 
-    def __init__(self, images: Tensor, logits: Tensor, goal: Goal) -> None:
+    def __init__(self, images: Tensor, logits: Tensor, goal: Goal, floor: float) -> None:
         self.images = images.detach().clone()
-        self.margins = margin(logits, logits, goal)
+        self.floor = floor
+        self.margins = margin(logits, logits, goal, floor)
         self.clean_logits = logits
         self.goal = goal
 
@@ -97,7 +107,7 @@ class _Best:
 
     def offer(self, index: Tensor, candidates: Tensor, logits: Tensor) -> None:
         """Keep those candidates for the images `index` that are better than what is kept."""
-        margins = margin(logits, logits, self.goal_of(index))
+        margins = margin(logits, logits, self.goal_of(index), self.floor)
         better = margins < self.margins[index]
         self.images[index[better]] = candidates[better]
         self.margins[index[better]] = margins[better]

@@ -71,18 +71,22 @@ class AttackJob(Job):
         return [None] * len(self.classifiers)
 
     def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        """What the first classifier makes of each image. With a target, the open images are those not labelled so
+        already, and only they can reach it."""
         adversarial = self.adversarial(images)
-        classifier = self.classifiers[0]
-        clean, attacked = classifier(images), classifier(adversarial)
-        goal = self.goal(clean, labels)
+        clean, attacked = [classifier(images) for classifier in self.classifiers], self.classifiers[0](adversarial)
+        goal = self.goal(_consensus(clean), labels)
         perturbation = adversarial - images
         figures = {
             "accuracy_under_attack": attacked.argmax(dim=1) == labels,
-            "fooling_rate": attacked.argmax(dim=1) != clean.argmax(dim=1),
+            "fooling_rate": attacked.argmax(dim=1) != clean[0].argmax(dim=1),
             "l2": measure(perturbation, "l2"),
             "linf": measure(perturbation, "linf"),
         }
-        return figures | ({"target_rate": goal.met(attacked)} if goal.targeted else {})
+        if not goal.targeted:
+            return figures
+        is_open = goal.classes != labels
+        return figures | {"target_reached": goal.met(attacked) & is_open, "target_open": is_open}
 
     @torch.no_grad()
     def pictures(self, images: Tensor) -> Mapping[str, Tensor]:

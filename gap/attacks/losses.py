@@ -21,9 +21,6 @@ from gap.errors import unknown
 
 # Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
 CONFIDENCE = 2.0
-# One perturbation for all that fools the training images by a little does not fool others, so there each is pushed
-# further: in a trial on 700 photos it made the difference between 52% and 74% of others fooled.
-UNIVERSAL_CONFIDENCE = 10.0
 # Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
 CROSS_ENTROPY_CAP = 10.0
 # The logarithm of a cross-entropy is taken no lower than at this cross-entropy.

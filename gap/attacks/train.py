@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from gap.artefact import PERTURBATION, Artefact, save_artefact
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
-from gap.attacks.losses import CONFIDENCE, UNIVERSAL_CONFIDENCE, Loss, find_loss
+from gap.attacks.losses import CONFIDENCE, find_loss
 from gap.budget import Budget
 from gap.config import Options
 from gap.errors import GapError
@@ -71,13 +71,8 @@ class TrainOptions(DataOptions, MachineOptions):
         "margin"
     )
     confidence: Annotated[
-        float | None,
-        Field(
-            ge=0,
-            description="logits by which the margin loss wants each image misread;"
-            f" by default {CONFIDENCE:g}, with --universal or --direct {UNIVERSAL_CONFIDENCE:g}",
-        ),
-    ] = None
+        float, Field(ge=0, description="logits by which the margin loss wants each image misread; more where few train")
+    ] = CONFIDENCE
     generator: GeneratorOptions = GeneratorOptions()
     flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
     crop: Annotated[
@@ -158,7 +153,7 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
         player,
         [folded(classifier) for classifier in setting.classifiers],
         find_goal(options.goal, setting.classes),
-        make_loss(options),
+        find_loss(options.loss, options.confidence),
         make_augmentation(facts.size, flip=options.flip, crop=options.crop),
     )
     if options.discriminator:
@@ -169,13 +164,6 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
         return DirectJob(asked.norm, asked.epsilon, *rest)
     budget = Budget.parse(str(options.budget))
     return UniversalJob(budget, *rest) if options.universal else ThresholdedJob(budget, *rest)
-
-
-def make_loss(options: TrainOptions) -> Loss:
-    """The loss that these options name. Who does not ask how far gets a little past the boundary for images that are
-    perturbed one by one under a bound, and further where a perturbation must hold on unseen images or spend a mean."""
-    usual = UNIVERSAL_CONFIDENCE if options.universal or options.direct else CONFIDENCE
-    return find_loss(options.loss, usual if options.confidence is None else options.confidence)
 
 
 def _save(

@@ -14,7 +14,7 @@ from gap.artefact import CARD, Artefact, open_artefact
 from gap.attacks.protocol import Attack
 from gap.attacks.universal import Universal
 from gap.budget import Budget
-from gap.classifier import Told
+from gap.classifier import Classifier, Told
 from gap.errors import GapError
 from gap.frozen import frozen
 
@@ -30,6 +30,15 @@ class AttackCard(BaseModel):
     size: tuple[PositiveInt, PositiveInt]
     generator: dict[str, Any]
     classifiers: list[Told] = Field(min_length=1)
+
+    @property
+    def made_on(self) -> str:
+        """The names of the classifiers it was trained against."""
+        return " and ".join(told.name for told in self.classifiers)
+
+    def knows(self, classifier: Classifier) -> bool:
+        """Whether this classifier, as it is, is among those."""
+        return classifier.fingerprint() in {told.fingerprint for told in self.classifiers}
 
 
 @dataclass(frozen=True)
@@ -77,9 +86,11 @@ def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:
     return attack_from(open_artefact(Path(folder), *KINDS), budget)
 
 
-def attack_from(artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
-    """The attack that an artefact holds, on a device; named after its folder."""
-    name, own = artefact.folder.name, own_budget(artefact)
+def attack_from(
+    artefact: Artefact, budget: Budget | None = None, device: torch.device | str = "cpu", name: str | None = None
+) -> Attack:
+    """The attack that an artefact holds, on a device; named after its folder unless told otherwise."""
+    name, own = name or folder_name(artefact), own_budget(artefact)
     if artefact.kind == "direct generator":
         return Direct(_network(artefact, device), budget, name)
     if own is None:
@@ -88,6 +99,11 @@ def attack_from(artefact: Artefact, budget: Budget | None = None, device: torch.
         universal = Universal(_perturbation(artefact), own, name)
         return universal if budget in (None, own) else universal.at(budget)
     return Thresholded(_network(artefact, device), budget or own, name)
+
+
+def folder_name(artefact: Artefact) -> str:
+    """The name of an artefact's folder, also where it was given as `.`."""
+    return artefact.folder.resolve().name
 
 
 def own_budget(artefact: Artefact) -> Budget | None:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import loss_gradient, steepest
-from gap.attacks.losses import NEED_CLEAN, UNIVERSAL_CONFIDENCE, Goal, find_loss
+from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
 from gap.budget import Budget
 from gap.errors import GapError
 from gap.frozen import frozen
@@ -144,7 +144,7 @@ def _descend(
         raise GapError(f"{name} needs a positive step, not {step:g}")
     if not 0 <= momentum < 1:
         raise GapError(f"{name} needs a momentum of at least 0 and below 1, not {momentum:g}")
-    chosen = find_loss(loss, UNIVERSAL_CONFIDENCE)
+    chosen = find_loss(loss)
     total = _start(batches, images_seen)
     velocity = torch.zeros_like(total)
     seen = 0

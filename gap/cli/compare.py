@@ -2,17 +2,18 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from pydantic import Field
 
 from gap.artefact import claim_output, mark
 from gap.budget import Budget
-from gap.cli.evaluate import Attacks, EvaluateOptions
+from gap.cli.evaluate import Attacks, LineupOptions
 from gap.cli.options import with_options
-from gap.cli.tables import columns_for, for_display
+from gap.cli.tables import columns_for, curve_names, curves_of, for_display
 from gap.errors import GapError
+from gap.evaluation.evaluate import Example
 from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
 from gap.files import write_bytes, write_json
 from gap.report.page import Act, Figure, write_page
@@ -27,7 +28,7 @@ EXAMPLE = (
 )
 
 
-class CompareOptions(EvaluateOptions):
+class CompareOptions(LineupOptions):
     """Options of `gap compare`."""
 
     epsilons: Annotated[
@@ -57,21 +58,21 @@ def compare(
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
         warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
-    rows, sheet = [], []
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    for budget in budgets:
-        for evaluation in run_lineup(
-            entrants, setting, budget, images=options.images, batch_size=options.batch_size, seed=options.seed
-        ):
-            row, example = evaluation.row, evaluation.example
-            typer.echo(f"{row['attack']} at {budget}: {row['accuracy_under_attack']:.2%} left", err=True)
-            name = row["attack"] if len(setting.classifiers) == 1 else f"{row['attack']} on {row['classifier']}"
-            clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
-            point = (budget.epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
-            curves.setdefault(name, [clean]).append(point)
-            rows.append(row)
-            if budget == budgets[-1]:
-                sheet.append(SheetRow(name, example.clean, example.adversarial, example.captions))
+    rows: list[dict[str, Any]] = []
+    examples: list[Example] = []
+    for evaluation in run_lineup(
+        entrants, setting, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
+    ):
+        row = evaluation.row
+        typer.echo(f"{row['attack']} at {row['budget']}: {row['accuracy_under_attack']:.2%} left", err=True)
+        rows.append(row)
+        examples.append(evaluation.example)
+    curves = curves_of(rows)
+    sheet = [
+        SheetRow(name, example.clean, example.adversarial, example.captions)
+        for name, row, example in zip(curve_names(rows), rows, examples, strict=True)
+        if row["budget"] == str(budgets[-1])
+    ]
     title = f"{setting.data.name}, {rows[0]['images']} test images"
     print_table(for_display(rows), columns_for(rows), title)
     plot = accuracy_against_epsilon(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")

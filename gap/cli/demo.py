@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from gap.artefact import Artefact, claim, claim_output, mark
 from gap.attacks.train import TrainOptions, train_generator
 from gap.budget import Budget
-from gap.cli.tables import columns_for, for_display
+from gap.cli.tables import columns_for, curves_of, for_display
 from gap.cli.work import run_work
 from gap.config import Options
 from gap.evaluation.evaluate import Evaluation
@@ -117,16 +117,10 @@ def comparison_act(stage: Stage) -> None:
     """The generators beside a gradient attack and the controls that learn nothing, over several budgets."""
     setting = stage.setting()
     entrants = find_entrants([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
-    rows: list[dict[str, Any]] = []
-    curves: dict[str, list[tuple[float, float, float, float]]] = {}
-    for budget in (Budget(BUDGET.norm, epsilon) for epsilon in CURVE):
-        for evaluation in run_lineup(entrants, setting, budget, images=500):
-            row = evaluation.row
-            clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
-            point = (budget.epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
-            curves.setdefault(row["attack"], [clean]).append(point)
-            if budget == BUDGET:
-                rows.append(row)
+    budgets = [Budget(BUDGET.norm, epsilon) for epsilon in CURVE]
+    measured = [evaluation.row for evaluation in run_lineup(entrants, setting, budgets, images=500)]
+    curves = curves_of(measured)
+    rows = [row for row in measured if row["budget"] == str(BUDGET)]
     write_json(stage.out / "table.json", {"rows": rows, "data": setting.data.describe()})
     plot = accuracy_against_epsilon(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
     text = (
@@ -143,7 +137,7 @@ ACTS: tuple[Callable[[Stage], None], ...] = (classifier_act, generator_act, univ
 
 
 def _pictures_act(stage: Stage, title: str, text: str, name: str) -> Act:
-    (evaluation,) = run_lineup(find_entrants([stage.path(name)]), stage.setting(), BUDGET, images=500)
+    (evaluation,) = run_lineup(find_entrants([stage.path(name)]), stage.setting(), [BUDGET], images=500)
     row = evaluation.row
     facts = {
         "accuracy left": f"{row['accuracy_under_attack']:.1%}",

@@ -27,19 +27,24 @@ Attacks = Annotated[
 ]
 
 
-class EvaluateOptions(DataOptions, MachineOptions):
-    """Options of `gap evaluate`."""
+class LineupOptions(DataOptions, MachineOptions):
+    """What `gap evaluate` and `gap compare` share."""
 
     classifier: Annotated[list[str], Field(min_length=1, description="the classifiers to attack")]
     budget: Annotated[
         str | None,
         Field(description="for all attacks; without it trained ones keep their own, and the others take the first's"),
     ] = None
+    images: Annotated[int | None, Field(ge=1, description="how many test images; all by default")] = None
+    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
+
+
+class EvaluateOptions(LineupOptions):
+    """Options of `gap evaluate`."""
+
     transfer: Annotated[
         bool, Field(description="make each untrained attack on every classifier and judge it on every one")
     ] = False
-    images: Annotated[int | None, Field(ge=1, description="how many test images; all by default")] = None
-    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
 
 
 @with_options(EvaluateOptions)
@@ -68,7 +73,7 @@ def evaluate(
     lineup = run_lineup(
         entrants,
         setting,
-        budget,
+        [budget],
         own_budgets=options.budget is None,
         transfer=options.transfer,
         images=options.images,

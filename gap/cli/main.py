@@ -9,11 +9,14 @@ from typing import Any
 import typer
 
 from gap.errors import GapError, GapWarning
+from gap.process import Stopped, speaks
 
 VERBS = (
     "demo",
     "pretrain",
     "train",
+    "harden",
+    "judge",
     "perturb",
     "evaluate",
     "compare",
@@ -27,7 +30,10 @@ UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this type
 
 
 def main() -> None:
-    """Run the command line; errors the user can mend are one line on standard error and exit status 2."""
+    """Run the command line; errors the user can mend are one line on standard error and exit status 2.
+
+    Of several processes, one writes the line. A signal ends with the status that it asks for.
+    """
     warnings.simplefilter("ignore")
     warnings.simplefilter("always", GapWarning)
     warnings.showwarning = _show_warning
@@ -40,6 +46,8 @@ def main() -> None:
         sys.exit(_fail(str(error)))
     except OSError as error:
         sys.exit(_fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error)))
+    except Stopped as stopped:
+        sys.exit(_fail(str(stopped), stopped.code))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
 
@@ -67,9 +75,10 @@ def _help_of(verb: str) -> str:
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
-def _fail(message: str) -> int:
-    sys.stderr.write(f"gap: {' '.join(message.split())}\n")
-    return 2
+def _fail(message: str, code: int = 2) -> int:
+    if speaks():
+        sys.stderr.write(f"gap: {' '.join(message.split())}\n")
+    return code
 
 
 def _show_warning(

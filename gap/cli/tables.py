@@ -1,5 +1,8 @@
 """The columns that tables of evaluations show."""
 
+from typing import Any
+
+from gap.budget import Budget
 from gap.report.tables import Column
 
 COLUMNS = (
@@ -41,3 +44,20 @@ def for_display(rows: list[dict[str, object]]) -> list[dict[str, object]]:
         assert isinstance(seconds, float)
         shown.append(kept | {"milliseconds": seconds * 1000})
     return shown
+
+
+def curve_names(rows: list[dict[str, Any]]) -> list[str]:
+    """The curve that each row is a point of: its attack's, on its classifier where there are several."""
+    several = len({row["classifier"] for row in rows}) > 1
+    return [f"{row['attack']} on {row['classifier']}" if several else row["attack"] for row in rows]
+
+
+def curves_of(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Accuracy against epsilon with its interval, curve by curve, each beginning with the clean images at 0."""
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for name, row in zip(curve_names(rows), rows, strict=True):
+        clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
+        epsilon = Budget.parse(row["budget"]).epsilon
+        point = (epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
+        curves.setdefault(name, [clean]).append(point)
+    return curves

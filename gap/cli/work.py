@@ -5,18 +5,18 @@ import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TextIO, TypeVar
+from typing import Annotated, TypeVar
 
 import typer
 import yaml
 
 from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark
-from gap.config import Options, read_yaml
+from gap.config import Options, read_yaml_file
 from gap.errors import GapError, GapWarning
 from gap.files import leftovers, write_text
+from gap.process import speaks
 from gap.training.listeners import MetricsLog, TensorBoard, Terminal
-from gap.training.loop import Progress, Stopped
-from gap.training.machine import speaks
+from gap.training.loop import Progress
 
 T = TypeVar("T", bound=Options)
 
@@ -35,21 +35,17 @@ def run_training(
 ) -> None:
     """A training verb from its options to its last line."""
     if resume and (out / CARD).is_file():
-        _say(f"{out} is finished; there is nothing to resume", sys.stdout)
+        _say(f"{out} is finished; there is nothing to resume")
         return
     options = _options(read, out, resume)
     claim(out, resume=resume, overwrite=overwrite)
-    try:
-        artefact = run_work(verb, work, options, out, resume=resume)
-    except Stopped as stopped:
-        _say(f"gap: {stopped}", sys.stderr)
-        raise typer.Exit(stopped.code) from None
+    artefact = run_work(verb, work, options, out, resume=resume)
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artefact.card["figures"].items()
         for name, value in values.items()
     )
-    _say(f"{artefact.kind}: {figures}\n{out}", sys.stdout)
+    _say(f"{artefact.kind}: {figures}\n{out}")
 
 
 def run_work(
@@ -90,7 +86,10 @@ class _Opening:
         (self.out / MARK).unlink()
 
     def undo(self) -> None:
-        """After a failure that left no checkpoint: the folder is as it was before, and can be given again."""
+        """After a failure that left no checkpoint: nothing of the run stays, and the folder can be given again.
+
+        What an earlier run had left there went when this one began.
+        """
         if self.opened and not (self.out / CHECKPOINT).is_file():
             clear(self.out)
             (self.out / MARK).unlink(missing_ok=True)
@@ -98,9 +97,9 @@ class _Opening:
             self.out.rmdir()  # only where it is empty
 
 
-def _say(text: str, stream: TextIO) -> None:
+def _say(text: str) -> None:
     if speaks():
-        stream.write(f"{text}\n")
+        sys.stdout.write(f"{text}\n")
 
 
 def _options(read: Callable[..., T], out: Path, resume: bool) -> T:
@@ -108,7 +107,7 @@ def _options(read: Callable[..., T], out: Path, resume: bool) -> T:
         return read()
     if not (out / CONFIG).is_file():
         raise GapError(f"there is nothing to resume in {out}; leave out --resume to start")
-    saved = read_yaml((out / CONFIG).read_text(encoding="utf-8"), str(out / CONFIG))
+    saved = read_yaml_file(out / CONFIG)
     options = read(saved)
     changed = [name for name, value in options.dump().items() if saved.get(name) != value]
     if changed:

@@ -31,8 +31,9 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
 
     Three layouts: `train/` and `test/` or `val/`, each with a folder for each class; a folder for each class; pictures,
     with a `labels.csv` of `file,label` rows (a label is a class name, or the index of a class of the classifier) or
-    unlabelled. Class names are numbered in sorted order. Where the folder names no test pictures 20% are held out for
-    testing, all where there are fewer than five; where it names no validation pictures, 5% of the training ones.
+    unlabelled. Class names are numbered in sorted order. With `train/` and `val/` alone, `val/` is the test set. Where
+    the folder names no test pictures 20% are held out for testing, all where there are fewer than five; where it names
+    no validation pictures besides, 5% of the training ones.
 
     Raises GapError for a folder that is missing, holds no pictures, or whose classes or labels do not fit them.
     """
@@ -109,14 +110,15 @@ def _read_flat(root: Path) -> _Pictures:
     paths = find_pictures(root)
     if not (root / "labels.csv").exists():
         return _Pictures(paths)
-    by_path = _read_labels(root / "labels.csv")
-    missing = next((path for path in paths if path not in by_path), None)
+    by_name = _read_labels(root / "labels.csv")
+    named = {root / name: name for name in by_name}
+    missing = next((path for path in paths if path not in named), None)
     if missing:
         raise GapError(f"{root / 'labels.csv'} has no label for {missing.relative_to(root)}; add a row for it")
-    absent = next(iter(by_path.keys() - set(paths)), None)
+    absent = next(iter(named.keys() - set(paths)), None)
     if absent:
-        raise GapError(f"{root / 'labels.csv'} labels {absent.relative_to(root)}, which is not among the pictures")
-    labels = [by_path[path] for path in paths]
+        raise GapError(f"{root / 'labels.csv'} labels {named[absent]}, which is not among the pictures")
+    labels = [by_name[named[path]] for path in paths]
     if all(label.isdecimal() for label in labels):
         numbers = [int(label) for label in labels]
         if max(numbers) > LARGEST_INDEX:
@@ -128,7 +130,8 @@ def _read_flat(root: Path) -> _Pictures:
     return _Pictures(paths, torch.tensor([class_names.index(name) for name in labels]), class_names, len(class_names))
 
 
-def _read_labels(table: Path) -> dict[Path, str]:
+def _read_labels(table: Path) -> dict[str, str]:
+    """Labels by what the table says is the file."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -138,7 +141,7 @@ def _read_labels(table: Path) -> dict[Path, str]:
     for number, row in enumerate(rows, start=2):
         if not row.get("file") or not row.get("label"):
             raise GapError(f"{table} row {number} lacks a file or a label; the columns must be file,label")
-        labels[table.parent / row["file"]] = row["label"].strip()
+        labels[row["file"]] = row["label"].strip()
     return labels
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from gap.data.pictures import open_picture
+from gap.errors import GapError
 
 SEED = 0
 BATCHES_AHEAD = 2
@@ -32,11 +33,18 @@ class Split(Protocol):
         ...
 
     def with_labels(self, labels: Tensor) -> "Split":
-        """The same pictures with other labels, one for each picture."""
+        """The same pictures with labels that someone made of them, one for each picture."""
         ...
 
     def digest(self) -> str:
-        """A sha256 that tells this selection of pictures from another."""
+        """A sha256 that tells this selection of pictures from another, and the labels that they came with from others.
+
+        It is the same for a copy of the pictures elsewhere.
+        """
+        ...
+
+    def stamp(self) -> str:
+        """A sha256 that changes with the digest, and also when a picture on this disk is written again."""
         ...
 
 
@@ -45,12 +53,14 @@ class MemorySplit:
     """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once.
 
     `convert` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
+    Without `own_labels` the labels are someone's reading of the pictures, and no part of the digest.
     """
 
     images: Tensor
     labels: Tensor | None = None
     resident: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
     convert: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    own_labels: bool = field(default=True, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -65,10 +75,13 @@ class MemorySplit:
             yield as_floats(pictures, device), labels_of(self.labels, indices).to(device)
 
     def with_labels(self, labels: Tensor) -> "MemorySplit":
-        return replace(self, labels=one_each(labels, len(self)))
+        return replace(self, labels=one_each(labels, len(self)), own_labels=False)
 
     def digest(self) -> str:
-        return hashlib.sha256(self.images.contiguous().numpy().data).hexdigest()
+        return _digest(self.images.contiguous().numpy().data, self.labels if self.own_labels else None)
+
+    def stamp(self) -> str:
+        return self.digest()
 
     def _images_near(self, device: torch.device) -> Tensor:
         if device.type != "cuda":
@@ -85,6 +98,7 @@ class FolderSplit:
 
     `size` is (H, W); each picture is resized to cover it and cropped at the centre. Batches raise GapError, with the
     file's name, for a file that cannot be read. `root` only shortens the names that the digest is made of.
+    Labels that are not the pictures' own, by `own_labels`, are no part of it.
     """
 
     paths: tuple[Path, ...]
@@ -92,6 +106,7 @@ class FolderSplit:
     channels: int
     size: tuple[int, int]
     root: Path = Path()
+    own_labels: bool = field(default=True, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -111,11 +126,21 @@ class FolderSplit:
             pool.shutdown(cancel_futures=True)
 
     def with_labels(self, labels: Tensor) -> "FolderSplit":
-        return replace(self, labels=one_each(labels, len(self)))
+        return replace(self, labels=one_each(labels, len(self)), own_labels=False)
 
     def digest(self) -> str:
         names = (Path(os.path.relpath(path, self.root)).as_posix() for path in self.paths)
-        return hashlib.sha256("\n".join(names).encode(errors="surrogateescape")).hexdigest()
+        return _digest("\n".join(names).encode(errors="surrogateescape"), self.labels if self.own_labels else None)
+
+    def stamp(self) -> str:
+        digest = hashlib.sha256(self.digest().encode())
+        for path in self.paths:
+            try:
+                written = path.stat()
+            except OSError as error:
+                raise GapError(f"{path} cannot be read: {error.strerror}") from error
+            digest.update(f"{written.st_size} {written.st_mtime_ns}\n".encode())
+        return digest.hexdigest()
 
     def _open(self, index: int) -> Tensor:
         return open_picture(self.paths[index], self.channels, self.size)
@@ -149,9 +174,16 @@ class Dataset:
     division: str = ""
     indexed: bool = False
 
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits by name."""
+        return {"train": self.train, "validation": self.validation, "test": self.test}
+
     def describe(self) -> dict[str, object]:
-        """What a card says about the data: plain values, with a sha256 for each split (of file names or of images)."""
-        splits = {"train": self.train, "validation": self.validation, "test": self.test}
+        """What a card says about the data: plain values, with a sha256 for each split.
+
+        That is of file names or of images, and of the labels that came with them.
+        """
         return {
             "name": self.name,
             "source": self.source,
@@ -159,8 +191,8 @@ class Dataset:
             "channels": self.channels,
             "size": list(self.size),
             "classes": self.classes,
-            "images": {name: len(split) for name, split in splits.items()},
-            "sha256": {name: split.digest() for name, split in splits.items()},
+            "images": {name: len(split) for name, split in self.splits.items()},
+            "sha256": {name: split.digest() for name, split in self.splits.items()},
         }
 
 
@@ -191,6 +223,13 @@ def as_floats(pictures: Tensor, device: torch.device) -> Tensor:
 def labels_of(labels: Tensor | None, indices: Tensor) -> Tensor:
     """The labels at these indices, -1 for each where there are none."""
     return torch.full((len(indices),), -1) if labels is None else labels[indices.to(labels.device)]
+
+
+def _digest(pictures: bytes | memoryview, labels: Tensor | None) -> str:
+    digest = hashlib.sha256(pictures)
+    if labels is not None:
+        digest.update(b"\0" + labels.to("cpu", torch.int64).numpy().tobytes())
+    return digest.hexdigest()
 
 
 def one_each(labels: Tensor, count: int) -> Tensor:

@@ -59,9 +59,7 @@ def perturb_files(
         mark(out)
         save_picture(adversarial[0], out / f"{name}.png")
         before, after = _read(reader, clean), _read(reader, adversarial)
-        save_image(
-            side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{name}.side-by-side.png"
-        )
+        save_image(side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_beside(name)}.png")
         rows.append(
             {
                 "picture": str(path),
@@ -125,8 +123,13 @@ def _words(reading: dict[str, Any]) -> str:
 
 
 def _free_name(stem: str, taken: set[str]) -> str:
+    """A name for a picture that is free, and so is that of what is written beside it; both are then taken."""
     name, number = stem, 2
-    while name in taken:
+    while not taken.isdisjoint((name, _beside(name))):
         name, number = f"{stem}-{number}", number + 1
-    taken.add(name)
+    taken.update((name, _beside(name)))
     return name
+
+
+def _beside(name: str) -> str:
+    return f"{name}.side-by-side"

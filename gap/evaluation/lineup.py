@@ -1,8 +1,9 @@
 """A line-up: attacks by name or artefact, against classifiers, one row for each pair."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from gap.artefact import Artefact, is_artefact, open_artefact
 from gap.attacks.goals import GoalMaker, find_goal
 from gap.attacks.named import attack_names, named_attack
 from gap.attacks.protocol import Attack
-from gap.attacks.trained import KINDS, AttackCard, attack_from, own_budget
+from gap.attacks.trained import KINDS, AttackCard, attack_from, folder_name, own_budget
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning, unknown
@@ -22,9 +23,13 @@ from gap.setting import Setting
 
 @dataclass(frozen=True)
 class Entrant:
-    """One attack of a line-up: a spec such as `pgd:steps=100`, or what `gap train` left."""
+    """One attack of a line-up: a spec such as `pgd:steps=100`, or what `gap train` left.
+
+    `text` is what the user wrote, `name` what tells it from the others.
+    """
 
     text: str
+    name: str
     artefact: Artefact | None = None
 
     @property
@@ -32,15 +37,15 @@ class Entrant:
         """The budget it was trained at, where it was."""
         return own_budget(self.artefact) if self.artefact else None
 
-    @property
-    def unbounded(self) -> bool:
-        """Whether it can do without a budget: an image made directly."""
-        return self.artefact is not None and self.artefact.kind == "direct generator"
-
 
 def find_entrants(texts: Sequence[str]) -> list[Entrant]:
-    """Read a line-up; raises GapError for what is neither an attack's name nor a trained artefact."""
-    return [_find_entrant(text) for text in texts]
+    """Read a line-up; raises GapError for what is neither an attack's name nor a trained artefact.
+
+    Artefacts are named after their folders, and where two would have one name, as they were written.
+    """
+    found = [_find_entrant(text) for text in texts]
+    names = Counter(entrant.name for entrant in found)
+    return [replace(entrant, name=entrant.text) if names[entrant.name] > 1 else entrant for entrant in found]
 
 
 def common_budget(entrants: Sequence[Entrant], asked: str | None) -> Budget | None:
@@ -57,7 +62,7 @@ def common_budget(entrants: Sequence[Entrant], asked: str | None) -> Budget | No
 def run_lineup(
     entrants: Sequence[Entrant],
     setting: Setting,
-    budget: Budget | None,
+    budgets: Sequence[Budget | None],
     *,
     own_budgets: bool = False,
     transfer: bool = False,
@@ -65,71 +70,83 @@ def run_lineup(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Iterator[Evaluation]:
-    """Evaluate every entrant on every classifier's test images, yielding as they come.
+    """Evaluate every entrant at every budget on every classifier's test images, yielding as they come.
 
     `own_budgets` leaves trained entrants at the budget they were trained at. An untrained attack looks at the
     classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an
     artefact cannot take these images.
     """
-    if budget:
-        budget.check(setting.data.channels, *setting.data.size)
-    for entrant in entrants:
-        sources: list[Classifier | None] = [None]
-        if transfer and entrant.artefact is None:
-            sources = list(setting.classifiers)
-        for source in sources:
-            for classifier in setting.classifiers:
-                at = entrant.budget if own_budgets and entrant.artefact else budget
-                attack = _make(entrant, at, source or classifier, setting, seed)
-                yield evaluate(
-                    attack,
-                    classifier,
-                    setting.data.test,
-                    images=images,
-                    batch_size=batch_size,
-                    source=source,
-                    goal=_goal(entrant, setting),
-                    data=setting.data.name,
-                    seed=seed,
-                )
+    for asked in filter(None, budgets):
+        asked.check(setting.data.channels, *setting.data.size)
+    for artefact in (entrant.artefact for entrant in entrants if entrant.artefact):
+        check_artefact(artefact, setting)
+    for budget in budgets:
+        for entrant in entrants:
+            at = entrant.budget if own_budgets and entrant.artefact else budget
+            for source, judged in _pairings(entrant, setting.classifiers, transfer):
+                attack = _make(entrant, at, source, setting, seed)
+                for classifier in judged:
+                    found = evaluate(
+                        attack,
+                        classifier,
+                        setting.data.test,
+                        images=images,
+                        batch_size=batch_size,
+                        source=None if entrant.artefact else source,
+                        goal=_goal(entrant, classifier),
+                        data=setting.data.name,
+                        seed=seed,
+                    )
+                    yield replace(found, row=found.row | _trained_source(entrant, classifier))
 
 
-def check_artefact(artefact: Artefact, classifier: Classifier, size: tuple[int, int]) -> None:
-    """Warn where a trained attack meets images of another size, or another classifier; raise GapError where it cannot
+def check_artefact(artefact: Artefact, setting: Setting) -> None:
+    """Warn where a trained attack meets images of another size, or other classifiers; raise GapError where it cannot
     be applied."""
-    card, channels = artefact.read(AttackCard), classifier.facts.channels
-    if card.channels != channels:
-        raise GapError(f"{artefact.folder} takes {card.channels}-channel images, {classifier.name} takes {channels}")
+    card, first, size = artefact.read(AttackCard), setting.classifiers[0], setting.data.size
+    if card.channels != first.facts.channels:
+        raise GapError(
+            f"{artefact.folder} takes {card.channels}-channel images, {first.name} takes {first.facts.channels}"
+        )
     if card.size != size:
         sizes = ["x".join(map(str, each)) for each in (card.size, size)]
         warnings.warn(
             f"{artefact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
         )
-    known = {told.fingerprint: told.name for told in card.classifiers}
-    if classifier.fingerprint() not in known:
-        trained = " and ".join(known.values())
-        warnings.warn(
-            f"{artefact.folder} was trained against {trained}, not {classifier.name} as it is: this is transfer",
-            GapWarning,
-            stacklevel=2,
-        )
+    for classifier in setting.classifiers:
+        if not card.knows(classifier):
+            warnings.warn(
+                f"{artefact.folder} was trained against {card.made_on}, not {classifier.name} as it is:"
+                " this is transfer",
+                GapWarning,
+                stacklevel=2,
+            )
 
 
 def _find_entrant(text: str) -> Entrant:
     if is_artefact(Path(text)):
-        return Entrant(text, open_artefact(Path(text), *KINDS))
+        artefact = open_artefact(Path(text), *KINDS)
+        return Entrant(text, folder_name(artefact), artefact)
     name = text.partition(":")[0]
     if name in attack_names():
-        return Entrant(text)
+        return Entrant(text, text)
     if Path(text).exists():
         raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
     raise unknown("attack", name, attack_names())
 
 
+def _pairings(
+    entrant: Entrant, classifiers: list[Classifier], transfer: bool
+) -> list[tuple[Classifier, list[Classifier]]]:
+    """The classifiers that an attack is made on, each with those that it is judged on."""
+    if entrant.artefact:
+        return [(classifiers[0], classifiers)]
+    return [(source, classifiers if transfer else [source]) for source in classifiers]
+
+
 def _make(entrant: Entrant, budget: Budget | None, source: Classifier, setting: Setting, seed: int) -> Attack:
     if entrant.artefact:
-        check_artefact(entrant.artefact, source, setting.data.size)
-        return attack_from(entrant.artefact, budget, next(source.parameters()).device)
+        return attack_from(entrant.artefact, budget, next(source.parameters()).device, entrant.name)
     if budget is None:
         raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
     torch.manual_seed(seed)
@@ -142,7 +159,18 @@ def _make(entrant: Entrant, budget: Budget | None, source: Classifier, setting: 
     return named_attack(entrant.text, budget, source, batches)
 
 
-def _goal(entrant: Entrant, setting: Setting) -> GoalMaker | None:
+def _goal(entrant: Entrant, classifier: Classifier) -> GoalMaker | None:
+    """What a trained attack aimed at; None where that cannot be read off this classifier, as the least likely class of
+    others."""
     if entrant.artefact is None:
         return None
-    return find_goal(entrant.artefact.read(AttackCard).goal, setting.classes)
+    card = entrant.artefact.read(AttackCard)
+    goal = find_goal(card.goal, classifier.facts.classes)
+    alone = len(card.classifiers) == 1 and card.knows(classifier)
+    return goal if alone or not goal.needs_clean else None
+
+
+def _trained_source(entrant: Entrant, classifier: Classifier) -> dict[str, str]:
+    """What a row is to say in place of its source: whom a trained attack that meets another classifier was made on."""
+    card = entrant.artefact.read(AttackCard) if entrant.artefact else None
+    return {"source": card.made_on} if card and not card.knows(classifier) else {}

@@ -10,13 +10,14 @@ def make_augmentation(size: tuple[int, int], *, shift: int = 0, flip: bool = Fal
     Each is moved by up to `shift` pixels, its edge repeated; mirrored half of the time if `flip`; and cut to a random
     part, at least `crop` of each side, and enlarged again.
     """
+    height, width = size
     parts: list[nn.Module] = []
     if shift:
-        height, width = size
         share = (min(1.0, shift / width), min(1.0, shift / height))
         parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", p=1.0))
     if flip:
         parts.append(K.RandomHorizontalFlip())
     if crop < 1:
-        parts.append(K.RandomResizedCrop(size, scale=(crop**2, 1.0), ratio=(1.0, 1.0), cropping_mode="resample"))
+        ratio = (width / height, width / height)
+        parts.append(K.RandomResizedCrop(size, scale=(crop**2, 1.0), ratio=ratio, cropping_mode="resample"))
     return nn.Sequential(*parts)

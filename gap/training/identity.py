@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import cast
 
 from gap.classifier import Classifier
 from gap.data.splits import Dataset
@@ -11,8 +10,7 @@ from gap.errors import GapError
 
 def identify(data: Dataset, classifiers: Sequence[Classifier] = ()) -> dict[str, str]:
     """A hash of each split and of each classifier attacked, under the name that an error gives it."""
-    digests = cast(dict[str, str], data.describe()["sha256"])
-    splits = {f"the {split} images of {data.name}": digest for split, digest in digests.items()}
+    splits = {f"the {name} images of {data.name}": split.stamp() for name, split in data.splits.items()}
     return splits | {f"the classifier {classifier.name}": classifier.fingerprint() for classifier in classifiers}
 
 

@@ -45,6 +45,9 @@ class Job(ABC):
     def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Figures on held-out images, one value per image under each name; nothing learns."""
 
+    def judged(self, figures: Mapping[str, float]) -> None:  # noqa: B027  # most jobs have nothing to do here
+        """Hear the means of what `judge` found, at the end of each epoch."""
+
     def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
         """Pictures to show of a few held-out images, by name."""
         return {}

@@ -14,8 +14,8 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gap.artefact import METRICS
 from gap.files import write_text, writing
+from gap.process import speaks
 from gap.training.loop import Progress
-from gap.training.machine import speaks
 
 
 class Terminal:

@@ -21,6 +21,7 @@ from gap.artefact import CHECKPOINT
 from gap.data.splits import Split, in_order
 from gap.errors import GapError
 from gap.files import whole
+from gap.process import Stopped
 from gap.training.identity import check_same
 from gap.training.job import Job
 
@@ -51,14 +52,6 @@ class Progress:
     images_per_second: float
     judged: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
-
-
-class Stopped(Exception):  # noqa: N818  # not an error: the user asked, and the work is saved
-    """A signal came, the work is saved. `code` is the exit status that the signal asks for."""
-
-    def __init__(self, step: int, steps: int, folder: Path, signal_number: int) -> None:
-        super().__init__(f"stopped at step {step} of {steps}, saved; go on with --resume --out {folder}")
-        self.code = 128 + signal_number
 
 
 Listener = Callable[[Progress], None]
@@ -136,6 +129,7 @@ class _Run:
                 if ended:
                     values = self._finite(figures)
                     judged = self._judge()
+                    self.job.judged(judged)
                     self._tell(values, seen / (now - rated), judged)
                     rated, seen = time.monotonic(), 0
                 elif self.step % 20 == 0:
@@ -288,7 +282,7 @@ class _Run:
     def _load(self, path: Path) -> None:
         state = read_checkpoint(path)
         try:
-            check_same(self.identity, state["identity"], path)
+            self._check_same(state["identity"], path)
             for name, player in self.job.players.items():
                 player.bare.load_state_dict(state["players"][name]["network"])
                 player.optimizer.load_state_dict(state["players"][name]["optimizer"])
@@ -298,6 +292,12 @@ class _Run:
             raise GapError(f"{path} is not a checkpoint of this work: {str(error).splitlines()[0]}") from error
         if steps != self.steps:
             raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
+
+    def _check_same(self, identity: Mapping[str, str], path: Path) -> None:
+        """On the main process, which kept the identity: on another machine, copies of files have other times."""
+        with self._main_only() as here:
+            if here:
+                check_same(self.identity, identity, path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

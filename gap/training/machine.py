@@ -46,11 +46,6 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
 
 
-def speaks() -> bool:
-    """Whether this process is the one, of those that torchrun started, that talks to the user."""
-    return os.environ.get("RANK", "0") == "0"
-
-
 @contextmanager
 def main_first(accelerator: Accelerator) -> Iterator[None]:
     """The block runs on one process of each machine, and then on the others, which find what it downloaded.

@@ -118,6 +118,16 @@ def test_pgd_goes_past_the_boundary_so_that_8_bits_do_not_undo_it(pictures):
     assert left_after_8_bit(0.0) > 0.02
 
 
+def test_pgd_gets_as_far_past_the_boundary_as_it_is_asked(pictures):
+    torch.manual_seed(0)
+    found = PGD(Budget("l2", 2.0), confidence=4.0)(pictures.net, pictures.images, pictures.labels)
+    with torch.no_grad():
+        margins = margin(pictures.net(found), None, Goal(pictures.labels), confidence=100.0)
+    assert (margins <= -4.0).all()
+    # It stops there: the whole budget would lead three times as far.
+    assert margins.mean() > -7.0
+
+
 def test_pgd_returns_what_is_already_wrong_untouched(pictures):
     wrong = (pictures.labels + 1) % 4
     assert torch.equal(PGD(Budget("linf", 0.1))(pictures.net, pictures.images, wrong), pictures.images)

@@ -4,28 +4,9 @@ from torch import Tensor, nn
 
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import DirectJob, DiscriminatorJob, ThresholdedJob
-from gap.attacks.losses import Goal, find_loss
-from gap.attacks.train import TrainOptions, make_loss
+from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.training.job import adam
-
-ALIKE = torch.tensor([[-100.0, 0.0]])
-LABEL = torch.tensor([0])
-
-
-@pytest.mark.parametrize(
-    ("form", "confidence"),
-    [
-        ({"budget": "l2:1"}, 2.0),
-        ({"budget": "l2:1", "confidence": 5}, 5.0),
-        ({"budget": "l2:1", "universal": True}, 10.0),
-        ({"budget": "l2:1", "universal": True, "confidence": 0}, 0.0),
-        ({"direct": True, "magnitude": "l2:1"}, 10.0),
-    ],
-)
-def test_how_far_an_image_is_pushed(form: dict, confidence: float) -> None:
-    loss = make_loss(TrainOptions(classifier=["mnist-cnn"], **form))
-    assert loss(ALIKE, None, Goal(LABEL)).tolist() == [-confidence]
 
 
 @pytest.mark.parametrize("kind", ["thresholded", "direct", "discriminator"])

@@ -66,6 +66,11 @@ def test_nothing_to_resume(run: Callable[..., Any], tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+def test_options_that_are_no_text_any_more(run: Callable[..., Any], tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_bytes(b"data: caf\xe9\n")
+    assert "config.yaml is not readable YAML" in run("pretrain", "--resume", "--out", tmp_path).complaint
+
+
 @pytest.mark.parametrize("kept", [0, 100, 200_000])
 def test_a_checkpoint_cut_short(run: Callable[..., Any], unfinished: Path, kept: int) -> None:
     checkpoint = unfinished / "checkpoint.pt"

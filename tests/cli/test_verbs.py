@@ -139,8 +139,16 @@ def test_ensemble_and_transfer(
     pairs = [(row["source"], row["classifier"]) for row in rows if row["attack"] == "fgsm"]
     names = (str(classifier), str(second))
     assert pairs == [(source, target) for source in names for target in names]
-    assert [row["classifier"] for row in rows if row["attack"] == "ensemble"] == list(names)
+    pairs = [(row["source"], row["classifier"]) for row in rows if row["attack"] == "ensemble"]
+    assert pairs == [(name, name) for name in names]
     assert ended.warnings == []
+
+    third = made("third", "pretrain", "--epochs=0.2", "--seed=2", "--batch-size=64")
+    ended = run("evaluate", ensemble, "--classifier", third, "--images=40", "--json", tmp_path / "third.json")
+    assert ended.code == 0, ended.err
+    (row,) = table(tmp_path / "third.json")
+    assert (row["source"], row["classifier"]) == (" and ".join(names), str(third))
+    assert "made on" in ended.out
 
 
 def test_evaluate(
@@ -186,6 +194,7 @@ def test_compare(run: Callable[..., Any], classifier: Path, per_image: Path, tmp
         ("per-image", "l2:1"), ("noise", "l2:1"), ("per-image", "l2:3"), ("noise", "l2:3"),
     ]  # fmt: skip
     assert Image.open(tmp_path / "out" / "accuracy-against-epsilon.png").width > 100
+    assert "--transfer" in run(*given, "--out", tmp_path / "out", "--transfer").complaint
     page = (tmp_path / "out" / "page.html").read_text()
     assert "per-image" in page and "data:image/png;base64," in page
 

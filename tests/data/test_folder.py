@@ -134,6 +134,8 @@ def test_table_of_names(tmp_path: Path) -> None:
     [
         ("file,label\na.png,1\n", r"no label for b\.png"),
         ("file,label\na.png,1\nb.png,2\nz.png,3\n", r"labels z\.png, which is not"),
+        ("file,label\na.png,1\nb.png,2\n/etc/passwd,3\n", r"labels /etc/passwd, which is not"),
+        ("file,label\na.png,1\nb.png,2\n../z.png,3\n", r"labels \.\./z\.png, which is not"),
         ("name,class\na.png,1\n", r"row 2 lacks"),
         ("file,label\na.png\nb.png,1\n", r"row 2 lacks"),
         ("", r"no label for a\.png"),

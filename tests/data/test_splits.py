@@ -1,4 +1,6 @@
+import os
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,11 +136,39 @@ def test_a_file_that_cannot_be_read_is_named_when_read(folder: FolderSplit) -> N
 
 def test_digest_tells_selections_apart_and_not_places(folder: FolderSplit, tmp_path: Path) -> None:
     moved = FolderSplit(
-        tuple(Path("/elsewhere") / path.name for path in folder.paths), None, 1, (2, 2), Path("/elsewhere")
+        tuple(Path("/elsewhere") / path.name for path in folder.paths), folder.labels, 1, (2, 2), Path("/elsewhere")
     )
-    fewer = FolderSplit(folder.paths[:-1], None, 3, (6, 5), tmp_path)
+    fewer = FolderSplit(folder.paths[:-1], torch.arange(10) * 3, 3, (6, 5), tmp_path)
     assert moved.digest() == folder.digest() != fewer.digest()
     assert memory(5).digest() == memory(5).digest() != memory(6).digest()
+
+
+def test_digest_sees_the_labels_that_come_with_the_pictures(folder: FolderSplit) -> None:
+    splits: list[FolderSplit | MemorySplit] = [folder, memory(11)]
+    for split in splits:
+        assert split.labels is not None
+        unlabelled, relabelled = replace(split, labels=None), replace(split, labels=split.labels.flip(0))
+        assert len({split.digest(), unlabelled.digest(), relabelled.digest()}) == 3
+        assert split.with_labels(split.labels + 1).digest() == unlabelled.digest()
+
+
+def test_stamp_sees_a_picture_that_was_overwritten_and_the_digest_does_not(folder: FolderSplit) -> None:
+    digest, stamp = folder.digest(), folder.stamp()
+    assert folder.stamp() == stamp
+    content, written = folder.paths[4].read_bytes(), folder.paths[4].stat().st_mtime_ns
+    folder.paths[4].write_bytes(content)
+    os.utime(folder.paths[4], ns=(written, written + 1))
+    later = folder.stamp()
+    folder.paths[4].write_bytes(content + b"\0")
+    os.utime(folder.paths[4], ns=(written, written))
+    assert len({stamp, later, folder.stamp()}) == 3
+    assert folder.digest() == digest
+
+
+def test_a_picture_that_went_has_no_stamp(folder: FolderSplit) -> None:
+    folder.paths[4].unlink()
+    with pytest.raises(GapError, match=r"4\.png"):
+        folder.stamp()
 
 
 def test_description_is_plain_and_counts() -> None:

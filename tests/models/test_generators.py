@@ -73,7 +73,7 @@ def test_fold_turns_pixels_into_channels() -> None:
     assert body.seen.shape == (1, 12, 4, 4)
 
 
-@pytest.mark.parametrize(
+every_network = pytest.mark.parametrize(
     "options",
     [
         {},
@@ -83,9 +83,13 @@ def test_fold_turns_pixels_into_channels() -> None:
         {"encoder": "mobilenet_v2", "decoder": [16, 8], "fold": 1},
         {"encoder": "efficientnet-b0", "decoder": [16, 8, 8], "fold": 2},
         {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8], "fold": 2},
+        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8, 8], "fold": 2},
     ],
     ids=lambda options: options.get("encoder") or options.get("architecture") or "default",
 )
+
+
+@every_network
 def test_every_weight_that_can_learn_gets_a_gradient(options: dict) -> None:
     network = make_generator(1, **options)
     images = torch.rand(2, 1, 28, 28)
@@ -126,6 +130,16 @@ def test_universal_is_one_perturbation_the_same_in_training() -> None:
     assert torch.equal(trained, judged)
     assert torch.equal(trained, network())
     assert not any(module.training for module in network.train().modules())
+
+
+@every_network
+def test_universal_of_any_network(options: dict) -> None:
+    torch.manual_seed(0)
+    network = UniversalGenerator(make_generator(1, **options), 1, (28, 28))
+    made = network()
+    assert made.shape == (1, 1, 28, 28)
+    made.square().sum().backward()
+    assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.requires_grad)
 
 
 def test_universal_takes_its_noise_along() -> None:

@@ -48,13 +48,19 @@ def test_flip_mirrors_about_half() -> None:
     assert 60 < mirrored.sum() < 140
 
 
-def test_crop_enlarges_by_no_more_than_asked() -> None:
-    torch.manual_seed(0)
-    # A ramp from left to right: what a crop keeps of it is the range of its values.
-    ramp = torch.linspace(0, 1, 64).expand(300, 1, 64, 64)
-    cut = make_augmentation((64, 64), crop=0.5)(ramp)
-    kept = cut.amax(dim=(1, 2, 3)) - cut.amin(dim=(1, 2, 3))
-    assert 0.45 < kept.min() < 0.6
-    assert kept.max() > 0.9
-    starts = cut.amin(dim=(1, 2, 3))
-    assert starts.min() < 0.1 and starts.max() > 0.35
+@pytest.mark.parametrize("crop", [0.5, 0.9])
+@pytest.mark.parametrize(("height", "width"), [(64, 64), (32, 64), (64, 32)])
+def test_crop_enlarges_by_no_more_than_asked(height: int, width: int, crop: float) -> None:
+    # A ramp in each direction: what a crop keeps of it is the range of its values.
+    ramps = [
+        torch.linspace(0, 1, width).expand(300, 1, height, width),
+        torch.linspace(0, 1, height)[:, None].expand(300, 1, height, width),
+    ]
+    for ramp in ramps:
+        torch.manual_seed(0)
+        cut = make_augmentation((height, width), crop=crop)(ramp)
+        kept = cut.amax(dim=(1, 2, 3)) - cut.amin(dim=(1, 2, 3))
+        assert crop - 0.05 < kept.min() < crop + 0.1
+        assert kept.max() > 0.9
+        starts = cut.amin(dim=(1, 2, 3))
+        assert starts.min() < 0.1 and starts.max() > 0.7 * (1 - crop)

@@ -1,6 +1,10 @@
+from pathlib import Path
+
 import torch
+from PIL import Image
 
 from gap.classifier import load_classifier
+from gap.data.folder import load_folder
 from gap.data.named import load_data
 from gap.training.identity import identify
 
@@ -16,3 +20,22 @@ def test_what_is_the_same_is_known_again_and_what_is_not_is_told_apart() -> None
         next(classifier.parameters()).flatten()[0] += 1e-3
     changed = identify(data, [classifier])
     assert {name for name in made_of if made_of[name] != changed[name]} == {"the classifier mnist-cnn"}
+
+
+def test_edited_labels_and_overwritten_pictures_are_told_apart(tmp_path: Path) -> None:
+    rows = [f"{number}.png,{number % 2}" for number in range(10)]
+    for number in range(10):
+        Image.new("L", (3, 3), number).save(tmp_path / f"{number}.png")
+
+    def made_of() -> dict[str, str]:
+        (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]))
+        return identify(load_folder(tmp_path, 1, (3, 3)))
+
+    before = made_of()
+    assert made_of() == before
+    rows[0] = "0.png,7"
+    relabelled = made_of()
+    assert sum(relabelled[name] != before[name] for name in before) == 1
+    Image.new("L", (4, 4), 200).save(tmp_path / "0.png")
+    overwritten = made_of()
+    assert sum(overwritten[name] != relabelled[name] for name in before) == 1

@@ -6,7 +6,7 @@ import pickle
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from gap.artefact import CHECKPOINT, METRICS
 from gap.data.splits import MemorySplit
 from gap.errors import GapError
+from gap.process import Stopped
 from gap.training.job import Backward, Job, Player, adam
 from gap.training.listeners import MetricsLog
-from gap.training.loop import Listener, Plan, Progress, Stopped, _schedule, read_checkpoint, train
+from gap.training.loop import Listener, Plan, Progress, _schedule, read_checkpoint, train
 from gap.training.machine import MachineOptions, make_accelerator
 
 PLAN = Plan(epochs=2, batch_size=4, seed=3)
@@ -260,6 +261,32 @@ def test_resume_on_another_classifier_or_data_is_refused(tmp_path: Path, now: di
     with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*--overwrite$"):
         run(tmp_path, resume=True, identity=now)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+class HearingJob(TinyJob):
+    """Keeps what it hears, and carries along how often that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[dict[str, float]] = []
+
+    def judged(self, figures: Mapping[str, float]) -> None:
+        self.heard.append(dict(figures))
+
+    def state(self) -> dict[str, float]:
+        return super().state() | {"heard": len(self.heard)}
+
+
+def test_a_job_hears_what_each_epoch_was_judged_before_it_is_saved(tmp_path: Path) -> None:
+    job, judged, saved = HearingJob(), [], []
+
+    def listen(progress: Progress) -> None:
+        judged.extend([progress.judged] if progress.judged else [])
+        saved.extend([read_checkpoint(tmp_path / CHECKPOINT)] if progress.step == 40 else [])
+
+    run(tmp_path, listen, job=job)
+    assert job.heard == judged and len(judged) == 2
+    assert [(state["step"], state["job"]["heard"]) for state in saved] == [(25, 1)]
 
 
 def test_killed_and_resumed_ends_as_unbroken(

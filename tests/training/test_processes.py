@@ -24,8 +24,9 @@ from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.data.splits import MemorySplit
 from gap.errors import GapError
+from gap.process import Stopped
 from gap.training.job import Backward, Player, adam
-from gap.training.loop import Plan, Stopped, read_checkpoint, train
+from gap.training.loop import Plan, read_checkpoint, train
 from gap.training.machine import MachineOptions, make_accelerator
 
 HELD_OUT = 513

@@ -1,0 +1,115 @@
+"""Line-ups of trained attacks that meet classifiers other than their own."""
+
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gap.artefact import save_artefact
+from gap.attacks.trained import load_attack
+from gap.budget import Budget
+from gap.classifier import Classifier, Facts
+from gap.data.splits import Dataset, MemorySplit
+from gap.errors import GapWarning
+from gap.evaluation import lineup
+from gap.evaluation.lineup import find_entrants, run_lineup
+from gap.setting import Setting
+
+BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
+
+
+class Scaled(nn.Module):
+    """Three classes by the mean pixel; the scale makes one fingerprint unlike another."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return self.scale * torch.stack([0.3 - mean, mean * 0, mean - 0.7], dim=1)
+
+
+def classifier(name: str, scale: float) -> Classifier:
+    return Classifier(Scaled(scale), Facts(1, (4, 4), 3), name=name, architecture="scaled")
+
+
+ONE, TWO, THREE = classifier("one", 1.0), classifier("two", 2.0), classifier("three", 3.0)
+
+
+def setting(*classifiers: Classifier) -> Setting:
+    images = torch.randint(0, 256, (12, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = MemorySplit(images, torch.arange(12) % 3)
+    return Setting(list(classifiers), Dataset("noise", split, split, split, 1, (4, 4), None, 3, ""))
+
+
+def trained(folder: Path, *against: Classifier, goal: str = "untargeted") -> str:
+    told = [each.describe() for each in against]
+    card = {
+        "budget": "linf:0.1", "goal": goal, "channels": 1, "size": [4, 4], "generator": {}, "classifiers": told,
+    }  # fmt: skip
+    save_artefact(folder, "universal perturbation", {"perturbation": torch.full((1, 1, 4, 4), 0.1)}, card)
+    return str(folder)
+
+
+def rows(texts: list[str], *classifiers: Classifier, **options: Any) -> list[dict[str, Any]]:
+    found = run_lineup(find_entrants(texts), setting(*classifiers), BUDGETS[:1], **options)
+    return [evaluation.row for evaluation in found]
+
+
+@pytest.mark.filterwarnings("ignore:.*transfer")
+def test_a_trained_attack_was_made_on_those_of_its_card(tmp_path: Path) -> None:
+    both = trained(tmp_path / "both", ONE, TWO)
+    sources = [row["source"] for row in rows([both], ONE, TWO, THREE, transfer=True)]
+    assert sources == ["one", "two", "one and two"]
+
+
+@pytest.mark.filterwarnings("ignore:.*transfer")
+def test_the_least_likely_class_of_others_is_not_counted(tmp_path: Path) -> None:
+    def counted(name: str, goal: str, *against: Classifier) -> list[bool]:
+        found = rows([trained(tmp_path / name, *against, goal=goal)], ONE, THREE)
+        return ["target_success_rate" in row for row in found]
+
+    assert counted("alone", "least-likely", ONE) == [True, False]
+    assert counted("together", "least-likely", ONE, TWO) == [False, False]
+    assert counted("fixed", "target:2", ONE) == [True, True]
+
+
+def test_artefacts_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = trained(tmp_path / "a" / "uap", ONE), trained(tmp_path / "b" / "uap", ONE)
+    other = trained(tmp_path / "other", ONE)
+    assert [row["attack"] for row in rows([first, second, other, "uap"], ONE)] == [first, second, "other", "uap"]
+    monkeypatch.chdir(second)
+    assert [row["attack"] for row in rows(["."], ONE)] == [load_attack(".").name] == ["uap"]
+
+
+def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
+    attack = trained(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", GapWarning)
+        assert len(list(run_lineup(find_entrants([attack]), setting(ONE, TWO, THREE), BUDGETS))) == 6
+    assert [str(warning.message).rpartition(", not ")[2] for warning in told] == [
+        "two as it is: this is transfer",
+        "three as it is: this is transfer",
+    ]
+
+
+def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fitted = lineup.named_attack, []
+
+    def counting(spec: str, budget: Budget, source: Classifier, *rest: Any) -> Any:
+        fitted.append(source.name)
+        return made(spec, budget, source, *rest)
+
+    monkeypatch.setattr(lineup, "named_attack", counting)
+    found = rows(["uap:images_seen=5"], ONE, TWO, transfer=True)
+    assert [(row["source"], row["classifier"]) for row in found] == [
+        ("one", "one"), ("one", "two"), ("two", "one"), ("two", "two"),
+    ]  # fmt: skip
+    assert fitted == ["one", "two"]
+    fitted.clear()
+    found = rows(["uap:images_seen=5"], ONE, TWO)
+    assert [(row["source"], row["classifier"]) for row in found] == [("one", "one"), ("two", "two")]
