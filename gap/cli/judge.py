@@ -1,0 +1,84 @@
+"""Say how hard a classifier is: AutoAttack, and signs of hidden gradients."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import Field
+
+from gap.artefact import is_artefact, note_in_card
+from gap.budget import Budget
+from gap.cli.options import with_options
+from gap.evaluation.judge import judge as work
+from gap.files import write_json
+from gap.report.tables import Column, print_table
+from gap.setting import DataOptions, load_setting
+from gap.training.machine import MachineOptions, make_accelerator
+
+EXAMPLE = "gap judge runs/hard --data mnist --budget linf:0.3 --images 1000 --json judged.json"
+
+
+class JudgeOptions(DataOptions, MachineOptions):
+    """Options of `gap judge`."""
+
+    classifier: str = Field(description="the classifier to judge", json_schema_extra={"positional": True})
+    budget: Annotated[str, Field(description="the perturbations to withstand, linf:8/255 or l2:2.0")]
+    twin: Annotated[str | None, Field(description="a classifier trained without hardening, to try transfer from")] = (
+        None
+    )
+    images: Annotated[int, Field(ge=1, description="how many test images, from the first on")] = 1000
+    fast: Annotated[bool, Field(description="the two white-box attacks (APGD) only")] = False
+    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
+
+
+@with_options(JudgeOptions)
+def judge(
+    read: Callable[..., JudgeOptions],
+    *,
+    json: Annotated[Path | None, typer.Option("--json", help="write the judgement there")] = None,
+    strict: Annotated[bool, typer.Option("--strict", help="exit with status 1 unless the verdict is holds")] = False,
+) -> None:
+    """Say how hard a classifier is: AutoAttack, and signs of hidden gradients.
+
+    The verdict is holds, masked (a check failed: its accuracy is not to be believed) or inconclusive (it is right on
+    too few images to tell). It is also noted in the card of a folder that gap left.
+    """
+    options = read()
+    budget = Budget.parse(options.budget)
+    accelerator = make_accelerator(options)
+    names = [options.classifier, *([options.twin] if options.twin else [])]
+    setting = load_setting(names, options, accelerator.device)
+    classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
+    found = work(
+        classifier,
+        setting.data.test,
+        budget,
+        images=options.images,
+        fast=options.fast,
+        twin=twin,
+        batch_size=options.batch_size,
+        seed=options.seed,
+        data=setting.data.name,
+        tell=lambda name, accuracy: typer.echo(f"{name}: {accuracy:.2%} left", err=True),
+    )
+    _show(found)
+    if json:
+        write_json(json, found)
+    if is_artefact(Path(options.classifier)):
+        note_in_card(Path(options.classifier), f"judged at {budget}", found)
+    if strict and found["verdict"] != "holds":
+        raise typer.Exit(1)
+
+
+def _show(found: dict[str, Any]) -> None:
+    rows = [check | {"passed": "yes" if check["passed"] else "NO"} for check in found["gate"]]
+    print_table(
+        rows, [Column("check", "check"), Column("passed", "passed"), Column("evidence", "what was seen")], "gate"
+    )
+    low, high = found["interval"]
+    typer.echo(
+        f"{found['classifier']} at {found['budget']}, {found['images']} images of {found['data']}:"
+        f" clean {found['clean_accuracy']:.2%}, robust {found['robust_accuracy']:.2%} ({low:.2%} to {high:.2%});"
+        f" verdict: {found['verdict']}"
+    )

@@ -1,0 +1,104 @@
+"""AutoAttack (Croce and Hein, 2020), as pyautoattack runs it, attack by attack."""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from pyautoattack import AutoAttack
+from torch import Tensor
+
+from gap.budget import Budget
+from gap.classifier import Classifier
+from gap.frozen import frozen
+
+STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
+FAST = ("apgd-ce", "apgd-t")
+# Of those, the one that never looks at a gradient.
+BLACK_BOX = "square"
+NORMS = {"linf": "Linf", "l2": "L2"}
+
+
+@dataclass
+class Withstood:
+    """What is left of a classifier: which images (N booleans), the accuracy after each attack, AutoAttack's flags."""
+
+    right: Tensor
+    accuracy: dict[str, float] = field(default_factory=dict)
+    flags: list[str] = field(default_factory=list)
+
+    def newly_broken(self, attack: str) -> float:
+        """The share of all images that this attack broke and those before it had not."""
+        names = list(self.accuracy)
+        return self.accuracy[names[names.index(attack) - 1]] - self.accuracy[attack]
+
+
+def auto_attack(
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    budget: Budget,
+    *,
+    attacks: tuple[str, ...] = STANDARD,
+    batch_size: int = 250,
+    seed: int = 0,
+    tell: Callable[[str, float], None] = lambda name, accuracy: None,
+) -> Withstood:
+    """Run AutoAttack on images N x C x H x W in [0, 1]; each attack takes the images that those before it left.
+
+    `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four,
+    where their loss has no meaning, they are left out. `tell` hears the accuracy after each attack.
+    """
+    with frozen(classifier):
+        with torch.no_grad():
+            predicted = torch.cat([classifier(part).argmax(dim=1) for part in images.split(batch_size)])
+        found = Withstood(predicted == labels)
+        _note(found, "clean", tell)
+        runner = AutoAttack(
+            classifier,
+            norm=NORMS[budget.norm],  # type: ignore[arg-type]  # one of its two names
+            eps=budget.epsilon,
+            seed=seed,
+            device=str(images.device),
+            version="standard",
+        )
+        targets = min(9, classifier.facts.classes - 1)
+        runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = targets
+        for name in attacks:
+            if name == "apgd-t" and classifier.facts.classes < 4:
+                continue
+            standing = found.right.nonzero().squeeze(1)
+            if len(standing):
+                runner.attacks_to_run = [name]
+                with _flags() as flags:
+                    adversarial, _ = runner.run_standard_evaluation(
+                        images[standing], labels[standing], batch_size=batch_size
+                    )
+                found.flags += [flag for flag in flags if flag not in found.flags]
+                with torch.no_grad():
+                    after = torch.cat([classifier(part).argmax(dim=1) for part in adversarial.split(batch_size)])
+                found.right[standing] = after == labels[standing]
+            _note(found, name, tell)
+    return found
+
+
+def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:
+    found.accuracy[name] = found.right.float().mean().item()
+    tell(name, found.accuracy[name])
+
+
+@contextmanager
+def _flags() -> Iterator[list[str]]:
+    """What AutoAttack warns of: randomised, dynamic, zero gradients, probabilities for logits."""
+    heard: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    logger = logging.getLogger("auto-attack")
+    propagate, logger.propagate = logger.propagate, False
+    logger.addHandler(handler)
+    try:
+        yield heard
+    finally:
+        logger.removeHandler(handler)
+        logger.propagate = propagate

@@ -1,0 +1,171 @@
+"""Harden a classifier, from options to artefact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field, model_validator
+
+from gap.artefact import Artefact, save_artefact
+from gap.attacks.losses import find_loss
+from gap.attacks.train import GeneratorOptions
+from gap.budget import Budget
+from gap.classifier import Classifier
+from gap.errors import GapError
+from gap.hardening.job import HardenJob
+from gap.hardening.sparring import KINDS, Sparring, parse_mix
+from gap.hardening.starts import FedGeneratorStart, GeneratorStart, RandomStart, Start, Universals, UniversalStart
+from gap.models.generators import make_generator
+from gap.setting import DataOptions, accuracy, load_setting
+from gap.training.identity import identify
+from gap.training.job import Player, adam
+from gap.training.loop import Listener, Plan, train
+from gap.training.machine import MachineOptions, main_first, make_accelerator
+
+# The noise mixed into a start that is learned, as a share of the budget: alone, the start is too easy to foresee.
+NOISE = 0.5
+
+
+class SmallGeneratorOptions(GeneratorOptions):
+    """A generator whose pass costs no more than one of a small classifier: it plays in every step."""
+
+    encoder: Annotated[str, Field(description="any encoder of segmentation-models-pytorch, or tu-NAME from timm")] = (
+        "strided-32"
+    )
+    decoder: Annotated[
+        tuple[int, ...], Field(min_length=1, description="widths of the decoder, from the bottom up")
+    ] = (32, 32)
+    fold: Annotated[
+        int, Field(ge=1, le=16, description="pixels folded into channels, each way, before the network")
+    ] = 4
+
+
+class HardenOptions(DataOptions, MachineOptions):
+    """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
+
+    classifier: Annotated[
+        str,
+        Field(
+            description="the classifier to harden: fresh, pretrained or a folder",
+            json_schema_extra={"positional": True},
+        ),
+    ]
+    budget: Annotated[str, Field(description="the perturbations to withstand, linf:0.3 or l2:2.0 (pixels in [0, 1])")]
+    attack: list[str] = Field(
+        default_factory=lambda: ["generator-start"],
+        min_length=1,
+        description=f"an attack to train against, NAME or NAME=WEIGHT: {', '.join(KINDS)}",
+    )
+    steps: Annotated[int, Field(ge=1, le=50, description="gradient steps of pgd and of what begins at a start")] = 2
+    universals: Annotated[int, Field(ge=1, description="how many universal perturbations play")] = 8
+    clean: Annotated[float, Field(ge=0, lt=1, description="the share of each batch that is left clean")] = 0.0
+    watch: Annotated[bool, Field(description="restore the best weights when the probe shows a collapse")] = True
+    epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 20.0
+    warmup: Annotated[float, Field(ge=0, lt=1, description="the share of training over which epsilon rises")] = 0.2
+    batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of the classifier's AdamW")] = 2e-3
+    generator_lr: Annotated[float, Field(gt=0, description="and of the generators'")] = 2e-3
+    weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
+    smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
+    average: Annotated[
+        float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
+    ] = 0.02
+    generator: SmallGeneratorOptions = SmallGeneratorOptions()
+
+    @model_validator(mode="after")
+    def _consistent(self) -> "HardenOptions":
+        Budget.parse(self.budget)
+        parse_mix(self.attack)
+        if self.labels == "predicted":
+            raise GapError("gap harden learns the data's own labels; leave out --labels predicted")
+        return self
+
+
+def harden(
+    options: HardenOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
+) -> Artefact:
+    """Harden a classifier and leave it as an artefact in `folder`, which the caller has made ready.
+
+    Raises GapError when the classifier, the data and the budget do not fit, or the data has no labels.
+    """
+    folder = Path(folder)
+    accelerator = make_accelerator(options)
+    labelled = options.model_copy(update={"labels": "data"})
+    with main_first(accelerator):
+        setting = load_setting([options.classifier], labelled, accelerator.device)
+    classifier, data = setting.classifiers[0], setting.data
+    Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
+    told = classifier.describe()
+    plan = Plan(options.epochs, options.batch_size, options.seed)
+    job = make_job(options, classifier, steps=round(plan.epochs * len(data.train) / plan.batch_size))
+    figures = train(
+        job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume, identity=identify(data)
+    )
+    classifier.load_state_dict(job.best or job.averaged.module.state_dict())
+    classifier.eval()
+    card: dict[str, Any] = {
+        "classifier": classifier.describe() | {"name": options.classifier},
+        "hardened": {
+            "from": told["fingerprint"],
+            "budget": options.budget,
+            "mix": parse_mix(options.attack),
+            "steps": {sparring.name: sparring.steps for sparring in job.mix},
+            "probe_accuracy": job.best_probe,
+        },
+        "data": data.describe(),
+        "figures": {
+            "validation": figures,
+            "test": {"accuracy": accuracy(classifier, data.test, accelerator.device)},
+        },
+        "options": options.dump(),
+    }
+    if not accelerator.is_main_process:
+        return Artefact(folder, {"kind": "classifier", **card})
+    return save_artefact(folder, "classifier", classifier.network.state_dict(), card)
+
+
+def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> HardenJob:
+    """The job that these options describe, for so many training steps, with fresh players from the global seed."""
+    mix = [make_sparring(name, share, options, classifier) for name, share in parse_mix(options.attack).items()]
+    return HardenJob(
+        adam(classifier.requires_grad_(True), options.lr, options.weight_decay),
+        mix,
+        Budget.parse(options.budget),
+        clean=options.clean,
+        smoothing=options.smoothing,
+        warmup=round(options.warmup * steps),
+        decay=1 - 1 / max(2.0, options.average * steps),
+        watched=options.watch,
+    )
+
+
+def make_sparring(name: str, share: float, options: HardenOptions, classifier: Classifier) -> Sparring:
+    """The attack of that name, as it stands at the beginning of training."""
+    facts = classifier.facts
+    device = next(classifier.parameters()).device
+
+    def generator(channels: int) -> Player:
+        network = make_generator(channels, **options.generator.dump())
+        return adam(network.to(device).to(memory_format=torch.channels_last), options.generator_lr)
+
+    def universals() -> Player:
+        return adam(Universals(options.universals, facts.channels, facts.size).to(device), 10 * options.generator_lr)
+
+    start: Start
+    match name:
+        case "generator":
+            start, count = GeneratorStart(generator(facts.channels)), 0
+        case "generator-gradient":
+            start, count = FedGeneratorStart(generator(2 * facts.channels), find_loss("capped-cross-entropy")), 0
+        case "generator-start":
+            start, count = GeneratorStart(generator(facts.channels), NOISE), options.steps
+        case "universal":
+            start, count = UniversalStart(universals()), 0
+        case "universal-start":
+            start, count = UniversalStart(universals(), NOISE), options.steps
+        case "fgsm":
+            start, count = RandomStart(reach=2.0), 1
+        case _:
+            start, count = RandomStart(), options.steps
+    return Sparring(name, share, start, count, projected=name != "fgsm")

@@ -1,0 +1,161 @@
+"""The job of hardening: a classifier learns on what attacks make of its images while the attacks learn on it."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from gap.attacks.gradient import PGD
+from gap.attacks.losses import find_loss
+from gap.budget import Budget
+from gap.errors import GapWarning
+from gap.frozen import frozen
+from gap.hardening.sparring import Bout, Sparring, portions
+from gap.training.job import Backward, Job, Player
+
+# An accuracy under the probe this far below the best one, or below that under the sparring attacks, is a collapse.
+FALL, GAP = 0.2, 0.3
+MOST_STEPS = 10
+
+
+class HardenJob(Job):
+    """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
+
+    Attacks see the classifier in eval mode; then it learns on their images with `smoothing` of its labels. Epsilon
+    rises linearly over the first `warmup` steps. What is judged and kept is the average of the weights with `decay`.
+
+    After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
+    those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives every
+    attack one more gradient step, as does a classifier that withstands only the attacks it trains with.
+    """
+
+    def __init__(
+        self,
+        classifier: Player,
+        mix: Sequence[Sparring],
+        budget: Budget,
+        *,
+        clean: float = 0.0,
+        smoothing: float = 0.0,
+        warmup: int = 0,
+        decay: float = 0.99,
+        watched: bool = True,
+    ) -> None:
+        learners = {sparring.name: sparring.start.player for sparring in mix if sparring.start.player}
+        self.players = {"classifier": classifier, **learners}
+        self.mix = list(mix)
+        self.budget, self.clean, self.smoothing = budget, clean, smoothing
+        self.warmup, self.watched = warmup, watched
+        self.loss = find_loss("capped-cross-entropy")
+        self.probe = PGD(budget, steps=10, step_scales=(0.25,), confidence=0.0, name="probe")
+        self.averaged = AveragedModel(
+            classifier.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
+        ).requires_grad_(False)
+        self.taken = 0
+        self.best: dict[str, Tensor] = {}
+        self.best_probe = -1.0
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        classifier = self.players["classifier"]
+        bouts = self._bouts(classifier.bare, images, labels, self._budget_now(), backward)
+        untouched = images[: len(images) - sum(len(bout.adversarial) for bout in bouts)]
+        seen = torch.cat([untouched, *(bout.adversarial for bout in bouts)])
+        logits = classifier.network(seen).float()
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        classifier.learn(loss, backward)
+        for bout in bouts:
+            bout.learn(backward)
+        self.averaged.update_parameters(classifier.bare)
+        self.taken += 1
+        right = (logits.argmax(dim=1) == labels).float()
+        return {"loss": loss, "accuracy_in_training": right.mean()}
+
+    def _bouts(
+        self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget, backward: Backward | None
+    ) -> list[Bout]:
+        """The attacks on a batch, each on its portion; the first images are left clean."""
+        counts = portions(len(images), [self.clean, *((1 - self.clean) * each.share for each in self.mix)])
+        parts = zip(images.split(counts), labels.split(counts), strict=True)
+        next(parts)
+        with frozen(classifier):
+            return [
+                sparring.attack(classifier, part, own, budget, self.loss, backward)
+                for sparring, (part, own) in zip(self.mix, parts, strict=True)
+                if len(part)
+            ]
+
+    def _budget_now(self) -> Budget:
+        share = min(1.0, (self.taken + 1) / (self.warmup + 1))
+        return Budget(self.budget.norm, self.budget.epsilon * share)
+
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        classifier = self.averaged.module.eval()
+        figures = {
+            "accuracy": classifier(images).argmax(dim=1) == labels,
+            "probe_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
+        }
+        with frozen(classifier):
+            inside = [replace(each, projected=True) for each in self.mix]
+            sparred = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
+        withstood = [classifier(adversarial).argmax(dim=1) == labels for adversarial in sparred]
+        figures["sparring_accuracy"] = torch.stack(withstood).all(dim=0)
+        return figures
+
+    def judged(self, figures: Mapping[str, float]) -> None:
+        """Keep the weights if they withstood the probe best; where they collapsed, bring back those that did."""
+        probe = figures["probe_accuracy"]
+        if self.taken < self.warmup:
+            return
+        fallen = probe < self.best_probe - FALL
+        deceived = figures["sparring_accuracy"] - probe > GAP
+        if probe > self.best_probe:
+            self.best_probe = probe
+            self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
+        if self.watched and (fallen or deceived):
+            self._mend("fell" if fallen else "withstands only the attacks it trains with", probe)
+
+    def _mend(self, what: str, probe: float) -> None:
+        if all(sparring.steps >= MOST_STEPS for sparring in self.mix):
+            return
+        for sparring in self.mix:
+            sparring.steps = min(MOST_STEPS, sparring.steps + 1)
+        self.players["classifier"].bare.load_state_dict(self.best)
+        self.averaged.module.load_state_dict(self.best)
+        steps = ", ".join(f"{sparring.name} {sparring.steps}" for sparring in self.mix)
+        warnings.warn(
+            f"the classifier {what}: {probe:.1%} left under the probe; back to the weights with {self.best_probe:.1%},"
+            f" and one more gradient step for every attack ({steps})",
+            GapWarning,
+            stacklevel=2,
+        )
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
+        classifier = self.averaged.module.eval()
+        labels = classifier(images).argmax(dim=1)
+        with frozen(classifier):
+            made = {
+                each.name: each.attack(classifier, images, labels, self.budget, self.loss).adversarial
+                for each in self.mix
+            }
+        return {"clean": images, **made}
+
+    def state(self) -> dict[str, Any]:
+        return {
+            "taken": self.taken,
+            "steps": [sparring.steps for sparring in self.mix],
+            "averaged": self.averaged.state_dict(),
+            "best": self.best,
+            "best_probe": self.best_probe,
+        }
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.taken, self.best, self.best_probe = state["taken"], state["best"], state["best_probe"]
+        self.averaged.load_state_dict(state["averaged"])
+        for sparring, steps in zip(self.mix, state["steps"], strict=True):
+            sparring.steps = steps

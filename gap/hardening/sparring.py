@@ -1,0 +1,105 @@
+"""What the classifier spars with: attacks made of a start and a few gradient steps, each with its share of a batch."""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from gap.attacks.gradient import loss_gradient, steepest
+from gap.attacks.losses import Goal, Loss
+from gap.budget import Budget
+from gap.errors import GapError, unknown
+from gap.hardening.starts import Start
+from gap.training.job import Backward
+
+# The names of `--attack`, and what each is.
+KINDS = {
+    "generator": "a U-Net fed the image, trained jointly; no gradient steps (the plain form: watch the probe)",
+    "generator-gradient": "a U-Net fed the image and the classifier's input gradient, trained jointly",
+    "generator-start": "gradient steps from what such a U-Net makes, with noise of half the budget",
+    "universal": "perturbations for all images, trained jointly; no gradient steps",
+    "universal-start": "gradient steps from such perturbations, with noise of half the budget",
+    "fgsm": "one step from uniform noise of twice the budget, not projected (N-FGSM)",
+    "pgd": "gradient steps from a random start",
+}
+
+
+@dataclass
+class Sparring:
+    """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on."""
+
+    name: str
+    share: float
+    start: Start
+    steps: int
+    projected: bool = True
+
+    def attack(
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        budget: Budget,
+        loss: Loss,
+        backward: Backward | None = None,
+    ) -> "Bout":
+        """Adversarial images (N x C x H x W in [0, 1]) against a classifier held still; with `backward`, a start that
+        learns does so from the first of the gradient steps."""
+        start = self.start(classifier, images, labels, budget)
+        adversarial = start.detach()
+        for step in range(self.steps):
+            _, gradient = loss_gradient(classifier, adversarial, None, Goal(labels), loss)
+            if step == 0 and backward:
+                self.start.learn(start, gradient, backward)
+            moved = adversarial - images - step_size(self.steps) * budget.epsilon * steepest(gradient, budget.norm)
+            adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
+        return Bout(self, start, adversarial.requires_grad_(self.steps == 0 and backward is not None))
+
+
+@dataclass
+class Bout:
+    """The images an attack made. Where it took no gradient step, its start is still to learn from what the classifier's
+    own training finds out about them."""
+
+    sparring: Sparring
+    start: Tensor
+    adversarial: Tensor
+
+    def learn(self, backward: Backward) -> None:
+        """Learn from the gradient of the classifier's loss by these images, which the attack wants high."""
+        if self.adversarial.grad is not None:
+            self.sparring.start.learn(self.start, -self.adversarial.grad, backward)
+
+
+def step_size(steps: int) -> float:
+    """The size of each of so many steps, as a share of epsilon: one and a quarter in all, no step below a quarter."""
+    return max(0.25, 1.25 / steps)
+
+
+def parse_mix(texts: list[str]) -> dict[str, float]:
+    """`["generator-start=0.3", "pgd=0.7"]` as shares that sum to 1; a name without a weight has weight 1.
+
+    Raises GapError for an unknown name, a weight below 0, and weights that sum to 0.
+    """
+    weights: dict[str, float] = {}
+    for text in texts:
+        name, equals, number = text.partition("=")
+        if name not in KINDS:
+            raise unknown("attack to train against", name, KINDS)
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError as error:
+            raise GapError(f"cannot read the weight of --attack {text!r}; write --attack {name}=0.5") from error
+        if not 0 <= weight < float("inf"):
+            raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
+        weights[name] = weights.get(name, 0.0) + weight
+    total = sum(weights.values())
+    if total == 0:
+        raise GapError("the weights of the attacks sum to 0; give one of them some, as --attack generator-start=1")
+    return {name: weight / total for name, weight in weights.items() if weight}
+
+
+def portions(count: int, shares: list[float]) -> list[int]:
+    """How many of `count` images each share gets: they sum to `count`, and none is off by 1 or more."""
+    edges = [round(count * sum(shares[: index + 1])) for index in range(len(shares))]
+    edges[-1] = count
+    return [edge - before for edge, before in zip(edges, [0, *edges], strict=False)]

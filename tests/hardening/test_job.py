@@ -1,0 +1,134 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from gap.budget import Budget
+from gap.errors import GapWarning
+from gap.hardening.job import HardenJob
+from gap.hardening.sparring import Sparring
+from gap.hardening.starts import RandomStart
+from gap.training.job import adam
+
+BUDGET = Budget("linf", 0.1)
+
+
+def backward(loss: torch.Tensor) -> None:
+    loss.backward()
+
+
+def make(net: nn.Module, **options) -> HardenJob:
+    mix = [Sparring("fgsm", 0.5, RandomStart(), 1), Sparring("pgd", 0.5, RandomStart(), 2)]
+    return HardenJob(adam(copy.deepcopy(net), 0.01), mix, BUDGET, **{"decay": 0.5} | options)
+
+
+def found(probe: float, sparring: float | None = None) -> dict[str, float]:
+    return {"accuracy": 1.0, "probe_accuracy": probe, "sparring_accuracy": probe if sparring is None else sparring}
+
+
+def test_it_hardens(pictures) -> None:
+    torch.manual_seed(0)
+    job = make(pictures.net)
+
+    def left() -> float:
+        with torch.no_grad():
+            return job.judge(pictures.images, pictures.labels)["probe_accuracy"].float().mean().item()
+
+    before = left()
+    for _ in range(80):
+        job.step(pictures.images, pictures.labels, backward)
+    assert left() > before + 0.2
+
+
+def test_epsilon_rises(pictures) -> None:
+    job = make(pictures.net, warmup=9)
+    seen = []
+    for _ in range(12):
+        seen.append(job._budget_now().epsilon)
+        job.step(pictures.images[:8], pictures.labels[:8], backward)
+    assert seen[0] == pytest.approx(0.01) and seen[4] == pytest.approx(0.05)
+    assert seen[9:] == pytest.approx([0.1] * 3)
+
+
+def test_the_clean_share_stays_clean(pictures) -> None:
+    job = make(pictures.net, clean=0.25)
+    network = job.players["classifier"].network
+    given: list[torch.Tensor] = []
+    network.register_forward_pre_hook(lambda module, inputs: given.append(inputs[0].detach()))
+    job.step(pictures.images[:40], pictures.labels[:40], backward)
+    changed = (given[-1] != pictures.images[:40]).flatten(1).any(dim=1)
+    assert changed.tolist() == [False] * 10 + [True] * 30
+
+
+def test_modes_are_put_back_and_attacks_see_eval_mode(pictures) -> None:
+    modes: list[bool] = []
+    net = nn.Sequential(nn.Dropout(0.5), pictures.net)
+    job = make(net)
+    network = job.players["classifier"].network.train()
+    network.register_forward_pre_hook(lambda module, inputs: modes.append(module.training))
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    assert modes == [False, False, False, True]
+    assert network.training and all(weight.requires_grad for weight in network.parameters())
+
+
+def test_the_average_is_of_the_weights(pictures) -> None:
+    job = make(pictures.net, decay=0.5)
+    weight = next(job.players["classifier"].network.parameters())
+    seen = []
+    for _ in range(3):
+        job.step(pictures.images[:8], pictures.labels[:8], backward)
+        seen.append(weight.detach().clone())
+    expected = 0.25 * seen[0] + 0.25 * seen[1] + 0.5 * seen[2]
+    torch.testing.assert_close(next(job.averaged.module.parameters()).data, expected)
+
+
+def test_the_best_under_the_probe_is_kept(pictures) -> None:
+    job = make(pictures.net)
+    kept = []
+    for probe in (0.3, 0.6, 0.5):
+        job.step(pictures.images[:8], pictures.labels[:8], backward)
+        job.judged(found(probe))
+        kept.append(copy.deepcopy(job.best))
+    assert not torch.equal(kept[0]["1.weight"], kept[1]["1.weight"])
+    assert torch.equal(kept[1]["1.weight"], kept[2]["1.weight"])
+    assert job.best_probe == 0.6
+
+
+@pytest.mark.parametrize("collapse", [found(0.2), found(0.55, sparring=0.95)], ids=["fallen", "deceived"])
+def test_a_collapse_brings_back_the_best_weights_and_adds_a_step(pictures, collapse: dict[str, float]) -> None:
+    job = make(pictures.net)
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    job.judged(found(0.6))
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    with pytest.warns(GapWarning, match="one more gradient step"):
+        job.judged(collapse)
+    assert [sparring.steps for sparring in job.mix] == [2, 3]
+    for network in (job.players["classifier"].network, job.averaged.module):
+        assert all(torch.equal(value, job.best[name]) for name, value in network.state_dict().items())
+
+
+def test_who_does_not_watch_sees_no_collapse(pictures) -> None:
+    job = make(pictures.net, watched=False)
+    job.judged(found(0.6))
+    job.judged(found(0.1, sparring=0.9))
+    assert [sparring.steps for sparring in job.mix] == [1, 2]
+    assert job.best_probe == 0.6
+
+
+def test_nothing_is_kept_while_epsilon_rises(pictures) -> None:
+    job = make(pictures.net, warmup=5)
+    job.judged(found(0.9))
+    assert not job.best
+
+
+def test_state_comes_back(pictures) -> None:
+    one, two = make(pictures.net), make(pictures.net)
+    for _ in range(2):
+        one.step(pictures.images[:8], pictures.labels[:8], backward)
+    one.judged(found(0.6))
+    one.mix[0].steps = 4
+    two.load_state(copy.deepcopy(one.state()))
+    assert two.taken == 2 and two.best_probe == 0.6 and two.mix[0].steps == 4
+    for name, value in one.averaged.state_dict().items():
+        assert torch.equal(value, two.averaged.state_dict()[name])
