@@ -57,7 +57,7 @@ def auto_attack(
         _note(found, "clean", tell)
         runner = AutoAttack(
             classifier,
-            norm=NORMS[budget.norm],  # type: ignore[arg-type]  # one of its two names
+            norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,
             device=str(images.device),

@@ -1,0 +1,119 @@
+"""Hardening and judging, through the command line, on the digits that come with the package."""
+
+import json
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from gap.artefact import CHECKPOINT
+from gap.hardening.harden import HardenOptions, harden
+from gap.training.loop import Progress, Stopped
+
+QUICK = ("--budget=linf:0.2", "--batch-size=64")
+SMALL = {"encoder": "strided-32", "decoder": [16], "fold": 4}
+
+
+@pytest.fixture(scope="module")
+def hardened(made: Callable[..., Path], classifier: Path) -> Path:
+    return made(
+        "hardened", "harden", classifier, *QUICK, "--epochs=2", "--attack=generator-start", "--attack=universal=0.3",
+        "--attack=fgsm=0.3", "--lr=0.003",
+    )  # fmt: skip
+
+
+def test_a_hardened_classifier_withstands_more(run: Callable[..., Any], classifier: Path, hardened: Path) -> None:
+    card = yaml.safe_load((hardened / "card.yaml").read_text())
+    assert card["kind"] == "classifier"
+    assert card["hardened"]["mix"] == pytest.approx({"generator-start": 1 / 1.6, "universal": 0.1875, "fgsm": 0.1875})
+    assert card["figures"]["validation"]["probe_accuracy"] <= card["hardened"]["probe_accuracy"] + 1e-9
+    ended = run(
+        "evaluate", "pgd:steps=10", "--budget=linf:0.1", "--images=200", "--json", hardened / "table.json",
+        "--classifier", classifier, "--classifier", hardened,
+    )  # fmt: skip
+    assert ended.code == 0, ended.err
+    before, after = (row["accuracy_under_attack"] for row in json.loads((hardened / "table.json").read_text())["rows"])
+    assert after > before + 0.3
+
+
+def test_it_is_the_next_victim(run: Callable[..., Any], hardened: Path, small: tuple[str, ...], tmp_path: Path) -> None:
+    ended = run(
+        "train", "--classifier", hardened, "--budget=linf:0.2", "--epochs=0.2", *small, "--out", tmp_path / "adaptive"
+    )
+    assert ended.code == 0, ended.err
+
+
+def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
+    ended = run(
+        "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--twin", classifier,
+        "--json", tmp_path / "judged.json", "--strict",
+    )  # fmt: skip
+    assert ended.code == 0, ended.err + ended.out
+    found = json.loads((tmp_path / "judged.json").read_text())
+    assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "gate", "verdict"}
+    assert 0 < found["robust_accuracy"] < found["clean_accuracy"] <= 1
+    assert found["verdict"] == "holds" and "verdict: holds" in ended.out
+    assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
+    card = yaml.safe_load((hardened / "card.yaml").read_text())
+    assert card["judged at linf:0.1"]["robust_accuracy"] == found["robust_accuracy"]
+
+
+def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path) -> None:
+    ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", "--fast", "--strict")
+    assert ended.code == 1
+    assert "inconclusive" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("given", "named"),
+    [
+        ("--attack=pgb", "did you mean pgd"),
+        ("--attack=pgd=0", "sum to 0"),
+        ("--budget=linf:8", "8/255"),
+        ("--labels=predicted", "labels"),
+        ("--steps=0", "steps"),
+    ],
+)
+def test_what_cannot_be(run: Callable[..., Any], tmp_path: Path, given: str, named: str) -> None:
+    ended = run("harden", "mnist-cnn", *QUICK, "--epochs=0.1", given, "--out", tmp_path / "out")
+    assert named in ended.complaint
+    assert not (tmp_path / "out").exists()
+
+
+def test_without_a_classifier(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert "classifier" in run("harden", *QUICK, "--out", tmp_path / "out").complaint
+
+
+def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
+    options = HardenOptions.read(
+        {
+            "classifier": "mnist-cnn",
+            "budget": "linf:0.1",
+            "epochs": 1.2,
+            "batch_size": 128,
+            "attack": ["generator-start", "universal", "pgd"],
+            "generator": SMALL,
+            "warmup": 0.1,
+        }
+    )
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir()
+    broken.mkdir()
+
+    def interrupt(progress: Progress) -> None:
+        if progress.judged:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    one = harden(options, whole)
+    with pytest.raises(Stopped):
+        harden(options, broken, [interrupt])
+    assert (broken / CHECKPOINT).is_file()
+    two = harden(options, broken, resume=True)
+    assert one.card["figures"] == two.card["figures"] and one.card["hardened"] == two.card["hardened"]
+    for name, tensor in one.tensors().items():
+        assert torch.equal(tensor, two.tensors()[name])
