@@ -1,43 +1,44 @@
-"""A classifier that is only run, not trained, needs no BatchNorm of its own: it goes into the convolution before it."""
+"""A network that is only run, not trained, needs no BatchNorm of its own: it goes into the convolution before it."""
 
 from copy import deepcopy
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch.nn.utils.parametrize import is_parametrized
 
-from gap.classifier import Classifier
 from gap.frozen import frozen
+
+T = TypeVar("T", bound=nn.Module)
 
 
 @torch.no_grad()
-def folded(classifier: Classifier) -> Classifier:
-    """The same function from pixels to logits, in eval mode, with fewer passes over memory.
+def folded(network: T, channels: int, size: tuple[int, int]) -> T:
+    """The same function of images N x `channels` x `size`, in eval mode, with fewer passes over memory.
 
     Which norm follows which convolution is seen in one pass over random pixels, and the result is compared on them.
     Where it is not the same, where a network cannot do without its norms, and where there is nothing to fold, the
-    classifier itself is returned.
+    network itself is returned.
     """
-    facts = classifier.facts
-    device = next(classifier.parameters()).device
-    probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0)).to(device)
-    with frozen(classifier):
-        expected = classifier(probe)
+    device = next(network.parameters()).device
+    probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
+    with frozen(network):
+        expected = network(probe)
         try:
-            lean = _fold(classifier, probe)
+            lean = _fold(network, probe)
             found = lean(probe)
         except Exception:  # a network of the user's may be built in any way; this is for speed only
-            return classifier
+            return network
     same = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
-    return lean if same else classifier
+    return lean if same else network
 
 
-def _fold(classifier: Classifier, probe: Tensor) -> Classifier:
-    pairs = _pairs(classifier, probe)
+def _fold(network: T, probe: Tensor) -> T:
+    pairs = _pairs(network, probe)
     if not pairs:
-        return classifier
-    lean = deepcopy(classifier)
+        return network
+    lean = deepcopy(network)
     for first, second in pairs.items():
         convolution, norm = lean.get_submodule(first), lean.get_submodule(second)
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)

@@ -3,6 +3,7 @@ from typing import Any
 
 import pytest
 import torch
+from gap.models.generators import make_generator
 from torch import Tensor, nn
 
 from gap.classifier import Classifier, Facts, load_classifier
@@ -84,7 +85,7 @@ def norms(network: nn.Module) -> int:
 def test_the_same_function_and_gradient_without_norms() -> None:
     torch.manual_seed(0)
     classifier = make(Net())
-    lean = folded(classifier)
+    lean = folded(classifier, 3, classifier.facts.size)
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
     values = [network(images).logsumexp(dim=1).sum() for network in (classifier, lean)]
     gradients = [torch.autograd.grad(value, images)[0] for value in values]
@@ -111,14 +112,14 @@ def test_the_same_function_and_gradient_without_norms() -> None:
 def test_what_cannot_be_folded_is_left(kind: Any) -> None:
     torch.manual_seed(0)
     classifier = make(kind())
-    assert folded(classifier) is classifier
+    assert folded(classifier, classifier.facts.channels, classifier.facts.size) is classifier
 
 
 def test_the_classifier_is_left_as_it_was() -> None:
     classifier = make(Net()).train()
     classifier.network.bn1.eval()  # type: ignore[union-attr]
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    folded(classifier)
+    folded(classifier, 3, (16, 16))
     assert classifier.training and not classifier.network.bn1.training  # type: ignore[union-attr]
     assert all(weight.requires_grad for weight in classifier.parameters())
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
@@ -126,7 +127,7 @@ def test_the_classifier_is_left_as_it_was() -> None:
 
 def test_nothing_to_fold() -> None:
     classifier = load_classifier("mnist-cnn")
-    assert folded(classifier) is classifier
+    assert folded(classifier, classifier.facts.channels, classifier.facts.size) is classifier
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet18-narrow", "timm:mobilenetv3_small_050@none"])
@@ -134,6 +135,16 @@ def test_real_networks(name: str) -> None:
     torch.manual_seed(0)
     classifier = make(load_classifier(name, channels=3, size=(32, 32), classes=5).network)
     images = torch.rand(2, 3, 32, 32)
-    lean = folded(classifier)
+    lean = folded(classifier, 3, classifier.facts.size)
     assert norms(lean) == 0
     torch.testing.assert_close(lean(images), classifier(images), rtol=1e-2, atol=1e-3)
+
+
+def test_a_generator_is_folded_too() -> None:
+    torch.manual_seed(0)
+    network = make_generator(1, encoder="strided-32", decoder=[16, 8], fold=2)
+    network(torch.rand(8, 1, 28, 28))
+    lean = folded(network.eval(), 1, (28, 28))
+    images = torch.rand(3, 1, 28, 28)
+    assert norms(network) > 0 == norms(lean)
+    torch.testing.assert_close(lean(images), network(images), rtol=1e-3, atol=1e-4)

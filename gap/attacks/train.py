@@ -151,7 +151,7 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
     player = adam(network.to(device).to(memory_format=torch.channels_last), options.lr)
     rest = (
         player,
-        [folded(classifier) for classifier in setting.classifiers],
+        [folded(classifier, facts.channels, facts.size) for classifier in setting.classifiers],
         find_goal(options.goal, setting.classes),
         find_loss(options.loss, options.confidence),
         make_augmentation(facts.size, flip=options.flip, crop=options.crop),

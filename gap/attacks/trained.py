@@ -16,6 +16,7 @@ from gap.attacks.universal import Universal
 from gap.budget import Budget
 from gap.classifier import Classifier, Told
 from gap.errors import GapError
+from gap.folding import folded
 from gap.frozen import frozen
 
 KINDS = ("thresholded generator", "direct generator", "universal perturbation")
@@ -134,4 +135,4 @@ def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
-    return network.eval().to(device).to(memory_format=torch.channels_last)
+    return folded(network.eval().to(device).to(memory_format=torch.channels_last), card.channels, card.size)
