@@ -70,8 +70,10 @@ def find_builder(architecture: str, weights: str) -> Builder:
         return lambda wanted: (_call_factory(module, factory), _facts_of_users(architecture, wanted))
     if Path(architecture).is_dir():
         raise GapError(f"{architecture} is a folder, but not one that gap left (it has no card.yaml)")
+    if architecture.endswith(".py") and Path(architecture).is_file():
+        raise GapError(f"{architecture} holds code; say what makes the network, as {architecture}:Net")
     if Path(architecture).is_file():
-        raise GapError(f"{architecture} holds weights or code but no network; write ARCHITECTURE@{architecture}")
+        raise GapError(f"{architecture} holds weights but no network; write ARCHITECTURE@{architecture}")
     if "/" in architecture or architecture.startswith("."):
         raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")
     raise unknown("classifier", architecture, ZOO)

@@ -116,8 +116,8 @@ def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> Non
     """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
     claim_output(folder)
     if _held(folder) and not (resume or overwrite):
-        state = "a finished" if is_artefact(folder) else "an unfinished"
-        raise GapError(f"{folder} holds {state} piece of work; use --resume to go on, --overwrite, or another folder")
+        state = "a finished piece of work; use" if is_artefact(folder) else "unfinished work; use --resume to go on,"
+        raise GapError(f"{folder} holds {state} --overwrite, or another folder")
 
 
 def claim_output(folder: Path) -> None:

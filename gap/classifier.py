@@ -84,9 +84,9 @@ def load_classifier(
 
     The name is one of ours, `torchvision:NAME@WEIGHTS`, `timm:NAME`, `FILE.py:FACTORY`, `package.module:FACTORY`, or
     the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
-    checkpoint that holds nothing but tensors). `channels`, `size` and `classes` are what the data has, for networks
-    that do not say themselves. `mean` and `std` are for networks without a normaliser; `lenient` leaves one that has
-    its own as it is.
+    checkpoint that holds nothing but tensors), and `@FOLDER` after code of your own that of a folder that gap left,
+    with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do not say
+    themselves. `mean` and `std` are for networks without a normaliser; `lenient` leaves one that has its own as it is.
 
     Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
     a normaliser and is given another.
@@ -96,12 +96,7 @@ def load_classifier(
     if is_artefact(Path(text)):
         classifier = _from_artefact(open_artefact(Path(text), "classifier"), text)
     else:
-        architecture, _, weights = text.partition("@")
-        build = find_builder(architecture, weights)
-        network, facts = build(wanted)
-        if is_file(weights):
-            load_weights(network, Path(weights))
-        classifier = Classifier(network, facts, name=text, architecture=architecture)
+        classifier = _from_weights(text, wanted)
     given, facts = _normaliser(mean, std), classifier.facts
     if given and _normaliser(facts.mean, facts.std) is None:
         facts = replace(facts, mean=given[0], std=given[1])
@@ -166,6 +161,27 @@ class _Card(BaseModel):
     classifier: Told
 
 
+def folder_of(name: str) -> Path | None:
+    """The folder that gap left with a classifier of this name in it, where there is one."""
+    where = Path(name.rpartition("@")[2])
+    folder = where.parent if where.name == TENSORS else where
+    return folder if is_artefact(folder) else None
+
+
+def _from_weights(text: str, wanted: dict[str, Any]) -> Classifier:
+    """A network by the name of its architecture, with the weights named behind an @; a card beside them is believed."""
+    architecture, _, weights = text.partition("@")
+    told = None
+    if is_code(architecture) and (folder := folder_of(weights)):
+        told = open_artefact(folder, "classifier").read(_Card).classifier.facts
+        wanted = {"channels": told.channels, "size": told.size, "classes": told.classes}
+        weights = str(folder / TENSORS)
+    network, facts = find_builder(architecture, weights)(wanted)
+    if is_file(weights):
+        load_weights(network, Path(weights))
+    return Classifier(network, told or facts, name=text, architecture=architecture)
+
+
 def _from_artefact(artefact: Artefact, name: str) -> Classifier:
     told = artefact.read(_Card).classifier
     saved, architecture = told.facts, told.architecture
@@ -173,7 +189,7 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
     if is_code(architecture):
         raise GapError(
             f"{name} was made from {architecture}, and code that only a card names is not run;"
-            f" write {architecture}@{artefact.folder / TENSORS}"
+            f" write {architecture}@{artefact.folder}"
         )
     weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
     network, _ = find_builder(architecture, weights)(wanted)

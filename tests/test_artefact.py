@@ -109,13 +109,14 @@ def test_claim_makes_a_folder_and_leaves_what_is_not_ours(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "state"), [(CARD, OUR_CARD, "a finished"), (CONFIG, OUR_CONFIG, "an unfinished")]
+    ("name", "text", "state"),
+    [(CARD, OUR_CARD, "a finished piece of work; use --over"), (CONFIG, OUR_CONFIG, "unfinished work; use --resume")],
 )
 def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, text: str, state: str) -> None:
     (tmp_path / name).write_text(text)
     for file in (METRICS, "notes.txt"):
         (tmp_path / file).touch()
-    with pytest.raises(GapError, match=f"holds {state} piece of work; use --resume"):
+    with pytest.raises(GapError, match=f"holds {state}"):
         claim(tmp_path)
     claim(tmp_path, resume=True)
     claim(tmp_path, overwrite=True)

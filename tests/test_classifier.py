@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from gap.artefact import save_artefact
-from gap.classifier import Classifier, Facts, check_fits, load_classifier
+from gap.classifier import Classifier, Facts, check_fits, folder_of, load_classifier
 from gap.errors import GapError, GapWarning
 
 SOURCE = """
@@ -316,6 +316,20 @@ def test_a_card_that_says_nothing_of_its_classifier(tmp_path: Path) -> None:
         load_classifier(tmp_path)
 
 
+@pytest.mark.parametrize("behind", ["", "/model.safetensors"])
+def test_code_that_the_user_names_takes_weights_and_facts_of_a_folder(
+    source: Path, tmp_path: Path, behind: str
+) -> None:
+    made = load_classifier(f"{source}:net", **LIKE, mean=[0.5], std=[0.25])
+    (tmp_path / "made").mkdir()
+    save_artefact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    again = load_classifier(f"{source}:net@{tmp_path / 'made'}{behind}")
+    assert again.fingerprint() == made.fingerprint() and again.facts == made.facts
+    assert folder_of(again.name) == tmp_path / "made"
+    images = torch.rand(2, 3, 2, 2)
+    assert torch.equal(again(images), made(images))
+
+
 def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
@@ -326,6 +340,6 @@ def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
     }
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "card.yaml").write_text(yaml.safe_dump(card))
-    with pytest.raises(GapError, match=r"only a card names is not run; write .*trap\.py:Net@.*safetensors"):
+    with pytest.raises(GapError, match=r"only a card names is not run; write .*trap\.py:Net@.*made$"):
         load_classifier(tmp_path / "made")
     assert not (tmp_path / "ran").exists()

@@ -35,7 +35,7 @@ class CompareOptions(LineupOptions):
         list[float] | None,
         Field(description="thresholds, in the budget's norm; by default 1/4, 1/2, 3/4 and all of it"),
     ] = None
-    images: Annotated[int | None, Field(ge=1, description="how many test images")] = 1000
+    images: Annotated[int | None, Field(ge=1, description="how many test images, drawn once for all tables")] = 1000
 
 
 @with_options(CompareOptions)

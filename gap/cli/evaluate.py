@@ -35,7 +35,9 @@ class LineupOptions(DataOptions, MachineOptions):
         str | None,
         Field(description="for all attacks; without it trained ones keep their own, and the others take the first's"),
     ] = None
-    images: Annotated[int | None, Field(ge=1, description="how many test images; all by default")] = None
+    images: Annotated[
+        int | None, Field(ge=1, description="how many test images, drawn once for all tables; all by default")
+    ] = None
     batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
 
 

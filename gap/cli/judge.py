@@ -7,8 +7,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import Field
 
-from gap.artefact import is_artefact, note_in_card
+from gap.artefact import note_in_card
 from gap.budget import Budget
+from gap.classifier import folder_of
 from gap.cli.options import with_options
 from gap.evaluation.judge import judge as work
 from gap.files import write_json
@@ -65,8 +66,8 @@ def judge(
     _show(found)
     if json:
         write_json(json, found)
-    if is_artefact(Path(options.classifier)):
-        note_in_card(Path(options.classifier), f"judged at {budget}", found)
+    if folder := folder_of(options.classifier):
+        note_in_card(folder, f"judged at {budget}", found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)
 

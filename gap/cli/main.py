@@ -39,7 +39,7 @@ def main() -> None:
     warnings.showwarning = _show_warning
     try:
         given = sys.argv[1:] or ["--help"]
-        sys.exit(make_app(given[0])(given, standalone_mode=False))
+        sys.exit(make_app(given[0])(given, standalone_mode=False, prog_name="gap"))
     except UsageError as error:
         sys.exit(_fail(error.format_message()))
     except GapError as error:

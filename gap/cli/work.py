@@ -10,6 +10,7 @@ from typing import Annotated, TypeVar
 import typer
 import yaml
 
+from gap.architectures import is_code
 from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark
 from gap.config import Options, read_yaml_file
 from gap.errors import GapError, GapWarning
@@ -45,7 +46,7 @@ def run_training(
         for split, values in artefact.card["figures"].items()
         for name, value in values.items()
     )
-    _say(f"{artefact.kind}: {figures}\n{out}")
+    _say(f"{artefact.kind}: {figures}\n{_next_argument(artefact)}")
 
 
 def run_work(
@@ -95,6 +96,12 @@ class _Opening:
             (self.out / MARK).unlink(missing_ok=True)
         with suppress(OSError):
             self.out.rmdir()  # only where it is empty
+
+
+def _next_argument(artefact: Artefact) -> str:
+    """How the next command names this: by the folder, and a network of the user's own by its code too."""
+    architecture = artefact.card.get("classifier", {}).get("architecture", "")
+    return f"{architecture}@{artefact.folder}" if is_code(architecture) else str(artefact.folder)
 
 
 def _say(text: str) -> None:

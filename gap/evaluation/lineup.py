@@ -132,6 +132,8 @@ def _find_entrant(text: str) -> Entrant:
         return Entrant(text, text)
     if Path(text).exists():
         raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
+    if "/" in text:
+        raise GapError(f"there is no folder {text}; name one that gap train left, or an attack (see `gap attacks`)")
     raise unknown("attack", name, attack_names())
 
 

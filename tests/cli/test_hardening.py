@@ -117,3 +117,23 @@ def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
     assert one.card["figures"] == two.card["figures"] and one.card["hardened"] == two.card["hardened"]
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, two.tensors()[name])
+
+
+def test_a_network_of_ones_own_goes_through_the_whole_chain(run: Callable[..., Any], tmp_path: Path) -> None:
+    """What a verb prints last is what the next one takes."""
+    source = tmp_path / "mine.py"
+    source.write_text(
+        "from torch import nn\n"
+        "def make():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(784, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+    )
+    ended = run("pretrain", "--classifier", f"{source}:make", "--epochs=1", "--out", tmp_path / "standard")
+    assert ended.code == 0, ended.err
+    standard = ended.out.splitlines()[-1]
+    assert standard == f"{source}:make@{tmp_path / 'standard'}"
+    ended = run("harden", standard, *QUICK, "--attack=pgd", "--epochs=0.5", "--out", tmp_path / "hardened")
+    assert ended.code == 0, ended.err
+    ended = run("judge", ended.out.splitlines()[-1], "--budget=linf:0.02", "--images=60", "--fast", "--twin", standard)
+    assert ended.code == 0, ended.err
+    assert "judged at linf:0.02" in yaml.safe_load((tmp_path / "hardened" / "card.yaml").read_text())
+    assert run("inspect", standard).code == 0
