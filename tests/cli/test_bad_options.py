@@ -82,7 +82,7 @@ def test_a_verb_nobody_knows(run: Callable[..., Any]) -> None:
 
 @pytest.mark.parametrize(
     ("attack", "says"),
-    [("pdg", "pgd"), ("pgd:step=3", "steps"), ("pgd:steps=few", "whole number"), ("runs/nowhere", "unknown attack")],
+    [("pdg", "pgd"), ("pgd:step=3", "steps"), ("pgd:steps=few", "whole number"), ("runs/nowhere", "no folder")],
 )
 def test_attacks(run: Callable[..., Any], classifier: Path, attack: str, says: str) -> None:
     ended = run("evaluate", attack, "--classifier", classifier, "--budget=linf:0.1", "--images=10")
