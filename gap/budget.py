@@ -7,7 +7,7 @@ image of the batch by itself.
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class Budget:
         norm, threshold, divisor = match.groups()
         if divisor is not None and float(divisor) == 0:
             raise GapError(f"cannot read the budget {text!r}: it divides by zero")
-        return cls(norm.lower(), float(threshold) / float(divisor or 1))  # type: ignore[arg-type]  # __post_init__ refuses other norms
+        return cls(cast(Norm, norm.lower()), float(threshold) / float(divisor or 1))
 
     def __str__(self) -> str:
         levels = self.epsilon * 255

@@ -41,7 +41,7 @@ class ReadsItsNorm(Net):
 
 
 class StrictNorm(nn.BatchNorm2d):
-    def forward(self, inputs: Tensor, scale: float) -> Tensor:  # type: ignore[override]
+    def forward(self, inputs: Tensor, scale: float) -> Tensor:
         return super().forward(inputs) * scale
 
 
@@ -117,10 +117,10 @@ def test_what_cannot_be_folded_is_left(kind: Any) -> None:
 
 def test_the_classifier_is_left_as_it_was() -> None:
     classifier = make(Net()).train()
-    classifier.network.bn1.eval()  # type: ignore[union-attr]
+    classifier.network.bn1.eval()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     folded(classifier, 3, (16, 16))
-    assert classifier.training and not classifier.network.bn1.training  # type: ignore[union-attr]
+    assert classifier.training and not classifier.network.bn1.training
     assert all(weight.requires_grad for weight in classifier.parameters())
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
 

@@ -57,7 +57,7 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
         parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
         parameters += [_flag(name, field) for name, (_, field) in fields.items()]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # what typer reads
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it; mypy knows none
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run

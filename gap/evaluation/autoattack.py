@@ -88,12 +88,20 @@ def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> No
     tell(name, found.accuracy[name])
 
 
+class _Listener(logging.Handler):
+    def __init__(self, heard: list[str]) -> None:
+        super().__init__(logging.WARNING)
+        self.heard = heard
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.heard.append(record.getMessage())
+
+
 @contextmanager
 def _flags() -> Iterator[list[str]]:
     """What AutoAttack warns of: randomised, dynamic, zero gradients, probabilities for logits."""
     heard: list[str] = []
-    handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    handler = _Listener(heard)
     logger = logging.getLogger("auto-attack")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)

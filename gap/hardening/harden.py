@@ -8,7 +8,6 @@ import torch
 from pydantic import Field, model_validator
 
 from gap.artefact import Artefact, save_artefact
-from gap.attacks.losses import find_loss
 from gap.attacks.train import GeneratorOptions
 from gap.budget import Budget
 from gap.classifier import Classifier
@@ -157,7 +156,7 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
         case "generator":
             start, count = GeneratorStart(generator(facts.channels)), 0
         case "generator-gradient":
-            start, count = FedGeneratorStart(generator(2 * facts.channels), find_loss("capped-cross-entropy")), 0
+            start, count = FedGeneratorStart(generator(2 * facts.channels)), 0
         case "generator-start":
             start, count = GeneratorStart(generator(facts.channels), NOISE), options.steps
         case "universal":

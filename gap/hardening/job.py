@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gap.attacks.gradient import PGD
-from gap.attacks.losses import find_loss
+from gap.attacks.losses import capped_cross_entropy
 from gap.budget import Budget
 from gap.errors import GapWarning
 from gap.frozen import frozen
@@ -51,7 +51,7 @@ class HardenJob(Job):
         self.mix = list(mix)
         self.budget, self.clean, self.smoothing = budget, clean, smoothing
         self.warmup, self.watched = warmup, watched
-        self.loss = find_loss("capped-cross-entropy")
+        self.loss = capped_cross_entropy
         self.probe = PGD(budget, steps=10, step_scales=(0.25,), confidence=0.0, name="probe")
         self.averaged = AveragedModel(
             classifier.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True

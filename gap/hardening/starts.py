@@ -11,25 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.gradient import loss_gradient, steepest, uniform_in_ball
-from gap.attacks.losses import Goal, Loss
+from gap.attacks.losses import Goal, capped_cross_entropy
 from gap.budget import Budget, measure
 from gap.training.job import Backward, Player
 
 
 class Start(ABC):
-    """Puts images (N x C x H x W in [0, 1]) where an attack begins, inside a budget and [0, 1]."""
+    """Puts images (N x C x H x W in [0, 1]) where an attack within a budget begins; those that learn have a player."""
 
     player: Player | None = None
 
     @abstractmethod
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        """The starting points; with a graph to the player's weights where there is a player."""
+        """The starting points in [0, 1]; with a graph to the player's weights where there is a player."""
 
+    @abstractmethod
     def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
-        """Move the player down `gradient`, that of the attack's loss by the images at `start`, each scaled alike."""
-        if self.player is not None and start.requires_grad:
-            even = gradient / measure(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
-            self.player.learn((start * even).sum() / len(start), backward)
+        """Learn from `gradient`, that of the attack's loss by the images at `start`."""
 
 
 class RandomStart(Start):
@@ -41,32 +39,51 @@ class RandomStart(Start):
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         return (images + self.reach * uniform_in_ball(budget, images)).clamp(0, 1)
 
+    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
+        """Chance learns nothing."""
 
-class GeneratorStart(Start):
-    """What a generator makes of the images, tanh-bounded; `noise` is the share of the budget mixed in at random."""
+
+class LearnedStart(Start):
+    """A start that a player finds; `noise` is the share of the budget mixed in at random."""
+
+    player: Player
 
     def __init__(self, player: Player, noise: float = 0.0) -> None:
         self.player = player
         self.noise = noise
 
+    @abstractmethod
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        """Where the player puts the images, inside the budget and [0, 1]."""
+
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        assert self.player is not None
-        return _noisy(budget.perturb(images, self.player.network(images)), images, budget, self.noise)
+        placed = self.place(classifier, images, labels, budget)
+        if not self.noise:
+            return placed
+        noise = self.noise * uniform_in_ball(budget, images)
+        return (images + budget.project(placed - images + noise)).clamp(0, 1)
+
+    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
+        """Move the player down the gradient, that of each image scaled to length 1."""
+        even = gradient / measure(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
+        self.player.learn((start * even).sum() / len(start), backward)
 
 
-class FedGeneratorStart(GeneratorStart):
+class GeneratorStart(LearnedStart):
+    """What a generator makes of the images, tanh-bounded."""
+
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        return budget.perturb(images, self.player.network(images))
+
+
+class FedGeneratorStart(LearnedStart):
     """A generator fed the image and the classifier's input gradient there, scaled to a mean square of 1: one pass."""
 
-    def __init__(self, player: Player, loss: Loss, noise: float = 0.0) -> None:
-        super().__init__(player, noise)
-        self.loss = loss
-
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        assert self.player is not None
-        _, gradient = loss_gradient(classifier, images, None, Goal(labels), self.loss)
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        _, gradient = loss_gradient(classifier, images, None, Goal(labels), capped_cross_entropy)
         gradient = steepest(gradient, "l2") * images[0].numel() ** 0.5
         raw = self.player.network(torch.cat([images, gradient / 4 + 0.5], dim=1))[:, : images.shape[1]]
-        return _noisy(budget.perturb(images, raw), images, budget, self.noise)
+        return budget.perturb(images, raw)
 
 
 class Universals(nn.Module):
@@ -80,24 +97,10 @@ class Universals(nn.Module):
         return self.raw[which]
 
 
-class UniversalStart(Start):
-    """One of several perturbations for all images, drawn for each; `noise` as above."""
+class UniversalStart(LearnedStart):
+    """One of several perturbations for all images, drawn for each."""
 
-    def __init__(self, player: Player, noise: float = 0.0) -> None:
-        self.player = player
-        self.noise = noise
-
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        assert self.player is not None
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         count = len(next(self.player.bare.parameters()))
         which = torch.randint(count, (len(images),), device=images.device)
-        moved = (images + budget.bound(self.player.network(which))).clamp(0, 1)
-        return _noisy(moved, images, budget, self.noise)
-
-
-def _noisy(moved: Tensor, images: Tensor, budget: Budget, share: float) -> Tensor:
-    """Uniform noise of a share of the budget on top, projected back into the whole of it."""
-    if not share:
-        return moved
-    noise = share * uniform_in_ball(budget, images)
-    return (images + budget.project(moved - images + noise)).clamp(0, 1)
+        return (images + budget.bound(self.player.network(which))).clamp(0, 1)

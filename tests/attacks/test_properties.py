@@ -22,7 +22,10 @@ MADE = {
     "noise": Noise,
     "checkerboard": Checkerboard,
 }
-DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU"))]
+DEVICES = [
+    "cpu",
+    pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")),
+]
 
 budgets = st.one_of(
     st.builds(Budget, st.just("linf"), st.floats(1 / 255, 1.0)), st.builds(Budget, st.just("l2"), st.floats(0.01, 20.0))

@@ -50,7 +50,7 @@ def test_names_and_options(
     run: Callable[..., Any], classifier: Path, small: tuple[str, ...], tmp_path: Path, given: str, named: str, mend: str
 ) -> None:
     if given == "--device=cuda" and torch.cuda.is_available():
-        pytest.skip("there is a CUDA device here")
+        pytest.skip("a CUDA device is here, so asking for one is no mistake")
     out = tmp_path / "out"
     against = [] if given.startswith("--classifier") else ["--classifier", classifier]
     ended = run("train", *against, "--budget=linf:0.1", "--epochs=0.05", *small, given, "--out", out)

@@ -183,7 +183,7 @@ def test_description_is_plain_and_counts() -> None:
     }
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_memory_moves_to_the_gpu_once() -> None:
     split = memory(10)
     ((images, labels),) = split.batches([torch.tensor([7, 2])], "cuda")

@@ -16,7 +16,6 @@ from gap.hardening.starts import (
     FedGeneratorStart,
     GeneratorStart,
     RandomStart,
-    Start,
     Universals,
     UniversalStart,
 )
@@ -38,7 +37,7 @@ STARTS = {
     "random": RandomStart,
     "generator": lambda: GeneratorStart(generator()),
     "noisy generator": lambda: GeneratorStart(generator(), 0.5),
-    "fed generator": lambda: FedGeneratorStart(generator(2), LOSS),
+    "fed generator": lambda: FedGeneratorStart(generator(2)),
     "universal": lambda: UniversalStart(adam(Universals(3, 1, (12, 12)), 0.05)),
     "noisy universal": lambda: UniversalStart(adam(Universals(3, 1, (12, 12)), 0.05), 0.5),
 }
@@ -118,15 +117,15 @@ def test_the_classifier_is_not_touched(pictures, net: nn.Module) -> None:
 
 
 def test_no_attack_learns_while_it_is_judged(pictures, net: nn.Module) -> None:
-    start: Start = GeneratorStart(generator())
-    before = copy.deepcopy(start.player.network.state_dict())  # type: ignore[union-attr]
+    start = GeneratorStart(generator())
+    before = copy.deepcopy(start.player.network.state_dict())
     with frozen(net), torch.no_grad():
         bout = Sparring("generator-start", 1.0, start, 2).attack(
             net, pictures.images, pictures.labels, BUDGETS[0], LOSS
         )
         bout.learn(backward)
-    weights = {name for name, _ in start.player.network.named_parameters()}  # type: ignore[union-attr]
-    after = start.player.network.state_dict()  # type: ignore[union-attr]
+    weights = {name for name, _ in start.player.network.named_parameters()}
+    after = start.player.network.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in weights)
 
 

@@ -11,7 +11,9 @@ from gap.training.listeners import MetricsLog, TensorBoard, Terminal
 from gap.training.loop import Progress
 
 FULL = Path("/dev/full")
-needs_a_full_disk = pytest.mark.skipif(not FULL.exists(), reason="no /dev/full here")
+needs_a_full_disk = pytest.mark.skipif(
+    not FULL.exists(), reason="/dev/full, which stands for a full disk, exists on Linux only"
+)
 
 
 def progress(step: int, **figures: float) -> Progress:

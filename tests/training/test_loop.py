@@ -381,7 +381,7 @@ def test_something_else_saved_by_torch_is_no_checkpoint(tmp_path: Path) -> None:
 def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     with pytest.raises(GapError, match=message):
-        train(TinyJob(), split(images), split(3), Plan(1, batch_size), tmp_path, two)  # type: ignore[arg-type]
+        train(TinyJob(), split(images), split(3), Plan(1, batch_size), tmp_path, two)
 
 
 if __name__ == "__main__":

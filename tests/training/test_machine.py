@@ -26,7 +26,7 @@ def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
 def test_the_main_process_goes_first_and_lets_the_others_go(main: bool, order: list[str], fails: bool) -> None:
     happened: list[str] = []
     machine = SimpleNamespace(is_local_main_process=main, wait_for_everyone=lambda: happened.append("wait"))
-    with suppress(OSError), main_first(machine):  # type: ignore[arg-type]
+    with suppress(OSError), main_first(machine):
         happened.append("block")
         if fails:
             raise OSError
