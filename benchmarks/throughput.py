@@ -72,7 +72,7 @@ def gap_steps(arguments: argparse.Namespace) -> Generator[int, None, None]:
     setting = load_setting([arguments.classifier], options(arguments), accelerator.device)
     split = setting.data.train
     with frozen(*setting.classifiers):
-        job = make_job(options(arguments), setting)
+        job = make_job(options(arguments), setting, steps=1)
         while True:
             for images, labels in split.batches(torch.randperm(len(split)).split(BATCH), accelerator.device):
                 with accelerator.autocast():

@@ -4,18 +4,15 @@ import hashlib
 import importlib
 import importlib.util
 import os
-import pickle
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
+from torch import nn
 
-from gap.errors import GapError, unknown
+from gap.errors import GapError, first_line, unknown
 from gap.models.classifiers import ZOO
 
 FORMS = (
@@ -183,41 +180,6 @@ def _facts_of_users(architecture: str, wanted: Wanted) -> Facts:
     return Facts(wanted["channels"], wanted["size"], wanted["classes"] or 0)
 
 
-def load_weights(network: nn.Module, path: Path) -> None:
-    """Load a state dict from a file (safetensors, or a checkpoint of nothing but tensors), running nothing in it.
-
-    Raises GapError for any other file and for weights of another architecture.
-    """
-    try:
-        if path.suffix == ".safetensors":
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise GapError(
-            f"{path} is a pickle that holds more than tensors, and running it could run anything;"
-            " save its state_dict() with safetensors and name that"
-        ) from error
-    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
-        raise GapError(f"{path} is not a whole weights file: {first_line(error)}") from error
-    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise GapError(f"{path} is not a state dict (names and tensors)")
-    fit_weights(network, state, os.fspath(path))
-
-
-def fit_weights(network: nn.Module, state: dict[str, Tensor], name: str) -> None:
-    """Load a state dict; raises GapError naming the first key that does not fit."""
-    own = network.state_dict()
-    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    for kind, keys in (("lacks", missing), ("has an unexpected", extra), ("has another shape for", wrong)):
-        if keys:
-            raise GapError(
-                f"the weights in {name} are for another architecture: it {kind} {keys[0]} ({len(keys)} in all)"
-            )
-    network.load_state_dict(state)
-
-
 def _imagenet_names(classes: int) -> tuple[str, ...] | None:
     if classes != 1000:
         return None
@@ -225,11 +187,6 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
 
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(index) for index in range(classes))
-
-
-def first_line(error: Exception) -> str:
-    """What an error says, on one line."""
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def is_file(weights: str) -> bool:

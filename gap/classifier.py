@@ -14,11 +14,12 @@ from pydantic import BaseModel, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gap.architectures import Facts, find_builder, first_line, fit_weights, is_code, is_file, load_weights
+from gap.architectures import Facts, find_builder, is_code, is_file
 from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
-from gap.errors import GapError, GapWarning
+from gap.errors import GapError, GapWarning, first_line
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
+from gap.weights import fit_weights, load_weights
 
 
 class Classifier(nn.Module):
@@ -84,9 +85,10 @@ def load_classifier(
 
     The name is one of ours, `torchvision:NAME@WEIGHTS`, `timm:NAME`, `FILE.py:FACTORY`, `package.module:FACTORY`, or
     the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
-    checkpoint that holds nothing but tensors), and `@FOLDER` after code of your own that of a folder that gap left,
-    with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do not say
-    themselves. `mean` and `std` are for networks without a normaliser; `lenient` leaves one that has its own as it is.
+    checkpoint that holds nothing that runs; see `gap.weights`), and `@FOLDER` after code of your own that of a folder
+    that gap left, with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do
+    not say themselves. `mean` and `std` are for networks without a normaliser and for weights from a file, whose
+    training may have had another than is usual for the architecture; `lenient` leaves one that has its own as it is.
 
     Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
     a normaliser and is given another.
@@ -98,7 +100,8 @@ def load_classifier(
     else:
         classifier = _from_weights(text, wanted)
     given, facts = _normaliser(mean, std), classifier.facts
-    if given and _normaliser(facts.mean, facts.std) is None:
+    foreign = is_file(text.partition("@")[2])
+    if given and (foreign or _normaliser(facts.mean, facts.std) is None):
         facts = replace(facts, mean=given[0], std=given[1])
         classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
     if not lenient:
@@ -177,9 +180,10 @@ def _from_weights(text: str, wanted: dict[str, Any]) -> Classifier:
         wanted = {"channels": told.channels, "size": told.size, "classes": told.classes}
         weights = str(folder / TENSORS)
     network, facts = find_builder(architecture, weights)(wanted)
-    if is_file(weights):
-        load_weights(network, Path(weights))
-    return Classifier(network, told or facts, name=text, architecture=architecture)
+    facts = told or facts
+    if is_file(weights) and (normaliser := load_weights(network, Path(weights))):
+        facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
+    return Classifier(network, facts, name=text, architecture=architecture)
 
 
 def _from_artefact(artefact: Artefact, name: str) -> Classifier:

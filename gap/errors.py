@@ -20,3 +20,8 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> GapError:
         return GapError(f"unknown {kind} {name!r}; did you mean {' or '.join(near)}?")
     listed = ", ".join(known[:20]) + (", ..." if len(known) > 20 else "")
     return GapError(f"unknown {kind} {name!r}; known: {listed}")
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, on one line."""
+    return (str(error).splitlines() or [type(error).__name__])[0]

@@ -65,13 +65,13 @@ class CifarResNet18(nn.Module):
         self.layer2 = _stage(width, 2 * width, stride=2)
         self.layer3 = _stage(2 * width, 4 * width, stride=2)
         self.layer4 = _stage(4 * width, 8 * width, stride=2)
-        self.fc = nn.Linear(8 * width, classes)
+        self.linear = nn.Linear(8 * width, classes)
 
     def forward(self, inputs: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(inputs)))
         for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
             out = stage(out)
-        return self.fc(out.mean(dim=(2, 3)))
+        return self.linear(out.mean(dim=(2, 3)))
 
 
 def _stage(inside: int, outside: int, stride: int) -> nn.Sequential:

@@ -40,7 +40,7 @@ class Generator(nn.Module):
 
 
 class UniversalGenerator(nn.Module):
-    """One raw output for all images, 1 x C x H x W: a generator given the same uniform noise at every call.
+    """One raw output for all images: a generator given the same uniform noise at every call, or one of several noises.
 
     Its norms take their statistics from that noise at every call, and it has no training mode: what is trained is what
     is saved. The noise has two positions or more each way at the coarsest scale: one has no statistics.
@@ -48,7 +48,7 @@ class UniversalGenerator(nn.Module):
 
     noise: Tensor
 
-    def __init__(self, generator: Generator, channels: int, size: tuple[int, int]) -> None:
+    def __init__(self, generator: Generator, channels: int, size: tuple[int, int], noises: int = 1) -> None:
         super().__init__()
         self.generator = generator
         self.size = size
@@ -57,23 +57,25 @@ class UniversalGenerator(nn.Module):
                 norm.track_running_stats = False
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         self.eval()
-        self.register_buffer("noise", self._noise(channels))
+        self.register_buffer("noise", self._noise(noises, channels))
 
-    def forward(self) -> Tensor:
+    def forward(self, which: Tensor | None = None) -> Tensor:
+        """One raw output for each noise, or for each of those asked for (K indices): K x C x H x W."""
         height, width = self.size
-        return self.generator(self.noise)[..., :height, :width]
+        noises = self.noise if which is None else self.noise[which]
+        return torch.cat([self.generator(noise) for noise in noises.split(1)])[..., :height, :width]
 
     def train(self, mode: bool = True) -> "UniversalGenerator":
         return super().train(False)
 
     @torch.no_grad()
-    def _noise(self, channels: int) -> Tensor:
+    def _noise(self, noises: int, channels: int) -> Tensor:
         """As large as the images, or as the coarsest of the norms needs: encoders may run deeper than the decoder."""
         least = 2 * self.generator.multiple
         while True:
-            noise = torch.rand(1, channels, *(max(side, least) for side in self.size))
+            noise = torch.rand(noises, channels, *(max(side, least) for side in self.size))
             try:
-                self.generator(noise)
+                self.generator(noise[:1])
                 return noise
             except ValueError:  # a norm had a single value for each channel
                 least *= 2

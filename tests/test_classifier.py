@@ -229,7 +229,7 @@ class _Runs:
 
 def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path) -> None:
     (tmp_path / "weights.pt").write_bytes(pickle.dumps({"weight": _Runs(tmp_path / "trap")}, protocol=2))
-    with pytest.raises(GapError, match="running it could run anything"):
+    with pytest.raises(GapError, match="opening it could run anything"):
         load_classifier(f"mnist-cnn@{tmp_path / 'weights.pt'}")
     assert not (tmp_path / "trap").exists()
 

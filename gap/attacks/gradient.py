@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.losses import CONFIDENCE, Goal, Loss, find_loss, margin
+from gap.attacks.protocol import Attack
 from gap.budget import Budget, Norm, measure
 from gap.errors import GapError
 from gap.frozen import frozen
@@ -25,6 +26,9 @@ class PGD:
     cosine from `scale * epsilon` towards 0. There is one run for each of `step_scales`, `restarts` times over, so an
     image that withstands them all costs `steps * len(step_scales) * restarts` gradients. Per image the most
     adversarial iterate of all runs is kept: the one of lowest logit margin, hence a success if any run had one.
+
+    With a `start`, runs begin at what that attack makes instead, projected onto the budget: a trained generator is a
+    guess that few steps make good.
 
     An image leaves the search once it is fooled by a logit margin of `confidence` (in logits, at least 0), a little
     past the boundary so that rounding to 8 bits does not undo it; one that begins there is returned as it was.
@@ -40,6 +44,7 @@ class PGD:
     step_scales: tuple[float, ...] = (0.25, 1.0)
     confidence: float = 1.0
     targeted: bool = False
+    start: Attack | None = None
     name: str = "pgd"
 
     def __post_init__(self) -> None:
@@ -67,7 +72,7 @@ class PGD:
         """One descent of the images still standing; what it finds is offered to `best`."""
         index = best.standing(self.confidence)
         clean = images[index]
-        adversarial = (clean + uniform_in_ball(self.budget, clean)).clamp(0, 1)
+        adversarial = self._begin(classifier, clean, best.goal.classes[index])
         for size in _cosine(first_size, self.steps):
             if not len(index):
                 return
@@ -86,6 +91,11 @@ class PGD:
             index, clean, adversarial = index[standing], clean[standing], adversarial[standing]
         if len(index):
             best.offer(index, adversarial, classifier(adversarial))
+
+    def _begin(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
+        if self.start is None:
+            return (clean + uniform_in_ball(self.budget, clean)).clamp(0, 1)
+        return (clean + self.budget.project(self.start(classifier, clean, labels) - clean)).clamp(0, 1)
 
 
 class _Best:

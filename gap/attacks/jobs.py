@@ -1,5 +1,6 @@
 """Training a generator: the forms an attack can take, and the job that the training loop runs for each."""
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,6 +18,11 @@ from gap.training.job import Backward, Job, Player
 
 # How fast the weight of the magnitude follows what the batches show, as a share per step.
 WEIGHT_RATE = 0.02
+# The shares of the training after which the worse half of a universal perturbation's noises goes; at the last, all but
+# one do.
+CUTS = (0.1, 0.15, 0.25)
+# How much of a noise's score is what it was a step before.
+MEMORY = 0.98
 # The magnitude aimed at, as a share of the one asked for: batches scatter, and the mean asked for is a promise.
 MAGNITUDE_AIM = 0.97
 
@@ -50,18 +56,19 @@ class AttackJob(Job):
 
     def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         """Learn from one batch of augmented images; return scalar figures."""
-        loss, figures = self.attack_loss(images, labels, self.adversarial(images))
+        losses, figures = self.attack_losses(images, labels, self.adversarial(images))
+        loss = losses.mean()
         self.players["generator"].learn(loss, backward)
         return {"loss": loss, **figures}
 
-    def attack_loss(self, images: Tensor, labels: Tensor, adversarial: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """The mean adversarial loss, and the accuracy of the first classifier under attack."""
+    def attack_losses(self, images: Tensor, labels: Tensor, adversarial: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Each image's adversarial loss (N), and the accuracy of the first classifier under attack."""
         clean = self._clean_logits(images)
         goal = self.goal(_consensus(clean), labels)
         attacked = [classifier(adversarial) for classifier in self.classifiers]
-        losses = [self.loss(after, before, goal).mean() for after, before in zip(attacked, clean, strict=True)]
+        losses = [self.loss(after, before, goal) for after, before in zip(attacked, clean, strict=True)]
         accuracy = (attacked[0].argmax(dim=1) == labels).float().mean()
-        return torch.stack(losses).mean(), {"accuracy_under_attack": accuracy}
+        return torch.stack(losses).mean(dim=0), {"accuracy_under_attack": accuracy}
 
     @torch.no_grad()
     def _clean_logits(self, images: Tensor) -> list[Tensor | None]:
@@ -110,18 +117,60 @@ class ThresholdedJob(AttackJob):
 
 
 class UniversalJob(AttackJob):
-    """One perturbation for all images, the generator's output on its noise, tanh-bounded to a budget."""
+    """One perturbation for all images, the generator's output on its noise, tanh-bounded to a budget.
 
-    def __init__(self, budget: Budget, *rest: Any) -> None:
+    Which noise it is decides much: of several, each fools its part of every batch, and the worse half goes at each of
+    `CUTS` until one is left.
+    """
+
+    def __init__(self, budget: Budget, steps: int, *rest: Any) -> None:
         super().__init__(*rest)
         self.budget = budget
+        self.steps = steps
+        self.taken = 0
+        noises = len(self.players["generator"].network.get_buffer("noise"))
+        self.standing = torch.arange(noises)
+        self.scores = torch.zeros(noises)
 
     def adversarial(self, images: Tensor) -> Tensor:
-        return (images + self.perturbation()).clamp(0, 1)
+        """Image i gets the perturbation of the noise i, counted round and round among those standing."""
+        perturbations = self.perturbations()
+        return (images + perturbations[torch.arange(len(images)) % len(perturbations)]).clamp(0, 1)
 
-    def perturbation(self) -> Tensor:
-        """1 x C x H x W, inside the budget."""
-        return self.budget.bound(self.players["generator"].network())
+    def perturbations(self) -> Tensor:
+        """One for each noise that stands, inside the budget: K x C x H x W."""
+        return self.budget.bound(self.players["generator"].network(self.standing))
+
+    def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        losses, figures = self.attack_losses(images, labels, self.adversarial(images))
+        loss = losses.mean()
+        self.players["generator"].learn(loss, backward)
+        self.taken += 1
+        if len(self.standing) > 1:
+            self._compare(losses.detach())
+        return {"loss": loss, **figures}
+
+    def _compare(self, losses: Tensor) -> None:
+        """Remember how each noise does, and let the worse half go where a cut has come."""
+        share = torch.stack([losses[place :: len(self.standing)].mean() for place in range(len(self.standing))])
+        memory = MEMORY if self.taken > 1 else 0.0
+        self.scores[self.standing] = memory * self.scores[self.standing] + (1 - memory) * share.cpu()
+        kept = left_standing(len(self.scores), self.taken / self.steps)
+        if kept < len(self.standing):
+            scores = reduce(self.scores.to(losses.device), "mean").cpu()
+            self.standing = self.standing[scores[self.standing].argsort()[:kept]].sort().values
+
+    def state(self) -> dict[str, Any]:
+        return {"taken": self.taken, "standing": self.standing, "scores": self.scores}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        self.taken, self.standing, self.scores = int(state["taken"]), state["standing"], state["scores"]
+
+
+def left_standing(noises: int, share: float) -> int:
+    """How many of so many noises are left after that share of the training."""
+    passed = sum(share >= cut for cut in CUTS)
+    return 1 if passed == len(CUTS) else math.ceil(noises / 2**passed)
 
 
 class DirectJob(AttackJob):
@@ -141,10 +190,10 @@ class DirectJob(AttackJob):
 
     def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         adversarial = self.adversarial(images)
-        attack, figures = self.attack_loss(images, labels, adversarial)
+        losses, figures = self.attack_losses(images, labels, adversarial)
         share = measure(adversarial - images, self.norm).mean() / self.magnitude
         weight = torch.tensor(self.log_weight).exp().item()
-        loss = attack + weight * share
+        loss = losses.mean() + weight * share
         self.players["generator"].learn(loss, backward)
         over = share.detach() / MAGNITUDE_AIM - 1
         self.log_weight += WEIGHT_RATE * float(reduce(over, "mean").clamp(-1, 1))
@@ -182,10 +231,10 @@ class DiscriminatorJob(AttackJob):
         real = torch.cat([torch.ones(len(images)), torch.zeros(len(images))]).to(seen)
         telling = F.binary_cross_entropy_with_logits(seen, real)
         discriminator.learn(telling, backward)
-        attack, figures = self.attack_loss(images, labels, adversarial)
+        losses, figures = self.attack_losses(images, labels, adversarial)
         discriminator.bare.requires_grad_(False)
         passing = F.softplus(-discriminator.bare(adversarial).float()).mean()
-        loss = attack + passing
+        loss = losses.mean() + passing
         generator.learn(loss, backward)
         discriminator.bare.requires_grad_(True)
         return {"loss": loss, "discriminator_loss": telling, **figures}

@@ -1,8 +1,9 @@
-"""Untrained attacks by name, with their options: `pgd`, `pgd:steps=100,restarts=3`, `checkerboard:side=2`."""
+"""Attacks by name, with options: `pgd:steps=100,restarts=3`, `checkerboard:side=2`, `pgd:start=runs/mine,steps=2`."""
 
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from torch import nn
@@ -11,6 +12,7 @@ from gap.attacks.controls import Checkerboard, Noise
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import FGSM, PGD
 from gap.attacks.protocol import Attack
+from gap.attacks.trained import load_attack
 from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sgd, sign_sgd
 from gap.budget import Budget
 from gap.errors import GapError, unknown
@@ -37,7 +39,10 @@ def attack_names() -> dict[str, str]:
 
 
 def attack_options(name: str) -> dict[str, str]:
-    """The options of a named attack with their defaults, as written in a spec. Raises GapError for an unknown name."""
+    """The options of a named attack with their defaults, as written in a spec, empty where there is none.
+
+    Raises GapError for an unknown name.
+    """
     maker = _maker(name)
     defaults = inspect.signature(maker).parameters
     return {option: _written(defaults[option].default) for option in _option_types(maker)}
@@ -55,11 +60,20 @@ def named_attack(
     name, _, written = spec.strip().partition(":")
     maker = _maker(name)
     options = _parse(name, written, _option_types(maker))
+    if "start" in options:
+        device = "cpu" if classifier is None else next(classifier.parameters()).device
+        options["start"] = load_attack(options["start"], budget, device)
     if name in MADE:
         return MADE[name](budget=budget, name=spec.strip(), **options)
     if classifier is None or batches is None:
         raise GapError(f"{name} is fitted to a classifier on training images; give both")
     return replace(FITTED[name](classifier, batches, budget, **options), name=spec.strip())
+
+
+def start_of(spec: str) -> Path | None:
+    """The folder of the trained attack that a spec begins at, where it names one. Raises GapError as `named_attack`."""
+    name, _, written = spec.strip().partition(":")
+    return _parse(name, written, _option_types(_maker(name))).get("start")
 
 
 def _maker(name: str) -> Callable[..., Attack]:
@@ -99,12 +113,15 @@ READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("a whole number", int),
     float: ("a number", float),
     str: ("a name", str),
+    Attack | None: ("a folder that gap train left", Path),
     tuple[float, ...]: ("numbers parted by /", lambda text: tuple(float(part) for part in text.split("/"))),
 }
 
 
 def _written(value: Any) -> str:
-    return "/".join(f"{part:g}" for part in value) if isinstance(value, tuple) else str(value)
+    if isinstance(value, tuple):
+        return "/".join(f"{part:g}" for part in value)
+    return "" if value is None else str(value)
 
 
 def _first_line(maker: Callable[..., Attack]) -> str:

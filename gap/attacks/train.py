@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from gap.models.generators import Discriminator, UniversalGenerator, make_generator
 from pydantic import Field, model_validator
 from torch import Tensor, nn
@@ -59,6 +59,7 @@ class TrainOptions(DataOptions, MachineOptions):
         str | None, Field(description="largest perturbation, linf:8/255 or l2:2.4 (pixels in [0, 1])")
     ] = None
     universal: Annotated[bool, Field(description="one perturbation for all images")] = False
+    noises: Annotated[int, Field(ge=1, description="with --universal: of so many noises, the best is found out")] = 8
     direct: Annotated[bool, Field(description="the generator makes the image itself")] = False
     magnitude: Annotated[str | None, Field(description="with --direct: the mean perturbation to meet, as l2:2.7")] = (
         None
@@ -122,9 +123,9 @@ def train_generator(
         Budget.parse(text).check(facts.channels, *facts.size)
     warn_if_chance(setting.classifiers[0], setting.data.validation, device, setting.data.name)
     with frozen(*setting.classifiers):
-        job = make_job(options, setting)
         epochs = options.epochs or IMAGES / max(1, len(setting.data.train))
         plan = Plan(epochs, options.batch_size, options.seed)
+        job = make_job(options, setting, plan.steps(len(setting.data.train)))
         figures = train(
             job,
             setting.data.train,
@@ -140,14 +141,15 @@ def train_generator(
         return _save(options, setting, job, figures, folder, accelerator)
 
 
-def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
-    """The job that these options describe, with fresh networks from the global seed."""
+def make_job(options: TrainOptions, setting: Setting, steps: int) -> AttackJob:
+    """The job that these options describe, for so many training steps, with fresh networks from the global seed."""
     facts = setting.classifiers[0].facts
     device = next(setting.classifiers[0].parameters()).device
     generator = make_generator(facts.channels, **options.generator.dump())
     network: nn.Module = generator
     if options.universal:
-        network = UniversalGenerator(generator, facts.channels, facts.size)
+        each = max(1, options.batch_size // PartialState().num_processes)
+        network = UniversalGenerator(generator, facts.channels, facts.size, min(options.noises, each))
     player = adam(network.to(device).to(memory_format=torch.channels_last), options.lr)
     rest = (
         player,
@@ -163,7 +165,7 @@ def make_job(options: TrainOptions, setting: Setting) -> AttackJob:
         asked = Budget.parse(options.magnitude)
         return DirectJob(asked.norm, asked.epsilon, *rest)
     budget = Budget.parse(str(options.budget))
-    return UniversalJob(budget, *rest) if options.universal else ThresholdedJob(budget, *rest)
+    return UniversalJob(budget, steps, *rest) if options.universal else ThresholdedJob(budget, *rest)
 
 
 def _save(
@@ -179,7 +181,8 @@ def _save(
     if isinstance(job, UniversalJob):
         network.eval()
         with torch.no_grad():
-            tensors["perturbation"] = job.perturbation()
+            tensors["perturbation"] = job.perturbations()
+        tensors["noise"] = network.noise[job.standing]
         if accelerator.is_main_process:
             save_image(to_image(amplify(tensors["perturbation"].cpu())[0][0]), folder / PERTURBATION)
     facts = setting.classifiers[0].facts

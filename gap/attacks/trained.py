@@ -9,13 +9,12 @@ from gap.models.generators import make_generator
 from pydantic import BaseModel, Field, PositiveInt
 from torch import Tensor, nn
 
-from gap.architectures import first_line
 from gap.artefact import CARD, Artefact, open_artefact
 from gap.attacks.protocol import Attack
 from gap.attacks.universal import Universal
 from gap.budget import Budget
 from gap.classifier import Classifier, Told
-from gap.errors import GapError
+from gap.errors import GapError, first_line
 from gap.folding import folded
 from gap.frozen import frozen
 
@@ -79,12 +78,12 @@ def make_image(images: Tensor, raw: Tensor) -> Tensor:
     return (images + raw.float()).clamp(0, 1)
 
 
-def load_attack(folder: Path | str, budget: Budget | None = None) -> Attack:
+def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
     """The attack in a folder that `gap train` left, at its own budget or at another.
 
     Raises GapError when the folder holds no attack or is cut short.
     """
-    return attack_from(open_artefact(Path(folder), *KINDS), budget)
+    return attack_from(open_artefact(Path(folder), *KINDS), budget, device)
 
 
 def attack_from(

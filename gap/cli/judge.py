@@ -25,6 +25,9 @@ class JudgeOptions(DataOptions, MachineOptions):
 
     classifier: str = Field(description="the classifier to judge", json_schema_extra={"positional": True})
     budget: Annotated[str, Field(description="the perturbations to withstand, linf:8/255 or l2:2.0")]
+    architecture: Annotated[
+        str | None, Field(description="the network, where the classifier is a file of weights; as ARCHITECTURE@FILE")
+    ] = None
     twin: Annotated[str | None, Field(description="a classifier trained without hardening, to try transfer from")] = (
         None
     )
@@ -48,7 +51,8 @@ def judge(
     options = read()
     budget = Budget.parse(options.budget)
     accelerator = make_accelerator(options)
-    names = [options.classifier, *([options.twin] if options.twin else [])]
+    name = f"{options.architecture}@{options.classifier}" if options.architecture else options.classifier
+    names = [name, *([options.twin] if options.twin else [])]
     setting = load_setting(names, options, accelerator.device)
     classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
     found = work(
@@ -66,7 +70,7 @@ def judge(
     _show(found)
     if json:
         write_json(json, found)
-    if folder := folder_of(options.classifier):
+    if folder := folder_of(name):
         note_in_card(folder, f"judged at {budget}", found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)

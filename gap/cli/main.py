@@ -17,6 +17,7 @@ VERBS = (
     "train",
     "harden",
     "judge",
+    "export",
     "perturb",
     "evaluate",
     "compare",

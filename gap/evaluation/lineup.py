@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gap.artefact import Artefact, is_artefact, open_artefact
 from gap.attacks.goals import GoalMaker, find_goal
-from gap.attacks.named import attack_names, named_attack
+from gap.attacks.named import attack_names, named_attack, start_of
 from gap.attacks.protocol import Attack
 from gap.attacks.trained import KINDS, AttackCard, attack_from, folder_name, own_budget
 from gap.budget import Budget
@@ -25,12 +25,14 @@ from gap.setting import Setting
 class Entrant:
     """One attack of a line-up: a spec such as `pgd:steps=100`, or what `gap train` left.
 
-    `text` is what the user wrote, `name` what tells it from the others.
+    `text` is what the user wrote, `name` what tells it from the others. `start` is the trained attack that an untrained
+    one begins at.
     """
 
     text: str
     name: str
     artefact: Artefact | None = None
+    start: Artefact | None = None
 
     @property
     def budget(self) -> Budget | None:
@@ -78,7 +80,7 @@ def run_lineup(
     """
     for asked in filter(None, budgets):
         asked.check(setting.data.channels, *setting.data.size)
-    for artefact in (entrant.artefact for entrant in entrants if entrant.artefact):
+    for artefact in filter(None, (entrant.artefact or entrant.start for entrant in entrants)):
         check_artefact(artefact, setting)
     for budget in budgets:
         for entrant in entrants:
@@ -129,7 +131,8 @@ def _find_entrant(text: str) -> Entrant:
         return Entrant(text, folder_name(artefact), artefact)
     name = text.partition(":")[0]
     if name in attack_names():
-        return Entrant(text, text)
+        start = start_of(text)
+        return Entrant(text, text, start=open_artefact(start, *KINDS) if start else None)
     if Path(text).exists():
         raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
     if "/" in text:

@@ -97,7 +97,7 @@ def harden(
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     told = classifier.describe()
     plan = Plan(options.epochs, options.batch_size, options.seed)
-    job = make_job(options, classifier, steps=round(plan.epochs * len(data.train) / plan.batch_size))
+    job = make_job(options, classifier, steps=plan.steps(len(data.train)))
     figures = train(
         job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume, identity=identify(data)
     )

@@ -36,6 +36,10 @@ class Plan:
     warmup: float = 0.05
     checkpoint_seconds: float = 30.0
 
+    def steps(self, images: int) -> int:
+        """How many steps that makes of a training split of so many images."""
+        return max(1, round(self.epochs * (images // max(1, min(self.batch_size, images)))))
+
 
 @dataclass(frozen=True)
 class Progress:

@@ -154,6 +154,26 @@ def test_the_default_loss_breaks_a_classifier_whose_cross_entropy_has_no_gradien
     assert pictures.accuracy(adversarial) == 0
 
 
+@ids
+def test_a_good_start_makes_few_steps_enough(budget, pictures):
+    """From the end of a long search two steps lose next to nothing of it; from random starts they are far from it."""
+    long, few = PGD(budget), {"steps": 2, "step_scales": (0.25,)}
+
+    def left(attack):
+        torch.manual_seed(0)
+        adversarial = attack(pictures.net, pictures.images, pictures.labels)
+        assert budget.measure(adversarial - pictures.images).max() <= budget.epsilon * (1 + 1e-5)
+        return pictures.accuracy(adversarial)
+
+    assert left(PGD(budget, **few, start=long)) <= left(long) + 0.01 < left(PGD(budget, **few)) - 0.05
+
+
+def test_a_start_is_brought_inside_the_budget(pictures):
+    budget, wide = Budget("linf", 0.02), PGD(Budget("linf", 0.3), steps=5)
+    adversarial = PGD(budget, steps=1, start=wide)(pictures.net, pictures.images, pictures.labels)
+    assert (adversarial - pictures.images).abs().max() <= 0.02 + 1e-6
+
+
 def test_steepest_survives_gradients_that_underflow_when_squared():
     gradient = torch.tensor([3e-30, 4e-30]).view(1, 1, 1, 2)
     assert steepest(gradient, "l2").flatten().tolist() == pytest.approx([0.6, 0.8])

@@ -8,7 +8,7 @@ from gap.models.generators import Discriminator, UniversalGenerator, make_genera
 from torch import Tensor, nn
 
 from gap.attacks.goals import find_goal
-from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
+from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob, left_standing
 from gap.attacks.losses import LOSSES, Goal, find_loss, margin
 from gap.attacks.trained import make_image
 from gap.budget import Budget, Norm, measure
@@ -31,8 +31,10 @@ def thresholded(nets: list[nn.Module], goal: str = "untargeted", loss: str = "ma
     return ThresholdedJob(LINF, *rest(nets, generator(), goal, loss))
 
 
-def universal(nets: list[nn.Module], goal: str = "untargeted", loss: str = "margin") -> AttackJob:
-    return UniversalJob(LINF, *rest(nets, UniversalGenerator(generator(), 1, (12, 12)), goal, loss))
+def universal(
+    nets: list[nn.Module], goal: str = "untargeted", loss: str = "margin", noises: int = 1, steps: int = 10
+) -> UniversalJob:
+    return UniversalJob(LINF, steps, *rest(nets, UniversalGenerator(generator(), 1, (12, 12), noises), goal, loss))
 
 
 def direct(
@@ -110,11 +112,49 @@ def test_images_of_any_size_stay_images(make: Make, size: tuple[int, int], net: 
 
 def test_the_universal_perturbation_is_one_for_all(net: nn.Module) -> None:
     job = universal([net])
-    assert isinstance(job, UniversalJob)
     images = torch.rand(5, 1, 12, 12) * 0.4 + 0.3
-    perturbation = job.perturbation()
+    perturbation = job.perturbations()
     assert perturbation.shape == (1, 1, 12, 12)
     assert torch.allclose(job.adversarial(images) - images, perturbation.expand(5, -1, -1, -1), atol=1e-6)
+
+
+def test_the_best_of_several_noises_is_found_out(pictures, net: nn.Module) -> None:
+    """Each noise fools its share of every batch; the worse half goes at each cut, and the scores say which it is."""
+    torch.manual_seed(0)
+    job, again = (universal([net], noises=4, steps=40) for _ in range(2))
+    images, labels = pictures.images[:20], pictures.labels[:20]
+    adversarial, perturbations = job.adversarial(images), job.perturbations()
+    assert perturbations.shape == (4, 1, 12, 12)
+    for place in range(20):
+        assert torch.equal(adversarial[place], (images[place] + perturbations[place % 4]).clamp(0, 1))
+    standing = []
+    for _ in range(12):
+        job.step(images, labels, Tensor.backward)
+        standing.append(len(job.standing))
+    assert standing == [4, 4, 4, 2, 2, 1, 1, 1, 1, 1, 1, 1]
+    again.players["generator"].network.load_state_dict(job.players["generator"].network.state_dict())
+    again.load_state(job.state())
+    assert torch.equal(again.perturbations(), job.perturbations())
+
+
+def test_the_noises_that_fool_least_go(net: nn.Module) -> None:
+    job = universal([net], noises=4, steps=100)
+    job.taken = 1
+    job._compare(torch.tensor([0.5, -1.0, 2.0, -2.0, 0.7, -1.2, 3.0, -2.0]))
+    assert job.standing.tolist() == [0, 1, 2, 3]
+    job.taken = 10
+    job._compare(torch.tensor([0.5, -1.0, 2.0, -2.0]))
+    assert job.standing.tolist() == [1, 3]
+    job.taken = 25
+    job._compare(torch.tensor([-1.0, -2.0]))
+    assert job.standing.tolist() == [3]
+
+
+@pytest.mark.parametrize("noises", [1, 2, 3, 5, 8])
+def test_one_noise_is_left_in_the_end(noises: int) -> None:
+    left = [left_standing(noises, share / 100) for share in range(101)]
+    assert left[0] == noises and left[25:] == [1] * 76
+    assert left == sorted(left, reverse=True)
 
 
 def test_the_loss_of_an_ensemble_is_the_mean(pictures, small_net) -> None:
@@ -122,10 +162,10 @@ def test_the_loss_of_an_ensemble_is_the_mean(pictures, small_net) -> None:
     images, labels = pictures.images[:20], pictures.labels[:20]
     job = thresholded(nets)
     adversarial = job.adversarial(images)
-    loss, figures = job.attack_loss(images, labels, adversarial)
-    each = [margin(net(adversarial), None, Goal(labels)).mean() for net in nets]
-    assert each[0] != each[1]
-    assert loss.item() == pytest.approx((each[0] + each[1]).item() / 2, abs=1e-5)
+    losses, figures = job.attack_losses(images, labels, adversarial)
+    each = [margin(net(adversarial), None, Goal(labels)) for net in nets]
+    assert not torch.allclose(*each)
+    assert torch.allclose(losses, (each[0] + each[1]) / 2, atol=1e-5)
     assert figures["accuracy_under_attack"] == (nets[0](adversarial).argmax(dim=1) == labels).float().mean()
 
 
@@ -202,7 +242,7 @@ def test_the_direct_loss_is_the_attack_and_the_weighted_magnitude(pictures, net:
     images, labels = pictures.images[:10], pictures.labels[:10]
     with torch.no_grad():
         adversarial = job.adversarial(images)
-        attack, _ = job.attack_loss(images, labels, adversarial)
+        attack = job.attack_losses(images, labels, adversarial)[0].mean()
     magnitude = measure(adversarial - images, "l2").mean()
     job.load_state({"log_weight": 0.7})
     figures = job.step(images, labels, Tensor.backward)

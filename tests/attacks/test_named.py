@@ -57,7 +57,7 @@ def test_the_options_listed_are_the_options_taken(name, pictures):
     assert not {"budget", "name", "classifier", "batches", "targeted"} & set(options)
     if name.startswith("uap"):
         options["images_seen"] = "60"
-    spec = f"{name}:" + ",".join(f"{option}={value}" for option, value in options.items())
+    spec = f"{name}:" + ",".join(f"{option}={value}" for option, value in options.items() if value)
     assert named_attack(spec, BUDGET, pictures.net, pictures.batches).name == spec
 
 
@@ -78,6 +78,7 @@ def test_the_options_listed_are_the_options_taken(name, pictures):
         ("pgd:loss=margn", "did you mean margin"),
         ("pgd:budget=linf:1", "unknown option of pgd 'budget'"),
         ("pgd:__class__=1", "unknown option of pgd"),
+        ("pgd:start=nowhere", "nowhere"),
         ("uap", "fitted to a classifier on training images"),
     ],
 )

@@ -48,6 +48,17 @@ def test_it_is_the_next_victim(run: Callable[..., Any], hardened: Path, small: t
     assert ended.code == 0, ended.err
 
 
+def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], hardened: Path, tmp_path: Path) -> None:
+    assert run("export", hardened, tmp_path / "net.ts").code == 0
+    weights = tmp_path / "net.safetensors"
+    assert run("export", hardened, weights).code == 0
+    assert "use --overwrite" in run("export", hardened, weights).complaint
+    ended = run("judge", weights, "--architecture=mnist-cnn", "--budget=linf:0.1", "--images=20", "--fast")
+    assert ended.code == 0 and f"mnist-cnn@{weights} at linf:0.1" in ended.out
+    wrong = run("judge", weights, "--architecture=cifar-resnet18-narrow", "--budget=linf:0.1", "--input=1x28x28")
+    assert "it lacks conv1.weight" in wrong.complaint and "has an unexpected 0.bias" in wrong.complaint
+
+
 def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
     ended = run(
         "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--twin", classifier,

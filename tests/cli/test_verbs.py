@@ -154,14 +154,15 @@ def test_ensemble_and_transfer(
 def test_evaluate(
     run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, direct: Path, tmp_path: Path
 ) -> None:
-    attacks = [per_image, universal, direct, "pgd:steps=5", "noise", "checkerboard"]
+    started = f"pgd:start={per_image},steps=5"
+    attacks = [per_image, universal, direct, "pgd:steps=5", started, "noise", "checkerboard"]
     ended = run(
         "evaluate", *attacks, "--classifier", classifier, "--data=mnist-5k", "--budget=l2:3", "--images=100",
         "--json", tmp_path / "table.json", "--out", tmp_path / "out",
     )  # fmt: skip
     assert ended.code == 0, ended.err
     rows = {row["attack"]: row for row in table(tmp_path / "table.json")}
-    assert list(rows) == ["per-image", "universal", "direct", "pgd:steps=5", "noise", "checkerboard"]
+    assert list(rows) == ["per-image", "universal", "direct", "pgd:steps=5", started, "noise", "checkerboard"]
     for row in rows.values():
         assert (row["data"], row["classifier"], row["budget"], row["images"]) == (
             "mnist-5k", str(classifier), "l2:3", 100,
@@ -171,6 +172,7 @@ def test_evaluate(
         assert low <= row["accuracy_under_attack"] <= high
         assert row["attack"] in ended.out
     assert rows["pgd:steps=5"]["accuracy_under_attack"] < rows["noise"]["accuracy_under_attack"]
+    assert rows[started]["accuracy_under_attack"] <= rows["per-image"]["accuracy_under_attack"]
     assert table(tmp_path / "out" / "table.json") == list(rows.values())
     assert Image.open(tmp_path / "out" / "pictures.png").width > 100
 

@@ -97,6 +97,23 @@ def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
     ]
 
 
+def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "attack", ONE)
+    spec = "step_scales=1e-6,steps=1,confidence=0"
+
+    def found(text: str) -> list[dict[str, Any]]:
+        """From different seeds: only a search from a random start differs."""
+        return [rows([text], ONE, seed=seed)[0] for seed in (0, 1)]
+
+    one, two = found(f"pgd:start={folder},{spec}")
+    assert one["l2_mean"] == two["l2_mean"] > 0
+    assert one["accuracy_under_attack"] <= rows([folder], ONE)[0]["accuracy_under_attack"]
+    one, two = found(f"pgd:{spec}")
+    assert one["l2_mean"] != two["l2_mean"]
+    with pytest.warns(GapWarning, match="not two as it is: this is transfer"):
+        rows([f"pgd:start={folder}"], TWO)
+
+
 def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
     made, fitted = lineup.named_attack, []
 

@@ -90,7 +90,7 @@ def thresholded() -> AttackJob:
 
 
 def universal() -> AttackJob:
-    return UniversalJob(BUDGET, *rest(UniversalGenerator(plain(), 1, (12, 12)), 0.01))
+    return UniversalJob(BUDGET, 4, *rest(UniversalGenerator(plain(), 1, (12, 12)), 0.01))
 
 
 def direct() -> AttackJob:

@@ -1,0 +1,113 @@
+"""Weights from files, as the field publishes them: read without running anything in them, and fitted to a network."""
+
+import os
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from gap.errors import GapError, first_line
+
+# Under which keys training scripts keep the network's state dict, beside an optimizer's and plain values.
+HOLDERS = ("state_dict", "model", "net", "model_state_dict", "network", "classifier")
+# What the buffers of a normaliser are called, by the end of their names.
+MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
+
+
+@dataclass(frozen=True)
+class Normaliser:
+    """What a checkpoint's wrapper normalised by, per channel, in pixels of [0, 1]."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+def load_weights(network: nn.Module, path: Path) -> Normaliser | None:
+    """Load a file's weights into a network and return the normaliser that stood beside them, where there was one.
+
+    The file is safetensors, or a checkpoint of tensors and plain values: a state dict, or a mapping that holds one
+    beside other things (MadryLab's robustness keeps it under `model`). Wrappers' prefixes (`module.`, `_orig_mod.`,
+    `module.model.`) are found by what they stand before, and a second copy of the network is passed over. Raises
+    GapError for any other file, and naming the first keys that do not fit for weights of another architecture.
+    """
+    state = _state_dict(_read(path), path)
+    normaliser = _take_normaliser(state, network)
+    fit_weights(network, _unwrapped(state, network), os.fspath(path))
+    return normaliser
+
+
+def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
+    """Load a state dict; raises GapError naming the first keys that do not fit."""
+    own = network.state_dict()
+    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    faults = [
+        f"{verb} {keys[0]} ({len(keys)} in all)"
+        for verb, keys in (("lacks", missing), ("has an unexpected", extra), ("has another shape for", wrong))
+        if keys
+    ]
+    if faults:
+        raise GapError(f"the weights in {name} are for another architecture: it {' and '.join(faults)}")
+    network.load_state_dict(state)
+
+
+def _read(path: Path) -> Any:
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise GapError(_refusal(path, "dill" in str(error))) from error
+    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+        raise GapError(f"{path} is not a whole weights file: {first_line(error)}") from error
+
+
+def _refusal(path: Path, dill: bool) -> str:
+    """Why a pickle was not opened, and how whoever trusts it can take the weights out once."""
+    modules, option = ("torch, dill", "pickle_module=dill, ") if dill else ("torch", "")
+    return (
+        f"{path} is a pickle that holds more than tensors{' (written with dill)' if dill else ''}, and opening it could"
+        f' run anything; if you trust it, convert it once: python -c "import {modules};'
+        f" held = torch.load('{path}', {option}weights_only=False, map_location='cpu');"
+        f" torch.save(held.get('model', held.get('state_dict', held)), '{path.stem}-weights.pt')\""
+    )
+
+
+def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict in what a file held: itself, or under one of the usual keys."""
+    nested = [held, *(held[key] for key in HOLDERS if key in held)] if isinstance(held, Mapping) else []
+    for each in nested:
+        if isinstance(each, Mapping) and each and all(isinstance(value, Tensor) for value in each.values()):
+            return dict(each)
+    raise GapError(f"{path} is not a state dict (names and tensors), nor holds one as {', '.join(HOLDERS)}")
+
+
+def _take_normaliser(state: dict[str, Tensor], network: nn.Module) -> Normaliser | None:
+    """Take the buffers of a wrapper's normaliser out of a state dict, where the network has none of its own."""
+    own = tuple(network.state_dict())
+    foreign = [key for key in state if not key.endswith(own)]
+    means, stds = (
+        [key for key in foreign if key.rpartition(".")[2] in names and state[key].numel() <= 16]
+        for names in (MEANS, STDS)
+    )
+    if not means or not stds:
+        return None
+    mean, std = state[means[0]], state[stds[0]]
+    for key in (*means, *stds):
+        del state[key]
+    return Normaliser(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
+
+
+def _unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
+    """A state dict with the prefix of the wrappers off, and without the copies that they hold of the same network."""
+    own = set(network.state_dict())
+    prefixes = {name[: -len(key)] for key in own for name in state if name.endswith(key)}
+    held = {prefix: {key for key in own if prefix + key in state} for prefix in prefixes}
+    best = max(held, key=lambda prefix: (len(held[prefix]), -len(prefix)), default="")
+    copies = {copy + key for copy in held if held[copy] == own and copy != best for key in own}
+    return {name.removeprefix(best): value for name, value in state.items() if name not in copies}

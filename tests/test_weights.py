@@ -1,0 +1,107 @@
+"""Weights as the field publishes them: found in what wraps them, and never by running anything."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gap.classifier import load_classifier
+from gap.errors import GapError
+from gap.weights import Normaliser, load_weights
+
+MEAN, STD = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
+
+
+def net() -> nn.Module:
+    """With a key, conv1.weight, that others end in, and the running statistics of a norm."""
+    inner = nn.Sequential()
+    inner.conv1 = nn.Conv2d(3, 4, 3)
+    inner.layer1 = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
+    inner.layer1.conv1 = nn.Conv2d(4, 4, 1)
+    return inner
+
+
+def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
+    return lambda state: {prefix + name: value for name, value in state.items()}
+
+
+def robustness(state: dict[str, Tensor]) -> Any:
+    """As MadryLab's robustness saves: two copies, two normalisers, an optimizer, the epoch."""
+    attacker = {"module.attacker.normalize.new_mean": MEAN.view(3, 1, 1), "module.attacker.normalize.new_std": STD}
+    normaliser = {"module.normalizer.new_mean": MEAN.view(3, 1, 1), "module.normalizer.new_std": STD.view(3, 1, 1)}
+    copies = {**prefixed("module.model.")(state), **prefixed("module.attacker.model.")(state)}
+    return {"model": {**normaliser, **attacker, **copies}, "optimizer": {"lr": 0.1}, "epoch": 110}
+
+
+def robustbench(state: dict[str, Tensor]) -> Any:
+    return {"normalize.mean": MEAN, "normalize.std": STD, **prefixed("model.")(state)}
+
+
+@pytest.mark.parametrize(
+    ("save", "normalised"),
+    [
+        (lambda state: state, False),
+        (prefixed("module."), False),
+        (prefixed("_orig_mod.module."), False),
+        (prefixed("model."), False),
+        (lambda state: {"state_dict": prefixed("module.")(state), "best_acc": 0.9, "arch": "resnet18"}, False),
+        (lambda state: {"net": state, "epoch": 3}, False),
+        (lambda state: {**state, "mu": MEAN.view(1, 3, 1, 1), "sigma": STD.view(1, 3, 1, 1)}, True),
+        (robustbench, True),
+        (robustness, True),
+    ],
+)
+def test_the_forms_in_which_weights_are_published(save: Callable[..., Any], normalised: bool, tmp_path: Path) -> None:
+    theirs, ours = net(), net()
+    torch.save(save(theirs.state_dict()), tmp_path / "theirs.pt")
+    found = load_weights(ours, tmp_path / "theirs.pt")
+    assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
+    if not normalised:
+        assert found is None
+    else:
+        assert isinstance(found, Normaliser)
+        assert torch.allclose(torch.tensor([found.mean, found.std]), torch.stack([MEAN, STD]))
+
+
+def test_the_normaliser_of_the_checkpoint_is_used(tmp_path: Path) -> None:
+    theirs = load_classifier("cifar-resnet18-narrow")
+    torch.save(robustness(theirs.network.state_dict()), tmp_path / "theirs.pt")
+    name, images = f"cifar-resnet18-narrow@{tmp_path / 'theirs.pt'}", torch.rand(2, 3, 32, 32)
+    expected = theirs.network.eval()((images - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
+    assert torch.allclose(load_classifier(name)(images), expected, atol=1e-5)
+    bare = load_classifier(name, mean=[0.0], std=[1.0])
+    assert torch.allclose(bare(images), theirs.network(images), atol=1e-5)
+
+
+def test_a_normaliser_of_the_network_itself_is_its_own(tmp_path: Path) -> None:
+    theirs, ours = net(), net()
+    for each in (theirs, ours):
+        each.register_buffer("mean", torch.rand(3))
+        each.register_buffer("std", torch.rand(3))
+    torch.save(prefixed("module.")(theirs.state_dict()), tmp_path / "theirs.pt")
+    assert load_weights(ours, tmp_path / "theirs.pt") is None
+    assert torch.equal(ours.mean, theirs.mean)
+
+
+def test_the_first_missing_and_the_first_unexpected_key_are_named(tmp_path: Path) -> None:
+    state = {"model": prefixed("module.")(net().state_dict())}
+    state["model"]["module.fc.weight"] = state["model"].pop("module.layer1.1.running_var")
+    torch.save(state, tmp_path / "theirs.pt")
+    with pytest.raises(GapError, match=r"it lacks layer1.1.running_var \(1 in all\) and has an unexpected fc.weight"):
+        load_weights(net(), tmp_path / "theirs.pt")
+
+
+def test_a_file_without_a_state_dict(tmp_path: Path) -> None:
+    torch.save({"epoch": 3, "history": [1, 2]}, tmp_path / "theirs.pt")
+    with pytest.raises(GapError, match="nor holds one as state_dict, model"):
+        load_weights(net(), tmp_path / "theirs.pt")
+
+
+def test_a_checkpoint_written_with_dill_is_refused_with_the_way_out(tmp_path: Path) -> None:
+    (tmp_path / "theirs.pt").write_bytes(b"\x80\x02cdill._dill\n_load_type\nX\x04\x00\x00\x00dict\x85R.")
+    with pytest.raises(GapError, match=r"written with dill.*convert it once: python -c .*pickle_module=dill") as error:
+        load_weights(net(), tmp_path / "theirs.pt")
+    assert "\n" not in str(error.value)
