@@ -122,7 +122,8 @@ def _perturbation(artefact: Artefact) -> Tensor:
     return tensors["perturbation"]
 
 
-def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:
+def load_generator(artefact: Artefact) -> nn.Module:
+    """The network of a per-image generator as it was trained, to learn on."""
     card, tensors = artefact.read(AttackCard), artefact.tensors()
     try:
         network = make_generator(card.channels, **card.generator | {"weights": None})
@@ -134,4 +135,9 @@ def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:
         network.load_state_dict(tensors)
     except RuntimeError as error:
         raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
+    return network
+
+
+def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:
+    card, network = artefact.read(AttackCard), load_generator(artefact)
     return folded(network.eval().to(device).to(memory_format=torch.channels_last), card.channels, card.size)

@@ -1,6 +1,7 @@
 """Say how hard a classifier is: AutoAttack, and signs of hidden gradients."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,6 +13,7 @@ from gap.budget import Budget
 from gap.classifier import folder_of
 from gap.cli.options import with_options
 from gap.evaluation.judge import judge as work
+from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
 from gap.files import write_json
 from gap.report.tables import Column, print_table
 from gap.setting import DataOptions, load_setting
@@ -30,6 +32,10 @@ class JudgeOptions(DataOptions, MachineOptions):
     ] = None
     twin: Annotated[str | None, Field(description="a classifier trained without hardening, to try transfer from")] = (
         None
+    )
+    attack: list[str] = Field(
+        default_factory=list,
+        description="one more attack, as to gap evaluate: what gap train left, or uap-sgd:images_seen=20000",
     )
     images: Annotated[int, Field(ge=1, description="how many test images, from the first on")] = 1000
     fast: Annotated[bool, Field(description="the two white-box attacks (APGD) only")] = False
@@ -55,6 +61,9 @@ def judge(
     names = [name, *([options.twin] if options.twin else [])]
     setting = load_setting(names, options, accelerator.device)
     classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
+    entrants = find_entrants(options.attack)
+    check_entrants(entrants, replace(setting, classifiers=[classifier]))
+    others = [make_attack(entrant, budget, classifier, setting, options.seed) for entrant in entrants]
     found = work(
         classifier,
         setting.data.test,
@@ -62,6 +71,7 @@ def judge(
         images=options.images,
         fast=options.fast,
         twin=twin,
+        others=others,
         batch_size=options.batch_size,
         seed=options.seed,
         data=setting.data.name,
@@ -77,6 +87,8 @@ def judge(
 
 
 def _show(found: dict[str, Any]) -> None:
+    attacks = [{"attack": name, "left": f"{value:.2%}"} for name, value in found["attacks"].items()]
+    print_table(attacks, [Column("attack", "attack"), Column("left", "accuracy left")], "attacks")
     rows = [check | {"passed": "yes" if check["passed"] else "NO"} for check in found["gate"]]
     print_table(
         rows, [Column("check", "check"), Column("passed", "passed"), Column("evidence", "what was seen")], "gate"

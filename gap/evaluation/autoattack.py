@@ -84,7 +84,7 @@ def auto_attack(
 
 
 def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:
-    found.accuracy[name] = found.right.float().mean().item()
+    found.accuracy[name] = found.right.double().mean().item()
     tell(name, found.accuracy[name])
 
 

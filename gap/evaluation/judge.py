@@ -1,17 +1,23 @@
 """Robust accuracy worth publishing: AutoAttack, and a gate that tells robustness from hidden gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
+from torch import Tensor, nn
 
+from gap.attacks.gradient import PGD
+from gap.attacks.protocol import Attack
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.data.splits import Split
 from gap.errors import GapError
-from gap.evaluation.autoattack import BLACK_BOX, FAST, STANDARD, auto_attack
+from gap.evaluation.autoattack import BLACK_BOX, FAST, STANDARD, Withstood, auto_attack
+from gap.evaluation.evaluate import quantised
 from gap.evaluation.gate import SLACK, Check, differentiable, run_gate
 from gap.evaluation.interval import wilson
+from gap.frozen import frozen
 
 Verdict = Literal["holds", "masked", "inconclusive"]
 # The gate looks at this many images at most; with fewer right ones than FEWEST nothing is concluded.
@@ -26,6 +32,7 @@ def judge(
     images: int | None = None,
     fast: bool = False,
     twin: Classifier | None = None,
+    others: Sequence[Attack] = (),
     batch_size: int = 250,
     seed: int = 0,
     data: str = "",
@@ -33,9 +40,10 @@ def judge(
 ) -> dict[str, Any]:
     """Judge a classifier on the first `images` of a split (labelled); plain values, ready for JSON.
 
-    `robust_accuracy` is the share that is right and withstands every attack, with its 95% Wilson interval. `twin` is a
-    classifier trained in the standard way, for the check of transfer. `verdict` is `masked` where a check failed,
-    `inconclusive` where the classifier is right on too few images to tell, else `holds`.
+    `robust_accuracy` is the share that is right and withstands every attack, with its 95% Wilson interval. `attacks`
+    holds what AutoAttack's parts leave, each of what those before it left, and what each of `others` leaves of all
+    images by itself. `twin` is a classifier trained in the standard way, for what transfers from it. `verdict` is
+    `masked` where a check failed, `inconclusive` where the classifier is right on too few images to tell, else `holds`.
     """
     count = min(images or len(split), len(split))
     if count == 0:
@@ -54,11 +62,17 @@ def judge(
         seed=seed,
         tell=tell,
     )
+    if twin:
+        others = [*others, FromTwin(twin, PGD(budget))]
+    beaten = [_also(found, attack, classifier, pictures, labels, batch_size, tell) for attack in others]
     gate = run_gate(classifier, pictures[:GATE_IMAGES], labels[:GATE_IMAGES], budget, twin)
     if BLACK_BOX in found.accuracy:
         share = found.newly_broken(BLACK_BOX)
         evidence = f"{share:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients"
         gate.append(Check("black-box attacks do not beat white-box ones", share <= SLACK, evidence))
+    if beaten:
+        evidence = "; ".join(f"{share:.1%} of the images fall to {name} alone" for name, share in beaten)
+        gate.append(Check("no other attack beats AutoAttack", all(share <= SLACK for _, share in beaten), evidence))
     gate.append(Check("AutoAttack raises no flag", not found.flags, "; ".join(found.flags) or "none"))
     survivors = int(found.right.sum())
     return {
@@ -74,6 +88,48 @@ def judge(
         "gate": [check.dump() for check in gate],
         "verdict": _verdict(gate, found.accuracy["clean"] * count),
     }
+
+
+@dataclass(frozen=True)
+class FromTwin:
+    """What an attack makes of another classifier than the one it meets: a transfer."""
+
+    twin: Classifier
+    attack: PGD
+
+    @property
+    def name(self) -> str:
+        return f"{self.attack.name} on {self.twin.name}"
+
+    @property
+    def budget(self) -> Budget:
+        return self.attack.budget
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return self.attack(self.twin, images, labels)
+
+
+def _also(
+    found: Withstood,
+    attack: Attack,
+    classifier: Classifier,
+    images: Tensor,
+    labels: Tensor,
+    batch_size: int,
+    tell: Callable[[str, float], None],
+) -> tuple[str, float]:
+    """Run one more attack on all images; its name, and the share that it broke and nothing before it had."""
+    right = []
+    for part, own in zip(images.split(batch_size), labels.split(batch_size), strict=True):
+        made = quantised(attack, part, attack(classifier, part, own))
+        with frozen(classifier), torch.no_grad():
+            right.append(classifier(made).argmax(dim=1) == own)
+    withstood = torch.cat(right)
+    found.accuracy[attack.name] = withstood.double().mean().item()
+    tell(attack.name, found.accuracy[attack.name])
+    alone = (found.right & ~withstood).double().mean().item()
+    found.right &= withstood
+    return attack.name, alone
 
 
 def _verdict(gate: list[Check], right: float) -> Verdict:

@@ -80,13 +80,12 @@ def run_lineup(
     """
     for asked in filter(None, budgets):
         asked.check(setting.data.channels, *setting.data.size)
-    for artefact in filter(None, (entrant.artefact or entrant.start for entrant in entrants)):
-        check_artefact(artefact, setting)
+    check_entrants(entrants, setting)
     for budget in budgets:
         for entrant in entrants:
             at = entrant.budget if own_budgets and entrant.artefact else budget
             for source, judged in _pairings(entrant, setting.classifiers, transfer):
-                attack = _make(entrant, at, source, setting, seed)
+                attack = make_attack(entrant, at, source, setting, seed)
                 for classifier in judged:
                     found = evaluate(
                         attack,
@@ -100,6 +99,31 @@ def run_lineup(
                         seed=seed,
                     )
                     yield replace(found, row=found.row | _trained_source(entrant, classifier))
+
+
+def make_attack(entrant: Entrant, budget: Budget | None, source: Classifier, setting: Setting, seed: int) -> Attack:
+    """The attack that an entrant stands for, at a budget; one that is fitted is fitted to `source` on training images.
+
+    Raises GapError where an untrained one has no budget.
+    """
+    if entrant.artefact:
+        return attack_from(entrant.artefact, budget, next(source.parameters()).device, entrant.name)
+    if budget is None:
+        raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
+    torch.manual_seed(seed)
+    device = next(source.parameters()).device
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        train = setting.data.train
+        return train.batches(torch.randperm(len(train)).split(100), device)
+
+    return named_attack(entrant.text, budget, source, batches)
+
+
+def check_entrants(entrants: Sequence[Entrant], setting: Setting) -> None:
+    """As `check_artefact`, for what was trained in a line-up and what its searches begin at."""
+    for artefact in filter(None, (entrant.artefact or entrant.start for entrant in entrants)):
+        check_artefact(artefact, setting)
 
 
 def check_artefact(artefact: Artefact, setting: Setting) -> None:
@@ -147,21 +171,6 @@ def _pairings(
     if entrant.artefact:
         return [(classifiers[0], classifiers)]
     return [(source, classifiers if transfer else [source]) for source in classifiers]
-
-
-def _make(entrant: Entrant, budget: Budget | None, source: Classifier, setting: Setting, seed: int) -> Attack:
-    if entrant.artefact:
-        return attack_from(entrant.artefact, budget, next(source.parameters()).device, entrant.name)
-    if budget is None:
-        raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
-    torch.manual_seed(seed)
-    device = next(source.parameters()).device
-
-    def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        train = setting.data.train
-        return train.batches(torch.randperm(len(train)).split(100), device)
-
-    return named_attack(entrant.text, budget, source, batches)
 
 
 def _goal(entrant: Entrant, classifier: Classifier) -> GoalMaker | None:

@@ -6,15 +6,25 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import Field, model_validator
+from torch import nn
 
-from gap.artefact import Artefact, save_artefact
+from gap.artefact import Artefact, open_artefact, save_artefact
 from gap.attacks.train import GeneratorOptions
+from gap.attacks.trained import AttackCard, load_generator
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import KINDS, Sparring, parse_mix
-from gap.hardening.starts import FedGeneratorStart, GeneratorStart, RandomStart, Start, Universals, UniversalStart
+from gap.hardening.starts import (
+    FedGeneratorStart,
+    Generators,
+    GeneratorStart,
+    RandomStart,
+    Start,
+    Universals,
+    UniversalStart,
+)
 from gap.models.generators import make_generator
 from gap.setting import DataOptions, accuracy, load_setting
 from gap.training.identity import identify
@@ -57,6 +67,10 @@ class HardenOptions(DataOptions, MachineOptions):
         description=f"an attack to train against, NAME or NAME=WEIGHT: {', '.join(KINDS)}",
     )
     steps: Annotated[int, Field(ge=1, le=50, description="gradient steps of pgd and of what begins at a start")] = 2
+    generators: Annotated[int, Field(ge=1, description="how many generators share each batch that one attack gets")] = 1
+    renew: Annotated[
+        float, Field(ge=0, description="epochs after which a generator starts anew, each in its turn; 0 is never")
+    ] = 0.0
     universals: Annotated[int, Field(ge=1, description="how many universal perturbations play")] = 8
     clean: Annotated[float, Field(ge=0, lt=1, description="the share of each batch that is left clean")] = 0.0
     watch: Annotated[bool, Field(description="restore the best weights when the probe shows a collapse")] = True
@@ -134,6 +148,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         clean=options.clean,
         smoothing=options.smoothing,
         warmup=round(options.warmup * steps),
+        renewal=round(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
     )
@@ -144,21 +159,26 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
     facts = classifier.facts
     device = next(classifier.parameters()).device
 
-    def generator(channels: int) -> Player:
-        network = make_generator(channels, **options.generator.dump())
-        return adam(network.to(device).to(memory_format=torch.channels_last), options.generator_lr)
+    kind, _, folder = name.partition("@")
+
+    def generators(channels: int) -> Player:
+        if folder:
+            members = [_from_artefact(folder, channels) for _ in range(options.generators)]
+        else:
+            members = [make_generator(channels, **options.generator.dump()) for _ in range(options.generators)]
+        return adam(Generators(members).to(device).to(memory_format=torch.channels_last), options.generator_lr)
 
     def universals() -> Player:
         return adam(Universals(options.universals, facts.channels, facts.size).to(device), 10 * options.generator_lr)
 
     start: Start
-    match name:
+    match kind:
         case "generator":
-            start, count = GeneratorStart(generator(facts.channels)), 0
+            start, count = GeneratorStart(generators(facts.channels)), 0
         case "generator-gradient":
-            start, count = FedGeneratorStart(generator(2 * facts.channels)), 0
+            start, count = FedGeneratorStart(generators(2 * facts.channels)), 0
         case "generator-start":
-            start, count = GeneratorStart(generator(facts.channels), NOISE), options.steps
+            start, count = GeneratorStart(generators(facts.channels), NOISE), options.steps
         case "universal":
             start, count = UniversalStart(universals()), 0
         case "universal-start":
@@ -167,4 +187,13 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = RandomStart(reach=2.0), 1
         case _:
             start, count = RandomStart(), options.steps
-    return Sparring(name, share, start, count, projected=name != "fgsm")
+    return Sparring(name, share, start, count, projected=kind != "fgsm", keeping=kind == "trades")
+
+
+def _from_artefact(folder: str, channels: int) -> nn.Module:
+    """The generator that `gap train` left there, to learn on."""
+    artefact = open_artefact(Path(folder), "thresholded generator")
+    card = artefact.read(AttackCard)
+    if card.channels != channels:
+        raise GapError(f"{folder} takes {card.channels}-channel images, and the classifier {channels}-channel ones")
+    return load_generator(artefact)

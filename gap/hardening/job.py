@@ -27,7 +27,7 @@ class HardenJob(Job):
     """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
 
     Attacks see the classifier in eval mode; then it learns on their images with `smoothing` of its labels. Epsilon
-    rises linearly over the first `warmup` steps. What is judged and kept is the average of the weights with `decay`.
+    rises linearly over the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What is judged and kept is the average of the weights with `decay`.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
     those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives every
@@ -43,6 +43,7 @@ class HardenJob(Job):
         clean: float = 0.0,
         smoothing: float = 0.0,
         warmup: int = 0,
+        renewal: int = 0,
         decay: float = 0.99,
         watched: bool = True,
     ) -> None:
@@ -50,7 +51,7 @@ class HardenJob(Job):
         self.players = {"classifier": classifier, **learners}
         self.mix = list(mix)
         self.budget, self.clean, self.smoothing = budget, clean, smoothing
-        self.warmup, self.watched = warmup, watched
+        self.warmup, self.renewal, self.watched = warmup, renewal, watched
         self.loss = capped_cross_entropy
         self.probe = PGD(budget, steps=10, step_scales=(0.25,), confidence=0.0, name="probe")
         self.averaged = AveragedModel(
@@ -63,17 +64,23 @@ class HardenJob(Job):
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         classifier = self.players["classifier"]
         bouts = self._bouts(classifier.bare, images, labels, self._budget_now(), backward)
-        untouched = images[: len(images) - sum(len(bout.adversarial) for bout in bouts)]
-        seen = torch.cat([untouched, *(bout.adversarial for bout in bouts)])
-        logits = classifier.network(seen).float()
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        clean = len(images) - sum(len(bout.images) for bout in bouts)
+        seen = [images[:clean], *(bout.seen for bout in bouts)]
+        logits = classifier.network(torch.cat(seen)).float()
+        untouched, *parts = logits.split([len(part) for part in seen])
+        lessons = [F.cross_entropy(untouched, labels[:clean], label_smoothing=self.smoothing, reduction="sum")]
+        lessons += [bout.lesson(part, self.smoothing) for bout, part in zip(bouts, parts, strict=True)]
+        loss = torch.stack(lessons).sum() / len(images)
         classifier.learn(loss, backward)
         for bout in bouts:
             bout.learn(backward)
         self.averaged.update_parameters(classifier.bare)
         self.taken += 1
-        right = (logits.argmax(dim=1) == labels).float()
-        return {"loss": loss, "accuracy_in_training": right.mean()}
+        if self.renewal and self.taken % self.renewal == 0:
+            for sparring in self.mix:
+                sparring.start.renew(self.taken // self.renewal)
+        attacked = torch.cat([untouched, *(part[-len(bout.images) :] for bout, part in zip(bouts, parts, strict=True))])
+        return {"loss": loss, "accuracy_in_training": (attacked.argmax(dim=1) == labels).float().mean()}
 
     def _bouts(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget, backward: Backward | None

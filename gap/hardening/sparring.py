@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gap.attacks.gradient import loss_gradient, steepest
 from gap.attacks.losses import Goal, Loss
@@ -20,18 +22,28 @@ KINDS = {
     "universal-start": "gradient steps from such perturbations, with noise of half the budget",
     "fgsm": "one step from uniform noise of twice the budget, not projected (N-FGSM)",
     "pgd": "gradient steps from a random start",
+    "trades": "the same, away from the clean prediction; the classifier learns to keep that (TRADES, beta 6)",
 }
+# Those whose generator may be one that `gap train` left.
+FROM_ARTEFACTS = ("generator", "generator-start")
+# The weight of that divergence beside the cross-entropy of the clean images (Zhang et al., 2019).
+BETA = 6.0
 
 
 @dataclass
 class Sparring:
-    """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on."""
+    """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on.
+
+    With `keeping`, it drives the prediction away from that of the clean image, whatever the label, and what the
+    classifier learns from it is to be right on the clean image and to keep that prediction (TRADES).
+    """
 
     name: str
     share: float
     start: Start
     steps: int
     projected: bool = True
+    keeping: bool = False
 
     def attack(
         self,
@@ -46,13 +58,19 @@ class Sparring:
         learns does so from the first of the gradient steps."""
         start = self.start(classifier, images, labels, budget)
         adversarial = start.detach()
+        clean = None
+        if self.keeping:
+            loss = closeness
+            with torch.no_grad():
+                clean = classifier(images)
         for step in range(self.steps):
-            _, gradient = loss_gradient(classifier, adversarial, None, Goal(labels), loss)
+            _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
             if step == 0 and backward:
                 self.start.learn(start, gradient, backward)
             moved = adversarial - images - step_size(self.steps) * budget.epsilon * steepest(gradient, budget.norm)
             adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
-        return Bout(self, start, adversarial.requires_grad_(self.steps == 0 and backward is not None))
+        adversarial.requires_grad_(self.steps == 0 and backward is not None)
+        return Bout(self, images, labels, start, adversarial)
 
 
 @dataclass
@@ -61,13 +79,35 @@ class Bout:
     own training finds out about them."""
 
     sparring: Sparring
+    images: Tensor
+    labels: Tensor
     start: Tensor
     adversarial: Tensor
+
+    @property
+    def seen(self) -> Tensor:
+        """What the classifier is to look at to learn from this bout."""
+        return torch.cat([self.images, self.adversarial]) if self.sparring.keeping else self.adversarial
+
+    def lesson(self, logits: Tensor, smoothing: float) -> Tensor:
+        """The classifier's loss by its logits of what it saw, summed over the images."""
+        if not self.sparring.keeping:
+            return F.cross_entropy(logits, self.labels, label_smoothing=smoothing, reduction="sum")
+        clean, attacked = logits.chunk(2)
+        right = F.cross_entropy(clean, self.labels, label_smoothing=smoothing, reduction="sum")
+        return right - BETA * closeness(attacked, clean, None).sum()
 
     def learn(self, backward: Backward) -> None:
         """Learn from the gradient of the classifier's loss by these images, which the attack wants high."""
         if self.adversarial.grad is not None:
             self.sparring.start.learn(self.start, -self.adversarial.grad, backward)
+
+
+def closeness(logits: Tensor, clean_logits: Tensor | None, goal: Goal | None) -> Tensor:
+    """Minus the divergence of each prediction from the clean one, in nats: N values, 0 where they are the same."""
+    assert clean_logits is not None
+    clean, attacked = clean_logits.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
+    return -F.kl_div(attacked, clean, log_target=True, reduction="none").sum(dim=1)
 
 
 def step_size(steps: int) -> float:
@@ -78,13 +118,16 @@ def step_size(steps: int) -> float:
 def parse_mix(texts: list[str]) -> dict[str, float]:
     """`["generator-start=0.3", "pgd=0.7"]` as shares that sum to 1; a name without a weight has weight 1.
 
-    Raises GapError for an unknown name, a weight below 0, and weights that sum to 0.
+    Those of a generator may name a folder that it comes from: `generator-start@runs/per-image=0.3`. Raises GapError for an unknown name, a weight below 0, and weights that sum to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
         name, equals, number = text.partition("=")
-        if name not in KINDS:
-            raise unknown("attack to train against", name, KINDS)
+        kind, at, folder = name.partition("@")
+        if kind not in KINDS:
+            raise unknown("attack to train against", kind, KINDS)
+        if at and (kind not in FROM_ARTEFACTS or not folder):
+            raise GapError(f"only {' and '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
         try:
             weight = float(number) if equals else 1.0
         except ValueError as error:

@@ -6,6 +6,7 @@ classifier.
 """
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,9 @@ class Start(ABC):
     @abstractmethod
     def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
         """Learn from `gradient`, that of the attack's loss by the images at `start`."""
+
+    def renew(self, turn: int) -> None:  # noqa: B027  # only populations are renewed
+        """Start one member of a population anew."""
 
 
 class RandomStart(Start):
@@ -69,14 +73,39 @@ class LearnedStart(Start):
         self.player.learn((start * even).sum() / len(start), backward)
 
 
+class Generators(nn.Module):
+    """A population of generators: each takes its part of a batch."""
+
+    def __init__(self, members: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = zip(self.members, images.tensor_split(len(self.members)), strict=True)
+        return torch.cat([member(part) for member, part in parts if len(part)])
+
+
 class GeneratorStart(LearnedStart):
-    """What a generator makes of the images, tanh-bounded."""
+    """What a generator, or a population of them, makes of the images, tanh-bounded."""
+
+    def renew(self, turn: int) -> None:
+        """Let one member forget all it learned, each in its turn; the same on every process."""
+        members = self.player.bare.members
+        assert isinstance(members, nn.ModuleList)
+        member = members[turn % len(members)]
+        with torch.random.fork_rng():
+            torch.manual_seed(turn)
+            for module in member.modules():
+                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
+                    module.reset_parameters()
+        for weight in member.parameters():
+            self.player.optimizer.state.pop(weight, None)
 
     def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         return budget.perturb(images, self.player.network(images))
 
 
-class FedGeneratorStart(LearnedStart):
+class FedGeneratorStart(GeneratorStart):
     """A generator fed the image and the classifier's input gradient there, scaled to a mean square of 1: one pass."""
 
     def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:

@@ -6,11 +6,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from gap.attacks.controls import Noise
+from gap.attacks.gradient import PGD
 from gap.budget import Budget
 from gap.classifier import Classifier, Facts
 from gap.data.splits import MemorySplit
 from gap.evaluation.autoattack import auto_attack
-from gap.evaluation.judge import judge
+from gap.evaluation.judge import FromTwin, judge
 
 BUDGETS = [Budget("linf", 0.045), Budget("l2", 0.45)]
 
@@ -52,7 +54,7 @@ def test_an_honest_classifier_holds(pictures, split: MemorySplit, budget: Budget
     assert found["clean_accuracy"] > 0.9
     assert 0.3 < found["robust_accuracy"] < found["clean_accuracy"] - 0.05
     assert found["interval"][0] < found["robust_accuracy"] < found["interval"][1]
-    assert list(found["attacks"]) == ["apgd-ce", "apgd-t"]
+    assert list(found["attacks"]) == ["apgd-ce", "apgd-t", "pgd on net"]
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -70,6 +72,20 @@ def test_transfer_tells_too(pictures, split: MemorySplit) -> None:
     assert "transfer does not beat white-box attacks" in failed
 
 
+def test_other_attacks_count(pictures, split: MemorySplit) -> None:
+    """An attack that breaks what AutoAttack cannot is a sign of masking; one that breaks no more is not."""
+    net, budget = classifier(pictures.net), Budget("linf", 0.045)
+    weak, strong = Noise(budget), PGD(Budget("linf", 0.045), steps=100, restarts=3)
+    honest = judge(net, split, budget, images=100, fast=True, others=[weak, strong])
+    assert honest["verdict"] == "holds"
+    assert honest["attacks"]["noise"] > honest["attacks"]["pgd"] >= honest["robust_accuracy"]
+    rounding = classifier(Masked(pictures.net, *MASKS["gradients killed by rounding"]))
+    masked = judge(rounding, split, budget, images=100, fast=True, others=[FromTwin(net, strong)])
+    failed = {check["check"] for check in masked["gate"] if not check["passed"]}
+    assert "no other attack beats AutoAttack" in failed
+    assert masked["robust_accuracy"] <= masked["attacks"]["pgd on net"] < masked["attacks"]["apgd-t"]
+
+
 def test_too_few_right_images_to_tell(pictures, split: MemorySplit) -> None:
     found = judge(classifier(pictures.net), split, BUDGETS[0], images=30, fast=True)
     assert found["verdict"] == "inconclusive"
@@ -83,5 +99,5 @@ def test_autoattack_agrees_with_what_it_left(pictures) -> None:
     )
     assert [name for name, _ in told] == ["clean", "apgd-ce", "square"]
     shares = [share for _, share in told]
-    assert shares == sorted(shares, reverse=True) and shares[-1] == found.right.float().mean().item()
+    assert shares == sorted(shares, reverse=True) and shares[-1] == found.right.double().mean().item()
     assert found.newly_broken("square") == pytest.approx(shares[1] - shares[2])
