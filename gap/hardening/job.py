@@ -27,7 +27,8 @@ class HardenJob(Job):
     """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
 
     Attacks see the classifier in eval mode; then it learns on their images with `smoothing` of its labels. Epsilon
-    rises linearly over the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What is judged and kept is the average of the weights with `decay`.
+    rises linearly over the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What
+    is judged and kept is the average of the weights, and of the statistics of norms, with `decay`.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
     those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives every

@@ -118,7 +118,8 @@ def step_size(steps: int) -> float:
 def parse_mix(texts: list[str]) -> dict[str, float]:
     """`["generator-start=0.3", "pgd=0.7"]` as shares that sum to 1; a name without a weight has weight 1.
 
-    Those of a generator may name a folder that it comes from: `generator-start@runs/per-image=0.3`. Raises GapError for an unknown name, a weight below 0, and weights that sum to 0.
+    Those of a generator may name a folder that it comes from: `generator-start@runs/per-image=0.3`. Raises GapError for
+    an unknown name, a weight below 0, and weights that sum to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:

@@ -48,6 +48,17 @@ def test_it_is_the_next_victim(run: Callable[..., Any], hardened: Path, small: t
     assert ended.code == 0, ended.err
 
 
+def test_generators_come_from_what_gap_train_left(
+    run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, tmp_path: Path
+) -> None:
+    given = ("harden", classifier, *QUICK, "--epochs=0.3", "--out", tmp_path / "hard")
+    ended = run(*given, f"--attack=generator-start@{per_image}", "--attack=trades", "--generators=2", "--renew=0.1")
+    assert ended.code == 0, ended.err
+    card = yaml.safe_load((tmp_path / "hard" / "card.yaml").read_text())
+    assert card["hardened"]["mix"] == {f"generator-start@{per_image}": 0.5, "trades": 0.5}
+    assert "holds a universal perturbation" in run(*given, "--overwrite", f"--attack=generator@{universal}").complaint
+
+
 def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], hardened: Path, tmp_path: Path) -> None:
     assert run("export", hardened, tmp_path / "net.ts").code == 0
     weights = tmp_path / "net.safetensors"

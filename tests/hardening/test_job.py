@@ -41,6 +41,35 @@ def test_it_hardens(pictures) -> None:
     assert left() > before + 0.2
 
 
+def test_trades_hardens_and_stays_right(pictures) -> None:
+    torch.manual_seed(0)
+    mix = [Sparring("trades", 1.0, RandomStart(), 2, keeping=True)]
+    job = HardenJob(adam(copy.deepcopy(pictures.net), 0.003), mix, BUDGET, decay=0.5, clean=0.1)
+
+    def left() -> dict[str, float]:
+        with torch.no_grad():
+            return {
+                name: each.double().mean().item() for name, each in job.judge(pictures.images, pictures.labels).items()
+            }
+
+    before = left()
+    for _ in range(100):
+        figures = job.step(pictures.images, pictures.labels, backward)
+    after = left()
+    assert after["sparring_accuracy"] > before["sparring_accuracy"] + 0.2
+    assert after["probe_accuracy"] > before["probe_accuracy"] + 0.05
+    assert after["accuracy"] > 0.95 and figures["accuracy_in_training"] > 0.3
+
+
+def test_generators_are_renewed_on_time(pictures) -> None:
+    turns: list[int] = []
+    job = make(pictures.net, renewal=3)
+    job.mix[0].start.renew = turns.append
+    for _ in range(7):
+        job.step(pictures.images[:8], pictures.labels[:8], backward)
+    assert turns == [1, 2]
+
+
 def test_epsilon_rises(pictures) -> None:
     job = make(pictures.net, warmup=9)
     seen = []

@@ -11,9 +11,10 @@ from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.errors import GapError
 from gap.frozen import frozen
-from gap.hardening.sparring import KINDS, Sparring, parse_mix, portions, step_size
+from gap.hardening.sparring import BETA, KINDS, Sparring, closeness, parse_mix, portions, step_size
 from gap.hardening.starts import (
     FedGeneratorStart,
+    Generators,
     GeneratorStart,
     RandomStart,
     Universals,
@@ -25,8 +26,9 @@ LOSS = find_loss("capped-cross-entropy")
 BUDGETS = [Budget("linf", 0.1), Budget("l2", 0.8)]
 
 
-def generator(channels: int = 1) -> Player:
-    return adam(make_generator(channels, encoder="strided-32", decoder=[16, 8], fold=2), 0.005)
+def generator(channels: int = 1, count: int = 1) -> Player:
+    members = [make_generator(channels, encoder="strided-32", decoder=[16, 8], fold=2) for _ in range(count)]
+    return adam(Generators(members), 0.005)
 
 
 def backward(loss: Tensor) -> None:
@@ -37,6 +39,7 @@ STARTS = {
     "random": RandomStart,
     "generator": lambda: GeneratorStart(generator()),
     "noisy generator": lambda: GeneratorStart(generator(), 0.5),
+    "population": lambda: GeneratorStart(generator(count=3)),
     "fed generator": lambda: FedGeneratorStart(generator(2)),
     "universal": lambda: UniversalStart(adam(Universals(3, 1, (12, 12)), 0.05)),
     "noisy universal": lambda: UniversalStart(adam(Universals(3, 1, (12, 12)), 0.05), 0.5),
@@ -86,7 +89,7 @@ def test_without_projection_noise_adds_to_the_step(pictures, net: nn.Module) -> 
 
 
 @pytest.mark.parametrize("steps", [0, 1])
-@pytest.mark.parametrize("name", ["generator", "fed generator", "universal"])
+@pytest.mark.parametrize("name", ["generator", "population", "fed generator", "universal"])
 def test_starts_learn_to_do_harm(pictures, net: nn.Module, name: str, steps: int) -> None:
     """From the first gradient step where there is one, else from the gradient of the classifier's own loss."""
     torch.manual_seed(0)
@@ -129,10 +132,61 @@ def test_no_attack_learns_while_it_is_judged(pictures, net: nn.Module) -> None:
     assert all(torch.equal(after[name], before[name]) for name in weights)
 
 
+def test_a_population_shares_the_batch_and_is_renewed_in_turn() -> None:
+    torch.manual_seed(0)
+    player = generator(count=3)
+    start, images = GeneratorStart(player), torch.rand(7, 1, 12, 12)
+    members = player.network.eval().members
+    expected = torch.cat([members[0](images[:3]), members[1](images[3:5]), members[2](images[5:])])
+    assert torch.equal(player.network(images), expected)
+    assert player.network(images[:2]).shape == images[:2].shape
+    player.network.train()(images).square().sum().backward()
+    player.optimizer.step()
+    before, drawn = [copy.deepcopy(member.state_dict()) for member in members], torch.random.get_rng_state()
+    start.renew(4)
+    same = [
+        all(torch.equal(value, old[name]) for name, value in member.state_dict().items())
+        for member, old in zip(members, before, strict=True)
+    ]
+    assert same == [True, False, True]
+    assert not any(weight in player.optimizer.state for weight in members[1].parameters())
+    assert all(weight in player.optimizer.state for weight in members[2].parameters())
+    assert torch.equal(torch.random.get_rng_state(), drawn)
+
+
+def test_closeness_is_minus_the_divergence() -> None:
+    torch.manual_seed(0)
+    clean, attacked = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)
+    p, q = clean.softmax(dim=1), attacked.softmax(dim=1)
+    assert torch.allclose(closeness(attacked, clean, None).double(), -(p * (p / q).log()).sum(dim=1), atol=1e-5)
+    assert closeness(clean, clean, None).abs().max() < 1e-6
+
+
+def test_trades_keeps_the_clean_prediction(pictures, net: nn.Module) -> None:
+    """Its images are far from the clean prediction, also of a wrong label; its lesson is Zhang et al.'s sum."""
+    torch.manual_seed(0)
+    images, labels = pictures.images[:50], (pictures.labels[:50] + 1) % 4
+    sparring = Sparring("trades", 1.0, RandomStart(), 3, keeping=True)
+    with frozen(net), torch.no_grad():
+        bout = sparring.attack(net, images, labels, BUDGETS[0], LOSS)
+        random = RandomStart()(net, images, labels, BUDGETS[0])
+        clean, attacked = net(images), net(bout.adversarial)
+    assert BUDGETS[0].measure(bout.adversarial - images).max() <= 0.1 + 1e-6
+    assert closeness(attacked, clean, None).mean() < 2 * closeness(net(random), clean, None).mean() < 0
+    assert torch.equal(bout.seen, torch.cat([images, bout.adversarial]))
+    expected = nn.functional.cross_entropy(clean, labels) - BETA * closeness(attacked, clean, None).mean()
+    lesson = bout.lesson(torch.cat([clean, attacked]), 0.0) / 50
+    assert lesson.item() == pytest.approx(expected.item(), rel=1e-4)
+
+
 def test_mix_sums_to_one() -> None:
     mix = parse_mix(["generator-start=0.3", "universal-start=0.3", "pgd=0.6", "fgsm=0"])
     assert mix == pytest.approx({"generator-start": 0.25, "universal-start": 0.25, "pgd": 0.5})
     assert parse_mix(["pgd"]) == {"pgd": 1.0}
+    assert parse_mix(["generator-start@a/b=3", "generator-start"]) == {
+        "generator-start@a/b": 0.75,
+        "generator-start": 0.25,
+    }
     assert parse_mix(["pgd", "pgd", "fgsm=2"]) == {"pgd": 0.5, "fgsm": 0.5}
 
 
@@ -144,6 +198,8 @@ def test_mix_sums_to_one() -> None:
         (["pgd=-1"], "at least 0"),
         (["pgd=nan"], "finite"),
         (["pgd=much"], "cannot read the weight"),
+        (["pgd@runs/a"], "only generator and generator-start come from a folder"),
+        (["generator@=1"], "only generator"),
     ],
 )
 def test_a_mix_that_cannot_be(texts: list[str], message: str) -> None:

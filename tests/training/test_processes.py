@@ -24,6 +24,9 @@ from gap.attacks.losses import find_loss
 from gap.budget import Budget
 from gap.data.splits import MemorySplit
 from gap.errors import GapError
+from gap.hardening.job import HardenJob
+from gap.hardening.sparring import Sparring
+from gap.hardening.starts import Generators, GeneratorStart
 from gap.process import Stopped
 from gap.training.job import Backward, Player, adam
 from gap.training.loop import Plan, read_checkpoint, train
@@ -151,8 +154,28 @@ def work(folder: Path) -> dict[str, Any]:
             "weights": weights.flatten()[:200].tolist(),
             "pictures": [sorted(progress.pictures) for progress in heard if progress.judged],
         }
+    left["hardened"] = hardened(folder, machine)
     few = train(thresholded(), split(64, seed=1), split(1, seed=2), Plan(1, 32), folder, machine)
     return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
+
+
+def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
+    """Every weight of a classifier, of the generator it was hardened against, and of the classifier's average.
+
+    Nothing is drawn at random but the order of the images, so that two processes can do what one does.
+    """
+    torch.manual_seed(0)
+    classifier = adam(nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)), 0.01)
+    mix = [
+        Sparring("generator-start", 0.5, GeneratorStart(adam(Generators([plain()]), 0.01)), 2),
+        Sparring("generator", 0.5, GeneratorStart(adam(Generators([plain()]), 0.01)), 0),
+    ]
+    job = HardenJob(classifier, mix, BUDGET, warmup=3, decay=0.9)
+    train(job, split(256, seed=1), split(HELD_OUT, seed=2), Plan(1, 32), folder, machine)
+    bare = {name: player.bare for name, player in job.players.items()} | {"averaged": job.averaged.module}
+    return {
+        name: [w for each in network.parameters() for w in each.flatten().tolist()] for name, network in bare.items()
+    }
 
 
 def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
@@ -253,6 +276,15 @@ def test_processes_agree_and_share_the_images(alone: dict[str, Any], together: l
     assert sorted(first["given"] + second["given"]) == sorted(alone[name]["given"])
     assert first["pictures"] == [["clean", "perturbed"]] * 2
     assert second["pictures"] == []
+
+
+def test_both_players_of_hardening_learn_as_on_one_process(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    assert alone["hardened"].keys() == {"classifier", "generator-start", "generator", "averaged"}
+    for name, weights in alone["hardened"].items():
+        for process in together:
+            assert process["hardened"][name] == pytest.approx(weights, abs=SAME), name
 
 
 if __name__ == "__main__":
