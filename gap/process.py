@@ -5,11 +5,16 @@ from pathlib import Path
 
 
 class Stopped(Exception):  # noqa: N818  # not an error: the user asked, and the work is saved
-    """A signal came, the work is saved. `code` is the exit status that the signal asks for."""
+    """A signal came, the work is saved. `code` is the exit status it asks for, `advice` what to do next."""
 
     def __init__(self, step: int, steps: int, folder: Path, signal_number: int) -> None:
-        super().__init__(f"stopped at step {step} of {steps}, saved; go on with --resume --out {folder}")
+        super().__init__(step, steps, folder)
         self.code = 128 + signal_number
+        self.stop = f"stopped at step {step} of {steps}"
+        self.advice = f"saved; go on with --resume --out {folder}"
+
+    def __str__(self) -> str:
+        return f"{self.stop}, {self.advice}"
 
 
 def speaks() -> bool:

@@ -4,7 +4,7 @@ import ast
 import sys
 import warnings
 from importlib import import_module, resources
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -56,11 +56,11 @@ def main() -> None:
 def make_app(verb: str) -> typer.Typer:
     """The app with `verb` loaded. The other verbs are known by name and help only: torch takes seconds to import."""
     app = typer.Typer(
-        help="Generative adversarial perturbations: train generators that fool a classifier, and measure how well.",
         epilog="Start with: gap demo. Each verb has --help with an example.",
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
+        callback=_top,
     )
     for name in VERBS:
         if name == verb:
@@ -69,6 +69,22 @@ def make_app(verb: str) -> typer.Typer:
         else:
             app.command(name, help=_help_of(name))(lambda: None)
     return app
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gap.artefact import versions
+
+        typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
+        raise typer.Exit
+
+
+def _top(
+    version: Annotated[
+        bool, typer.Option("--version", help="say which gap this is, and which torch", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Generative adversarial perturbations: fool a classifier, measure how well, and harden it."""
 
 
 def _help_of(verb: str) -> str:

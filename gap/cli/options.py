@@ -79,13 +79,14 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     shown: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
     hint = _typed(field.annotation)
+    described = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
     option: Any
     if field.json_schema_extra == {"positional": True}:
-        option = typer.Argument(help=field.description, show_default=False)
+        option = typer.Argument(help=described, show_default=False)
     elif field.annotation is bool:
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=field.description, show_default=False)
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=described, show_default=False)
     else:
-        option = typer.Option(flag, help=field.description, show_default=str(shown) if shown is not None else False)
+        option = typer.Option(flag, help=described, show_default=str(shown) if shown is not None else False)
     return _parameter(name, Annotated[hint, option], None)
 
 

@@ -24,7 +24,7 @@ def test_a_signal_in_the_demo_ends_it_in_one_line(
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 128 + number
     assert ended.warnings == [
-        f"gap: stopped at step 3 of 9, saved; go on with --resume --out {tmp_path / 'demo' / 'classifier'}"
+        f"gap: stopped at step 3 of 9, in {tmp_path / 'demo'}; gap demo begins from its beginning"
     ]
     assert "Traceback" not in ended.err
 
@@ -42,3 +42,8 @@ def test_of_several_processes_one_complains(
 def test_what_main_imports_is_without_torch() -> None:
     look = "import sys, gap.cli.main; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", look], check=False, timeout=60).returncode == 0
+
+
+def test_version(run: Callable[..., Any]) -> None:
+    ended = run("--version")
+    assert ended.code == 0 and ended.out.startswith("gap-toolkit ") and "torch 2" in ended.out

@@ -58,3 +58,20 @@ def test_numbers_of_a_flag() -> None:
     assert parse_numbers("--mean", ["0.5,1", "2"]) == [0.5, 1.0, 2.0]
     with pytest.raises(GapError, match=r"cannot read --mean '0.5;1'.*--mean 0.49,0.48,0.45"):
         parse_numbers("--mean", ["0.5;1"])
+
+
+def test_what_must_be_given_says_so() -> None:
+    class Needy(Options):
+        """One that must be given, one that need not."""
+
+        data: Annotated[str, Field(description="the data")]
+        seed: Annotated[int, Field(description="the seed")] = 0
+
+    @with_options(Needy)
+    def command(read: Callable[..., Needy]) -> None:
+        pass
+
+    app = typer.Typer()
+    app.command()(command)
+    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "the data (required, here or in a config)" in shown and "the seed (required" not in shown

@@ -343,6 +343,8 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
 
     monkeypatch.setattr(demo, "pretrain", short(demo.pretrain))
     monkeypatch.setattr(demo, "train_generator", short(demo.train_generator))
+    monkeypatch.setattr(demo, "harden", short(demo.harden))
+    monkeypatch.setattr(demo, "IMAGES", 20)
     monkeypatch.setattr(demo, "CURVE", (demo.BUDGET.epsilon,))
     lineup = demo.run_lineup
     monkeypatch.setattr(demo, "run_lineup", lambda *given, images: lineup(*given, images=20))
@@ -356,3 +358,7 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     attacks = [row["attack"] for row in table(tmp_path / "demo" / "table.json")]
     assert attacks == ["per-image", "universal", "pgd", "noise", "checkerboard"]
     assert (tmp_path / "demo" / "universal" / "card.yaml").is_file()
+    left = json.loads((tmp_path / "demo" / "hardened.json").read_text())
+    for found in left.values():
+        assert list(found) == ["none", "generator", "universal", "PGD", "AutoAttack (fast)"]
+        assert found["AutoAttack (fast)"] <= found["PGD"] + 0.1 <= found["none"] + 0.1
