@@ -141,12 +141,18 @@ def accuracy(classifier: Classifier, split: Split, device: torch.device | str = 
     return right / max(1, len(split))
 
 
+def is_chance(share: float, classes: int, images: int) -> bool:
+    """Whether guessing one of so many classes is right that often on so many images."""
+    chance = 1 / classes
+    return share < chance + 2 * (chance * (1 - chance) / max(1, images)) ** 0.5
+
+
 def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
     """Say so when a classifier does no better on this data than guessing: an attack on it means nothing."""
     if len(split) < 20:
         return
-    share, chance = accuracy(classifier, split, device), 1 / classifier.facts.classes
-    if share < chance + 2 * (chance * (1 - chance) / len(split)) ** 0.5:
+    share = accuracy(classifier, split, device)
+    if is_chance(share, classifier.facts.classes, len(split)):
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
             " is it trained, and does it get its normalisation (--mean/--std)?",

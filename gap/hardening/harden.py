@@ -1,5 +1,6 @@
 """Harden a classifier, from options to artefact."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ from gap.attacks.train import GeneratorOptions
 from gap.attacks.trained import AttackCard, load_generator
 from gap.budget import Budget
 from gap.classifier import Classifier
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import KINDS, Sparring, parse_mix
 from gap.hardening.starts import (
@@ -26,7 +27,7 @@ from gap.hardening.starts import (
     UniversalStart,
 )
 from gap.models.generators import make_generator
-from gap.setting import DataOptions, accuracy, load_setting
+from gap.setting import DataOptions, accuracy, is_chance, load_setting
 from gap.training.identity import identify
 from gap.training.job import Player, adam
 from gap.training.loop import Listener, Plan, train
@@ -112,11 +113,20 @@ def harden(
     told = classifier.describe()
     plan = Plan(options.epochs, options.batch_size, options.seed)
     job = make_job(options, classifier, steps=plan.steps(len(data.train)))
-    figures = train(
-        job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume, identity=identify(data)
+    identity = identify(data, [classifier])
+    last = train(
+        job, data.train, data.validation, plan, folder, accelerator, listeners, resume=resume, identity=identity
     )
     classifier.load_state_dict(job.best or job.averaged.module.state_dict())
     classifier.eval()
+    test = accuracy(classifier, data.test, accelerator.device)
+    if is_chance(test, classifier.facts.classes, len(data.test)):
+        warnings.warn(
+            f"the classifier learned nothing within {options.budget}: it is right on {test:.1%} of the clean test"
+            " images; try a smaller --budget, a longer --warmup or a smaller --lr",
+            GapWarning,
+            stacklevel=2,
+        )
     card: dict[str, Any] = {
         "classifier": classifier.describe() | {"name": options.classifier},
         "hardened": {
@@ -128,8 +138,8 @@ def harden(
         },
         "data": data.describe(),
         "figures": {
-            "validation": figures,
-            "test": {"accuracy": accuracy(classifier, data.test, accelerator.device)},
+            "validation": job.best_figures or last,
+            "test": {"accuracy": test},
         },
         "options": options.dump(),
     }

@@ -60,7 +60,7 @@ class HardenJob(Job):
         ).requires_grad_(False)
         self.taken = 0
         self.best: dict[str, Tensor] = {}
-        self.best_probe = -1.0
+        self.best_figures: dict[str, float] = {}
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         classifier = self.players["classifier"]
@@ -122,7 +122,7 @@ class HardenJob(Job):
         fallen = probe < self.best_probe - FALL
         deceived = figures["sparring_accuracy"] - probe > GAP
         if probe > self.best_probe:
-            self.best_probe = probe
+            self.best_figures = dict(figures)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
         if self.watched and (fallen or deceived):
             self._mend("fell" if fallen else "withstands only the attacks it trains with", probe)
@@ -142,6 +142,11 @@ class HardenJob(Job):
             stacklevel=2,
         )
 
+    @property
+    def best_probe(self) -> float:
+        """The highest accuracy under the probe so far; below 0 where there is none yet."""
+        return self.best_figures.get("probe_accuracy", -1.0)
+
     @torch.no_grad()
     def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
         classifier = self.averaged.module.eval()
@@ -159,11 +164,11 @@ class HardenJob(Job):
             "steps": [sparring.steps for sparring in self.mix],
             "averaged": self.averaged.state_dict(),
             "best": self.best,
-            "best_probe": self.best_probe,
+            "best_figures": self.best_figures,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
-        self.taken, self.best, self.best_probe = state["taken"], state["best"], state["best_probe"]
+        self.taken, self.best, self.best_figures = state["taken"], state["best"], state["best_figures"]
         self.averaged.load_state_dict(state["averaged"])
         for sparring, steps in zip(self.mix, state["steps"], strict=True):
             sparring.steps = steps

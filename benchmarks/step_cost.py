@@ -1,0 +1,128 @@
+"""Seconds per step of adversarial training beside the same recipe with a peer's PGD in the inner loop, in one run.
+
+    python benchmarks/step_cost.py --data-root DATA [--classifier mnist-cnn] [--data mnist] [--steps 7] [--rounds 5]
+
+The recipe: PGD from a random start in eval mode, then one AdamW step on what it made. `foolbox` is the test dependency,
+`torchattacks` takes part where it is installed. The contestants take turns of `--turn` steps; medians and ratios are
+printed, and `gap generator-start` beside them: what a jointly trained generator adds.
+"""
+
+import argparse
+import importlib.util
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import foolbox
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.budget import Budget
+from gap.classifier import Classifier, load_classifier
+from gap.data.named import load_data
+from gap.hardening.harden import HardenOptions, make_job
+from gap.training.machine import make_accelerator
+
+Step = Callable[[Tensor, Tensor], object]
+Attack = Callable[[Tensor, Tensor], Tensor]
+
+
+def ours(arguments: argparse.Namespace, attack: str) -> Step:
+    """A step of the job that `gap harden` runs, weight averaging and all."""
+    given = {
+        "classifier": arguments.classifier,
+        "budget": arguments.budget,
+        "attack": [attack],
+        "steps": arguments.steps,
+    }
+    job = make_job(HardenOptions.read(given), fresh(arguments), steps=10_000)
+    for player in job.players.values():
+        player.network.train()
+    return lambda images, labels: job.step(images, labels, torch.Tensor.backward)
+
+
+def theirs(arguments: argparse.Namespace, make: Callable[[nn.Module, Budget, int], Attack]) -> Step:
+    """The plain loop around a peer's attack."""
+    classifier = fresh(arguments).to(memory_format=torch.contiguous_format)
+    attack = make(classifier, Budget.parse(arguments.budget), arguments.steps)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3)
+
+    def step(images: Tensor, labels: Tensor) -> None:
+        classifier.eval()
+        adversarial = attack(images.contiguous(), labels)
+        classifier.train()
+        optimizer.zero_grad()
+        F.cross_entropy(classifier(adversarial), labels).backward()
+        optimizer.step()
+
+    return step
+
+
+def with_foolbox(classifier: nn.Module, budget: Budget, steps: int) -> Attack:
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[budget.norm]
+    attack = kind(steps=steps, rel_stepsize=1.25 / steps, random_start=True)
+    model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
+    return lambda images, labels: attack.run(model, images, labels, epsilon=budget.epsilon)
+
+
+def with_torchattacks(classifier: nn.Module, budget: Budget, steps: int) -> Attack:
+    import torchattacks
+
+    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[budget.norm]
+    attack: Attack = kind(
+        classifier, eps=budget.epsilon, alpha=1.25 * budget.epsilon / steps, steps=steps, random_start=True
+    )
+    return attack
+
+
+def fresh(arguments: argparse.Namespace) -> Classifier:
+    torch.manual_seed(0)
+    return load_classifier(arguments.classifier).to(memory_format=torch.channels_last)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--classifier", default="mnist-cnn")
+    parser.add_argument("--data", default="mnist")
+    parser.add_argument("--data-root", type=Path, default=None, help="where the data lives")
+    parser.add_argument("--budget", default="linf:0.3")
+    parser.add_argument("--steps", type=int, default=7, help="gradient steps of every attack")
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--turn", type=int, default=20, help="training steps in a turn")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    arguments = parser.parse_args()
+    make_accelerator(HardenOptions.read({"classifier": arguments.classifier, "budget": arguments.budget}))
+    contestants = {
+        "gap": ours(arguments, "pgd"),
+        "gap generator-start": ours(arguments, "generator-start"),
+        "foolbox": theirs(arguments, with_foolbox),
+    }
+    if importlib.util.find_spec("torchattacks"):
+        contestants["torchattacks"] = theirs(arguments, with_torchattacks)
+    split = load_data(arguments.data, arguments.data_root).train
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from split.batches(torch.randperm(len(split)).split(arguments.batch_size), torch.device("cpu"))
+
+    given = batches()
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    for turn in range(arguments.rounds + 1):
+        for name, step in contestants.items():
+            started = time.perf_counter()
+            for _ in range(arguments.turn):
+                step(*next(given))
+            if turn:  # the first one warms up
+                seconds[name].append((time.perf_counter() - started) / arguments.turn)
+    for name, each in seconds.items():
+        ratios = [other / own for other, own in zip(each, seconds["gap"], strict=True)]
+        print(
+            f"{name:20} {statistics.median(each) * 1000:7.1f} ms a step, {statistics.median(ratios):.2f} times gap's"
+            f" (from {min(ratios):.2f} to {max(ratios):.2f})"
+        )
+
+
+if __name__ == "__main__":
+    main()
