@@ -2,6 +2,7 @@
 
 import os
 import pickle
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from gap.errors import GapError, first_line
 
 # Under which keys training scripts keep the network's state dict, beside an optimizer's and plain values.
 HOLDERS = ("state_dict", "model", "net", "model_state_dict", "network", "classifier")
+# What norms count, and what checkpoints older than torch 0.4.1 do not have.
+COUNTER = "num_batches_tracked"
 # What the buffers of a normaliser are called, by the end of their names.
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
 
@@ -44,7 +47,8 @@ def load_weights(network: nn.Module, path: Path) -> Normaliser | None:
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     """Load a state dict; raises GapError naming the first keys that do not fit."""
     own = network.state_dict()
-    missing, extra = [key for key in own if key not in state], [key for key in state if key not in own]
+    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
+    extra = [key for key in state if key not in own]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
     faults = [
         f"{verb} {keys[0]} ({len(keys)} in all)"
@@ -53,7 +57,10 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> N
     ]
     if faults:
         raise GapError(f"the weights in {name} are for another architecture: it {' and '.join(faults)}")
-    network.load_state_dict(state)
+    try:
+        network.load_state_dict(own | dict(state))
+    except (RuntimeError, NotImplementedError) as error:
+        raise GapError(f"the weights in {name} cannot be copied into the network: {first_line(error)}") from error
 
 
 def _read(path: Path) -> Any:
@@ -63,18 +70,22 @@ def _read(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise GapError(_refusal(path, "dill" in str(error))) from error
-    except (OSError, RuntimeError, EOFError, ValueError, safetensors.SafetensorError) as error:
+    except Exception as error:  # a file that is no checkpoint makes the reader stumble in many ways
         raise GapError(f"{path} is not a whole weights file: {first_line(error)}") from error
 
 
 def _refusal(path: Path, dill: bool) -> str:
     """Why a pickle was not opened, and how whoever trusts it can take the weights out once."""
-    modules, option = ("torch, dill", "pickle_module=dill, ") if dill else ("torch", "")
+    modules, option = ("sys, torch, dill", "pickle_module=dill, ") if dill else ("sys, torch", "")
+    script = (
+        f"import {modules}; h = torch.load(sys.argv[1], {option}weights_only=False, map_location='cpu');"
+        f" h = next((h[k] for k in {HOLDERS} if k in h), h) if isinstance(h, dict) else h;"
+        " torch.save(h.state_dict() if hasattr(h, 'state_dict') else h, sys.argv[2])"
+    )
     return (
         f"{path} is a pickle that holds more than tensors{' (written with dill)' if dill else ''}, and opening it could"
-        f' run anything; if you trust it, convert it once: python -c "import {modules};'
-        f" held = torch.load('{path}', {option}weights_only=False, map_location='cpu');"
-        f" torch.save(held.get('model', held.get('state_dict', held)), '{path.stem}-weights.pt')\""
+        f' run anything; if you trust it, convert it once: python -c "{script}" {shlex.quote(str(path))}'
+        f" {shlex.quote(path.stem + '-weights.pt')}"
     )
 
 
@@ -82,9 +93,13 @@ def _state_dict(held: Any, path: Path) -> dict[str, Tensor]:
     """The state dict in what a file held: itself, or under one of the usual keys."""
     nested = [held, *(held[key] for key in HOLDERS if key in held)] if isinstance(held, Mapping) else []
     for each in nested:
-        if isinstance(each, Mapping) and each and all(isinstance(value, Tensor) for value in each.values()):
+        if isinstance(each, Mapping) and each and all(map(_is_entry, each.items())):
             return dict(each)
     raise GapError(f"{path} is not a state dict (names and tensors), nor holds one as {', '.join(HOLDERS)}")
+
+
+def _is_entry(entry: tuple[Any, Any]) -> bool:
+    return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
 def _take_normaliser(state: dict[str, Tensor], network: nn.Module) -> Normaliser | None:

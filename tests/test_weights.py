@@ -1,5 +1,7 @@
 """Weights as the field publishes them: found in what wraps them, and never by running anything."""
 
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -105,3 +107,41 @@ def test_a_checkpoint_written_with_dill_is_refused_with_the_way_out(tmp_path: Pa
     with pytest.raises(GapError, match=r"written with dill.*convert it once: python -c .*pickle_module=dill") as error:
         load_weights(net(), tmp_path / "theirs.pt")
     assert "\n" not in str(error.value)
+
+
+def test_norms_that_do_not_count_their_batches_are_as_good(tmp_path: Path) -> None:
+    theirs, ours = net(), net()
+    old = {name: value for name, value in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
+    torch.save(prefixed("module.")(old), tmp_path / "theirs.pt")
+    load_weights(ours, tmp_path / "theirs.pt")
+    assert torch.equal(ours.state_dict()["layer1.1.running_mean"], theirs.state_dict()["layer1.1.running_mean"])
+
+
+@pytest.mark.parametrize("content", [b"hello world", b"", b"\x80\x02.", b"\x80\x02K\x01.", b"PK\x03\x04 not a zip"])
+def test_a_file_that_is_no_checkpoint(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "theirs.pt").write_bytes(content)
+    with pytest.raises(GapError, match=r"theirs\.pt"):
+        load_weights(net(), tmp_path / "theirs.pt")
+
+
+def test_tensors_that_cannot_be_weights(tmp_path: Path) -> None:
+    torch.save({1: torch.zeros(2)}, tmp_path / "numbered.pt")
+    with pytest.raises(GapError, match="is not a state dict"):
+        load_weights(net(), tmp_path / "numbered.pt")
+    torch.save({**net().state_dict(), "conv1.bias": torch.zeros(4).to_sparse()}, tmp_path / "sparse.pt")
+    with pytest.raises(GapError, match="cannot be copied into the network"):
+        load_weights(net(), tmp_path / "sparse.pt")
+
+
+@pytest.mark.parametrize("save", [lambda net: net, lambda net: {"net": net.state_dict(), "args": Path("runs")}])
+def test_the_conversion_that_is_spelled_out_works(save: Callable[..., Any], tmp_path: Path) -> None:
+    """Run as told, on a file name that a shell would take apart; a module stands for a network saved whole."""
+    theirs, ours, path = nn.Linear(3, 2), nn.Linear(3, 2), tmp_path / "it's $(them).pt"
+    torch.save(save(theirs), path)
+    with pytest.raises(GapError, match="convert it once: ") as error:
+        load_weights(ours, path)
+    command = str(error.value).partition("convert it once: ")[2].replace("python", sys.executable, 1)
+    done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    load_weights(ours, tmp_path / "it's $(them)-weights.pt")
+    assert torch.equal(ours.weight, theirs.weight)

@@ -21,7 +21,7 @@ WEIGHT_RATE = 0.02
 # The shares of the training after which the worse half of a universal perturbation's noises goes; at the last, all but
 # one do.
 CUTS = (0.1, 0.15, 0.25)
-# How much of a noise's score is what it was a step before.
+# How much of a noise's score is what it was a step before, once there were as many steps as make a mean of that.
 MEMORY = 0.98
 # The magnitude aimed at, as a share of the one asked for: batches scatter, and the mean asked for is a promise.
 MAGNITUDE_AIM = 0.97
@@ -153,7 +153,7 @@ class UniversalJob(AttackJob):
     def _compare(self, losses: Tensor) -> None:
         """Remember how each noise does, and let the worse half go where a cut has come."""
         share = torch.stack([losses[place :: len(self.standing)].mean() for place in range(len(self.standing))])
-        memory = MEMORY if self.taken > 1 else 0.0
+        memory = min(MEMORY, 1 - 1 / self.taken)
         self.scores[self.standing] = memory * self.scores[self.standing] + (1 - memory) * share.cpu()
         kept = left_standing(len(self.scores), self.taken / self.steps)
         if kept < len(self.standing):

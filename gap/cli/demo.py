@@ -152,11 +152,12 @@ def hardening_act(stage: Stage) -> None:
     stage.make("hardened", harden, HardenOptions.read(options))
     against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 8, "batch_size": 64}
     stage.make("adaptive", train_generator, TrainOptions.read(against))
-    left = {
+    found = {
         "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),
         "hardened": _withstood(stage, "hardened", {"generator": "adaptive", "universal": "universal"}),
     }
-    rows = [{"attack": each, **{name: found[each] for name, found in left.items()}} for each in left["hardened"]]
+    left = {name: shares for name, (shares, _) in found.items()}
+    rows = [{"attack": each, **{name: shares[each] for name, shares in left.items()}} for each in left["hardened"]]
     write_json(stage.out / "hardened.json", left)
     text = (
         f"The classifier learns on what attacks make of its digits, within {HARD}, while a generator learns beside it"
@@ -168,11 +169,12 @@ def hardening_act(stage: Stage) -> None:
     table = Table(
         rows, [Column("attack", "attack"), Column("standard", "standard", ".1%"), Column("hardened", "hardened", ".1%")]
     )
-    stage.acts.append(Act("Hardened", text, [], table, {"folder": stage.path("hardened")}))
+    facts = {"is the hardness real? the masking gate": found["hardened"][1], "folder": stage.path("hardened")}
+    stage.acts.append(Act("Hardened", text, [], table, facts))
 
 
-def _withstood(stage: Stage, classifier: str, trained: dict[str, str]) -> dict[str, float]:
-    """The accuracy left of a classifier by each attack, clean first."""
+def _withstood(stage: Stage, classifier: str, trained: dict[str, str]) -> tuple[dict[str, float], str]:
+    """The accuracy left of a classifier by each attack, clean first, and the verdict of the masking gate."""
     setting = load_setting([stage.path(classifier)], DataOptions())
     entrants = find_entrants([*(stage.path(folder) for folder in trained.values()), "pgd"])
     with warnings.catch_warnings():
@@ -181,7 +183,8 @@ def _withstood(stage: Stage, classifier: str, trained: dict[str, str]) -> dict[s
     judged = judge(setting.classifiers[0], setting.data.test, HARD, images=IMAGES, fast=True)
     names = [*trained, "PGD"]
     found = {name: row["accuracy_under_attack"] for name, row in zip(names, rows, strict=True)}
-    return {"none": rows[0]["clean_accuracy"], **found, "AutoAttack (fast)": judged["robust_accuracy"]}
+    found = {"none": rows[0]["clean_accuracy"], **found, "AutoAttack (fast)": judged["robust_accuracy"]}
+    return found, judged["verdict"]
 
 
 # The order of the page. A later chapter of the chain is a function here.

@@ -18,6 +18,7 @@ VERBS = (
     "harden",
     "judge",
     "export",
+    "traverse",
     "perturb",
     "evaluate",
     "compare",

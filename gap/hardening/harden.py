@@ -1,5 +1,6 @@
 """Harden a classifier, from options to artefact."""
 
+import math
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -90,7 +91,8 @@ class HardenOptions(DataOptions, MachineOptions):
     @model_validator(mode="after")
     def _consistent(self) -> "HardenOptions":
         Budget.parse(self.budget)
-        parse_mix(self.attack)
+        if self.generators > 1 and any("@" in name for name in parse_mix(self.attack)):
+            raise GapError("--generators makes copies of one that comes from a folder; name a folder for each instead")
         if self.labels == "predicted":
             raise GapError("gap harden learns the data's own labels; leave out --labels predicted")
         return self
@@ -158,7 +160,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         clean=options.clean,
         smoothing=options.smoothing,
         warmup=round(options.warmup * steps),
-        renewal=round(options.renew / options.epochs * steps),
+        renewal=math.ceil(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
     )
@@ -172,11 +174,11 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
     kind, _, folder = name.partition("@")
 
     def generators(channels: int) -> Player:
-        if folder:
-            members = [_from_artefact(folder, channels) for _ in range(options.generators)]
-        else:
-            members = [make_generator(channels, **options.generator.dump()) for _ in range(options.generators)]
-        return adam(Generators(members).to(device).to(memory_format=torch.channels_last), options.generator_lr)
+        def make() -> nn.Module:
+            return _from_artefact(folder, channels) if folder else make_generator(channels, **options.generator.dump())
+
+        population = Generators(make, options.generators)
+        return adam(population.to(device).to(memory_format=torch.channels_last), options.generator_lr)
 
     def universals() -> Player:
         return adam(Universals(options.universals, facts.channels, facts.size).to(device), 10 * options.generator_lr)

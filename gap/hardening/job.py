@@ -114,6 +114,9 @@ class HardenJob(Job):
         figures["sparring_accuracy"] = torch.stack(withstood).all(dim=0)
         return figures
 
+    def judged_networks(self) -> list[nn.Module]:
+        return [*super().judged_networks(), self.averaged.module]
+
     def judged(self, figures: Mapping[str, float]) -> None:
         """Keep the weights if they withstood the probe best; where they collapsed, bring back those that did."""
         probe = figures["probe_accuracy"]

@@ -6,7 +6,7 @@ classifier.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -74,31 +74,38 @@ class LearnedStart(Start):
 
 
 class Generators(nn.Module):
-    """A population of generators: each takes its part of a batch."""
+    """A population of `count` generators that `make` makes: each takes its part of a batch."""
 
-    def __init__(self, members: Sequence[nn.Module]) -> None:
+    def __init__(self, make: Callable[[], nn.Module], count: int = 1) -> None:
         super().__init__()
-        self.members = nn.ModuleList(members)
+        self.make = make
+        self.members = nn.ModuleList(make() for _ in range(count))
 
     def forward(self, images: Tensor) -> Tensor:
-        parts = zip(self.members, images.tensor_split(len(self.members)), strict=True)
-        return torch.cat([member(part) for member, part in parts if len(part)])
+        parts = images.tensor_split(len(self.members))
+        # Several processes wait for the gradients of all: a member without images gets none of one image's.
+        made = [
+            member(part) if len(part) else member(images[:1])[:0]
+            for member, part in zip(self.members, parts, strict=True)
+        ]
+        return torch.cat(made)
+
+    def renew(self, turn: int) -> nn.Module:
+        """Make one member anew, each in its turn, the same on every process; return it."""
+        member = self.members[turn % len(self.members)]
+        with torch.random.fork_rng():
+            torch.manual_seed(turn)
+            member.load_state_dict(self.make().state_dict())
+        return member
 
 
 class GeneratorStart(LearnedStart):
     """What a generator, or a population of them, makes of the images, tanh-bounded."""
 
     def renew(self, turn: int) -> None:
-        """Let one member forget all it learned, each in its turn; the same on every process."""
-        members = self.player.bare.members
-        assert isinstance(members, nn.ModuleList)
-        member = members[turn % len(members)]
-        with torch.random.fork_rng():
-            torch.manual_seed(turn)
-            for module in member.modules():
-                if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.BatchNorm2d):
-                    module.reset_parameters()
-        for weight in member.parameters():
+        population = self.player.bare
+        assert isinstance(population, Generators)
+        for weight in population.renew(turn).parameters():
             self.player.optimizer.state.pop(weight, None)
 
     def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:

@@ -8,23 +8,19 @@ import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Literal
 
-import matplotlib
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from gap.errors import GapError
 from gap.files import write_bytes
+from gap.report.layout import MUTED, PAPER, font, framed, grid, label, stack
 
 PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
 THUMBNAIL = 84  # the least side of a thumbnail of `contact_sheet`
 NO_PERTURBATION = 1e-6  # far below one 8-bit level: nothing to amplify
-
-PAPER, INK, MUTED, EDGE = "#ffffff", "#1c2024", "#5b6470", "#d5d9de"
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,21 +63,21 @@ def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) ->
     amplification under the middle one. Raises GapError when the two pictures differ in shape.
     """
     clean, perturbation, adversarial, factor = _trio(clean, adversarial)
-    panels = [_framed(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
+    panels = [framed(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
     width = max(PANEL, panels[0].width)
     size = max(14, width // 18)
     names = ("clean", "perturbation", "perturbed")
     captions = (before, f"\N{MULTIPLICATION SIGN} {factor:g}, around grey", after)
-    grid = _grid(
+    laid = grid(
         [
             panels,
-            [_label(name, _font(size, bold=True), width) for name in names],
-            [_label(caption, _font(size), width, colour=MUTED) for caption in captions],
+            [label(name, font(size, bold=True), width) for name in names],
+            [label(caption, font(size), width, colour=MUTED) for caption in captions],
         ],
         across=size,
         down=size // 3,
     )
-    return ImageOps.expand(grid, size, PAPER)
+    return ImageOps.expand(laid, size, PAPER)
 
 
 def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
@@ -92,7 +88,7 @@ def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
     """
     if not rows:
         raise GapError("a contact sheet needs at least one row of pictures")
-    return ImageOps.expand(_stack([_sheet_row(row) for row in rows], down=28), 18, PAPER)
+    return ImageOps.expand(stack([_sheet_row(row) for row in rows], down=28), 18, PAPER)
 
 
 def to_png_bytes(image: Image.Image) -> bytes:
@@ -112,18 +108,18 @@ def _sheet_row(row: SheetRow) -> Image.Image:
     if len(row.captions) != len(clean):
         raise GapError(f"the row {row.title!r} has {len(clean)} pictures but {len(row.captions)} captions")
     lines = [
-        [_framed(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
+        [framed(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
         for pictures in (clean, perturbation, adversarial)
     ]
     width, height = max(THUMBNAIL, lines[0][0].width), lines[0][0].height
     names = ("clean", f"perturbation\n\N{MULTIPLICATION SIGN} {factor:g}", "perturbed")
     named = [
-        [_label(name, _font(12), 92, colour=MUTED, align="left", height=height), *line]
+        [label(name, font(12), 92, colour=MUTED, align="left", height=height), *line]
         for name, line in zip(names, lines, strict=True)
     ]
-    captions = [_label("", _font(12), 92), *(_label(caption, _font(12), width) for caption in row.captions)]
-    grid = _grid([*named, captions], across=8, down=8)
-    return _stack([_label(row.title, _font(16, bold=True), grid.width, align="left"), grid], down=10)
+    captions = [label("", font(12), 92), *(label(caption, font(12), width) for caption in row.captions)]
+    laid = grid([*named, captions], across=8, down=8)
+    return stack([label(row.title, font(16, bold=True), laid.width, align="left"), laid], down=10)
 
 
 def _trio(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
@@ -157,82 +153,3 @@ def _images(pictures: Tensor) -> list[Image.Image]:
         pictures = pictures.mean(dim=1, keepdim=True)
     levels = pictures[:, :3].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     return [Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in levels]
-
-
-def _framed(image: Image.Image, at_least: int, at_most: int | None = None) -> Image.Image:
-    """The picture enlarged by a whole number until its longer side is `at_least` pixels, with a hairline around it."""
-    times = max(1, math.ceil(at_least / max(image.size)))
-    size = (times * image.width, times * image.height)
-    enlarged = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
-    if at_most is not None:
-        enlarged.thumbnail((at_most, at_most), Image.Resampling.LANCZOS)
-    return ImageOps.expand(enlarged, 1, EDGE)
-
-
-def _label(
-    text: str,
-    font: ImageFont.FreeTypeFont,
-    width: int,
-    *,
-    colour: str = INK,
-    align: Literal["left", "center"] = "center",
-    height: int = 0,
-) -> Image.Image:
-    """Text broken into lines that fit `width`; in the middle of `height` where that is more than it needs."""
-    lines = [line for paragraph in text.splitlines() for line in _wrapped(paragraph, font, width)]
-    line_height = sum(font.getmetrics())
-    label = Image.new("RGB", (width, max(height, line_height * len(lines), 1)), PAPER)
-    draw = ImageDraw.Draw(label)
-    x, anchor = (0, "la") if align == "left" else (width // 2, "ma")
-    top = (label.height - line_height * len(lines)) // 2
-    for number, line in enumerate(lines):
-        draw.text((x, top + number * line_height), line, fill=colour, font=font, anchor=anchor)
-    return label
-
-
-def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of a text set in `width` pixels: broken between words, inside a word only where it must be."""
-    lines = [""]
-    for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
-            continue
-        lines.append("")
-        for letter in word:
-            if lines[-1] and font.getlength(lines[-1] + letter) > width:
-                lines.append("")
-            lines[-1] += letter
-    return [line for line in lines if line]
-
-
-def _grid(cells: Sequence[Sequence[Image.Image]], across: int, down: int) -> Image.Image:
-    """Cells in rows and columns as wide and high as their largest, each at the top middle of its place."""
-    widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
-    lines = []
-    for row in cells:
-        line = Image.new("RGB", (sum(widths) + across * (len(widths) - 1), max(cell.height for cell in row)), PAPER)
-        left = 0
-        for cell, width in zip(row, widths, strict=True):
-            line.paste(cell, (left + (width - cell.width) // 2, 0))
-            left += width + across
-        lines.append(line)
-    return _stack(lines, down)
-
-
-def _stack(images: Sequence[Image.Image], down: int) -> Image.Image:
-    """Images under one another, left edges in line."""
-    height = sum(image.height for image in images) + down * (len(images) - 1)
-    stacked = Image.new("RGB", (max(image.width for image in images), height), PAPER)
-    top = 0
-    for image in images:
-        stacked.paste(image, (0, top))
-        top += image.height + down
-    return stacked
-
-
-@cache
-def _font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's own files, so that captions look alike on every machine."""
-    name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

@@ -45,6 +45,10 @@ class Job(ABC):
     def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         """Figures on held-out images, one value per image under each name; nothing learns."""
 
+    def judged_networks(self) -> list[nn.Module]:
+        """The networks whose buffers must be the same on every process before anything is judged."""
+        return [player.bare for player in self.players.values()]
+
     def judged(self, figures: Mapping[str, float]) -> None:  # noqa: B027  # most jobs have nothing to do here
         """Hear the means of what `judge` found, at the end of each epoch."""
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import broadcast
+from accelerate.utils import broadcast, extract_model_from_parallel
 from torch import Tensor
 
 from gap.artefact import CHECKPOINT
@@ -113,6 +113,8 @@ class _Run:
             for group in player.optimizer.param_groups:
                 group["base_lr"] = group["lr"]
             player.network, player.optimizer = accelerator.prepare(player.network, player.optimizer)
+            # Autocast is for learning, where this loop turns it on; what is judged and saved is judged in float32.
+            extract_model_from_parallel(player.network, keep_fp32_wrapper=False)
             job.players[name] = player
 
     def go(self, resume: bool) -> dict[str, float]:
@@ -178,8 +180,8 @@ class _Run:
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=device, dtype=torch.float64)
         seed_all(self.plan.seed, self.steps + self.step, rank)
-        for player in self.job.players.values():
-            for buffer in player.bare.buffers():
+        for network in self.job.judged_networks():
+            for buffer in network.buffers():
                 broadcast(buffer)
         with self._bare_players():
             for images, labels in self.held_out.batches(in_order(self.held_out, 256, rank, world), device):
@@ -312,7 +314,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise GapError(
             f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
         ) from error
-    except (OSError, RuntimeError, EOFError, ValueError) as error:
+    except Exception as error:  # a file that is no checkpoint makes the reader stumble in many ways
         raise GapError(f"{path} is cut short or damaged; start again with --overwrite") from error
     if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():
         raise GapError(f"{path} is not a checkpoint of gap")

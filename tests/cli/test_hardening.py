@@ -67,10 +67,14 @@ def test_generators_come_from_what_gap_train_left(
     run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, tmp_path: Path
 ) -> None:
     given = ("harden", classifier, *QUICK, "--epochs=0.3", "--out", tmp_path / "hard")
-    ended = run(*given, f"--attack=generator-start@{per_image}", "--attack=trades", "--generators=2", "--renew=0.1")
+    ended = run(*given, f"--attack=generator-start@{per_image}", "--attack=trades", "--renew=0.1")
     assert ended.code == 0, ended.err
     card = yaml.safe_load((tmp_path / "hard" / "card.yaml").read_text())
     assert card["hardened"]["mix"] == {f"generator-start@{per_image}": 0.5, "trades": 0.5}
+    assert (
+        "name a folder for each"
+        in run(*given, "--overwrite", f"--attack=generator@{per_image}", "--generators=2").complaint
+    )
     assert "holds a universal perturbation" in run(*given, "--overwrite", f"--attack=generator@{universal}").complaint
 
 

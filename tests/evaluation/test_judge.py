@@ -86,6 +86,22 @@ def test_other_attacks_count(pictures, split: MemorySplit) -> None:
     assert masked["robust_accuracy"] <= masked["attacks"]["pgd on net"] < masked["attacks"]["apgd-t"]
 
 
+def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: MemorySplit) -> None:
+    net = classifier(pictures.net)
+    others = [Noise(BUDGETS[0], name=name) for name in ("clean", "apgd-t", "square")]
+    found = judge(net, split, BUDGETS[0], images=100, fast=True, others=others)
+    plain = judge(net, split, BUDGETS[0], images=100, fast=True)
+    assert found["verdict"] == "holds" and found["clean_accuracy"] == plain["clean_accuracy"]
+    assert list(found["attacks"]) == ["apgd-ce", "apgd-t", "clean (given)", "apgd-t (given)", "square"]
+    assert found["attacks"]["apgd-t"] == plain["attacks"]["apgd-t"]
+
+
+def test_without_gradient_the_judgement_stands(pictures, split: MemorySplit) -> None:
+    net = classifier(Masked(pictures.net, *MASKS["no gradient at all"]))
+    found = judge(net, split, BUDGETS[0], images=60, fast=True, others=[PGD(BUDGETS[0]), Noise(BUDGETS[0])])
+    assert found["verdict"] == "masked" and list(found["attacks"]) == ["square", "noise"]
+
+
 def test_too_few_right_images_to_tell(pictures, split: MemorySplit) -> None:
     found = judge(classifier(pictures.net), split, BUDGETS[0], images=30, fast=True)
     assert found["verdict"] == "inconclusive"

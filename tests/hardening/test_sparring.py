@@ -1,4 +1,5 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 
 from gap.attacks.losses import find_loss
 from gap.budget import Budget
+from gap.classifier import load_classifier
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.hardening.harden import HardenOptions, make_sparring
 from gap.hardening.sparring import BETA, KINDS, Sparring, closeness, parse_mix, portions, step_size
 from gap.hardening.starts import (
     FedGeneratorStart,
@@ -27,8 +30,8 @@ BUDGETS = [Budget("linf", 0.1), Budget("l2", 0.8)]
 
 
 def generator(channels: int = 1, count: int = 1) -> Player:
-    members = [make_generator(channels, encoder="strided-32", decoder=[16, 8], fold=2) for _ in range(count)]
-    return adam(Generators(members), 0.005)
+    make = partial(make_generator, channels, encoder="strided-32", decoder=[16, 8], fold=2)
+    return adam(Generators(make, count), 0.005)
 
 
 def backward(loss: Tensor) -> None:
@@ -139,7 +142,9 @@ def test_a_population_shares_the_batch_and_is_renewed_in_turn() -> None:
     members = player.network.eval().members
     expected = torch.cat([members[0](images[:3]), members[1](images[3:5]), members[2](images[5:])])
     assert torch.equal(player.network(images), expected)
+    player.network.train()(images[:2]).sum().backward()
     assert player.network(images[:2]).shape == images[:2].shape
+    assert all(weight.grad is not None for weight in player.network.parameters() if weight.requires_grad)
     player.network.train()(images).square().sum().backward()
     player.optimizer.step()
     before, drawn = [copy.deepcopy(member.state_dict()) for member in members], torch.random.get_rng_state()
@@ -149,6 +154,9 @@ def test_a_population_shares_the_batch_and_is_renewed_in_turn() -> None:
         for member, old in zip(members, before, strict=True)
     ]
     assert same == [True, False, True]
+    assert not any(
+        torch.equal(value, before[1][name]) for name, value in members[1].named_parameters() if value.std() > 0
+    )
     assert not any(weight in player.optimizer.state for weight in members[1].parameters())
     assert all(weight in player.optimizer.state for weight in members[2].parameters())
     assert torch.equal(torch.random.get_rng_state(), drawn)
@@ -220,5 +228,15 @@ def test_steps_can_cross_the_ball(steps: int) -> None:
     assert steps * step_size(steps) >= 1.25
 
 
-def test_every_kind_is_described() -> None:
-    assert all(KINDS.values())
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_can_be_made(kind: str) -> None:
+    small = {"encoder": "strided-32", "decoder": [8], "fold": 4}
+    options = HardenOptions.read({"classifier": "mnist-cnn", "budget": "linf:0.1", "generator": small})
+    made, images = load_classifier("mnist-cnn"), torch.rand(4, 1, 28, 28)
+    sparring = make_sparring(kind, 0.5, options, made)
+    assert (sparring.name, sparring.share, sparring.projected, sparring.keeping) == (
+        kind, 0.5, kind != "fgsm", kind == "trades",
+    )  # fmt: skip
+    with frozen(made):
+        bout = sparring.attack(made, images, torch.arange(4), Budget("linf", 0.1), LOSS, backward)
+    assert bout.adversarial.shape == images.shape and len(KINDS[kind]) > 20

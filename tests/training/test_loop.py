@@ -384,6 +384,26 @@ def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_si
         train(TinyJob(), split(images), split(3), Plan(1, batch_size), tmp_path, two)
 
 
+def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
+    learned, judged = [], []
+
+    class Typed(TinyJob):
+        def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+            learned.append(self.players["classifier"].network[1](images.flatten(1)).dtype)
+            return super().step(images, labels, backward)
+
+        def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            network = self.players["classifier"].network
+            judged.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
+            return super().judge(images, labels)
+
+    machine = make_accelerator(MachineOptions(device="cpu", precision="bf16"))
+    train(Typed(), split(16), split(8), Plan(epochs=1, batch_size=8), tmp_path, machine)
+    assert set(learned) == {torch.bfloat16}
+    for dtype, logits, plain in judged:
+        assert dtype == logits.dtype == torch.float32 and torch.equal(logits, plain)
+
+
 if __name__ == "__main__":
     out = Path(sys.argv[1])
     killing = at_step(40, lambda: os.kill(os.getpid(), signal.SIGKILL))

@@ -26,7 +26,7 @@ from gap.data.splits import MemorySplit
 from gap.errors import GapError
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import Sparring
-from gap.hardening.starts import Generators, GeneratorStart
+from gap.hardening.starts import Generators, GeneratorStart, RandomStart
 from gap.process import Stopped
 from gap.training.job import Backward, Player, adam
 from gap.training.loop import Plan, read_checkpoint, train
@@ -155,6 +155,7 @@ def work(folder: Path) -> dict[str, Any]:
             "pictures": [sorted(progress.pictures) for progress in heard if progress.judged],
         }
     left["hardened"] = hardened(folder, machine)
+    left["averaged statistics"] = averaged_statistics(folder, machine)
     few = train(thresholded(), split(64, seed=1), split(1, seed=2), Plan(1, 32), folder, machine)
     return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
 
@@ -167,8 +168,8 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
     torch.manual_seed(0)
     classifier = adam(nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)), 0.01)
     mix = [
-        Sparring("generator-start", 0.5, GeneratorStart(adam(Generators([plain()]), 0.01)), 2),
-        Sparring("generator", 0.5, GeneratorStart(adam(Generators([plain()]), 0.01)), 0),
+        Sparring("generator-start", 0.5, GeneratorStart(adam(Generators(plain), 0.01)), 2),
+        Sparring("generator", 0.5, GeneratorStart(adam(Generators(plain), 0.01)), 0),
     ]
     job = HardenJob(classifier, mix, BUDGET, warmup=3, decay=0.9)
     train(job, split(256, seed=1), split(HELD_OUT, seed=2), Plan(1, 32), folder, machine)
@@ -176,6 +177,15 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
     return {
         name: [w for each in network.parameters() for w in each.flatten().tolist()] for name, network in bare.items()
     }
+
+
+def averaged_statistics(folder: Path, machine: Accelerator) -> list[float]:
+    """The statistics of the norms of a classifier's average, as they were judged."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
+    job = HardenJob(adam(network, 0.01), [Sparring("pgd", 1.0, RandomStart(), 1)], BUDGET, decay=0.5)
+    train(job, split(64, seed=1), split(32, seed=2), Plan(1, 32), folder, machine)
+    return [value for buffer in job.averaged.module.buffers() for value in buffer.flatten().tolist()]
 
 
 def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
@@ -276,6 +286,11 @@ def test_processes_agree_and_share_the_images(alone: dict[str, Any], together: l
     assert sorted(first["given"] + second["given"]) == sorted(alone[name]["given"])
     assert first["pictures"] == [["clean", "perturbed"]] * 2
     assert second["pictures"] == []
+
+
+def test_the_average_is_judged_with_one_set_of_statistics(together: list[dict[str, Any]]) -> None:
+    first, second = (process["averaged statistics"] for process in together)
+    assert first == second and len(set(first)) > 8
 
 
 def test_both_players_of_hardening_learn_as_on_one_process(

@@ -1,0 +1,101 @@
+"""Walk pictures towards a class, as a video."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from gap.budget import Budget
+from gap.classifier import Classifier, load_classifier
+from gap.cli.options import Mean, Std, parse_numbers
+from gap.data.pictures import find_pictures, open_picture
+from gap.errors import GapError, unknown
+from gap.imagery.traverse import reach
+from gap.imagery.traverse import traverse as work
+from gap.report.pictures import save_image
+from gap.report.video import check_video, save_video
+from gap.report.walks import DrawnWalk, key_frames, walk_frames
+from gap.setting import parse_input
+
+EXAMPLE = "gap traverse runs/hard digit.png --beside runs/mnist-cnn --to 0 --out walk.mp4"
+
+
+def traverse(
+    classifier: Annotated[str, typer.Argument(help="any classifier; a hardened one shows what a class looks like")],
+    pictures: Annotated[list[Path], typer.Argument(help="picture files or folders: where the walks begin")],
+    to: Annotated[str, typer.Option("--to", help="the class to walk to, by number or by name")],
+    out: Annotated[
+        Path, typer.Option("--out", help="the video, .mp4 or .gif; its key frames are written as a PNG beside it")
+    ],
+    beside: Annotated[
+        list[str] | None, typer.Option("--beside", help="another classifier to walk with, side by side; repeatable")
+    ] = None,
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="how far, as l2:5; by default a quarter of the largest distance")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="steps of the walk, and frames of the video")] = 60,
+    fps: Annotated[int, typer.Option("--fps", min=1, max=60, help="frames a second")] = 20,
+    input: Annotated[
+        str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
+    ] = None,
+    mean: Mean = None,
+    std: Std = None,
+) -> None:
+    """Walk pictures towards a class, as a video.
+
+    Each walk follows the gradient of the class's logit, in steps of one length, within a budget. Under the pictures
+    stand the probabilities of the classes. The pictures are given to every classifier as the first one takes them.
+    """
+    check_video(out)
+    within = Budget.parse(budget) if budget else None
+    channels, size = parse_input(input) or (None, None)
+    mean_values, std_values = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    walkers = [
+        load_classifier(name, channels=channels, size=size, mean=mean_values, std=std_values, lenient=True)
+        for name in [classifier, *(beside or [])]
+    ]
+    facts = walkers[0].facts
+    for other in walkers[1:]:
+        if (other.facts.channels, other.facts.classes) != (facts.channels, facts.classes):
+            raise GapError(
+                f"{other.name} and {classifier} differ in channels or classes; they cannot walk side by side"
+            )
+    target = _find_class(walkers[0], to)
+    files = [file for path in pictures for file in find_pictures(path)]
+    images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
+    within = within or reach(images)
+    within.check(facts.channels, *facts.size)
+    drawn = []
+    for walker in walkers:
+        walk = work(walker, images, torch.full((len(images),), target), budget=within, steps=steps)
+        drawn.append(DrawnWalk(walker.name, walk.pictures, walk.shares))
+        _say(walker, walk.shares, files, target)
+    names = [walkers[0].label(index) for index in range(facts.classes)]
+    save_video(walk_frames(drawn, names), out, fps=fps)
+    sheet = out.with_suffix(".png")
+    save_image(key_frames(drawn, names), sheet)
+    typer.echo(f"within {within}; key frames in {sheet}\n{out}")
+
+
+def _find_class(classifier: Classifier, text: str) -> int:
+    """The class of that number or name; raises GapError where there is none."""
+    count = classifier.facts.classes
+    if text.isdecimal():
+        if int(text) < count:
+            return int(text)
+        raise GapError(f"{classifier.name} knows the classes 0 to {count - 1}, not {text}")
+    names = {classifier.label(index).casefold(): index for index in range(count)}
+    found = names.get(text.casefold())
+    if found is None:
+        raise unknown("class", text, names)
+    return found
+
+
+def _say(classifier: Classifier, shares: torch.Tensor, files: list[Path], target: int) -> None:
+    for index, file in enumerate(files):
+        before, after = shares[0, index], shares[-1, index]
+        typer.echo(
+            f"{classifier.name}, {file.name}: {classifier.label(int(before.argmax()))} {before.max().item():.1%} ->"
+            f" {classifier.label(target)} {after[target].item():.1%}"
+        )

@@ -1,0 +1,49 @@
+"""Class traversal: pictures that walk towards a class, as a classifier sees it."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gap.budget import Budget
+from gap.classifier import Classifier
+from gap.imagery.canvas import Pixels
+from gap.imagery.objectives import Logit
+from gap.imagery.optimise import Sight, descend
+
+# The length of all steps together, as a multiple of how far they may lead.
+PATH = 3.0
+# How far a walk leads where nobody says: a share of the largest distance there is.
+REACH = 0.25
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The pictures of a walk, T x N x C x H x W in [0, 1], the start among them, and their probabilities, T x N x K."""
+
+    pictures: Tensor
+    shares: Tensor
+
+
+def traverse(
+    classifier: Classifier, images: Tensor, classes: Tensor, *, budget: Budget | None = None, steps: int = 60
+) -> Walk:
+    """Walk images (N x C x H x W in [0, 1]) up the logit of a class for each (N integers), before the softmax.
+
+    Steps have one L2 length; with an L2 budget they end inside it, by default a quarter of the largest distance between
+    two pictures. On a hardened classifier the pictures come to look like the class; on a standard one they hardly
+    change before it is sure. Raises GapError when the classifier passes no gradient.
+    """
+    budget = budget or reach(images)
+    sights: list[Sight] = []
+    length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
+    canvas = Pixels(images, budget)
+    descend(canvas, Logit(classes), classifier, steps=steps, size=PATH * length / steps, tell=sights.append)
+    shares = [sight.logits.float().softmax(dim=1) for sight in sights]
+    return Walk(torch.stack([sight.images for sight in sights]), torch.stack(shares))
+
+
+def reach(images: Tensor) -> Budget:
+    """How far a walk leads where nobody says."""
+    return Budget("l2", round(REACH * math.sqrt(images[0].numel()), 2))

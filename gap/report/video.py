@@ -1,0 +1,48 @@
+"""Pictures in time: MP4 and GIF files that appear whole."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from gap.errors import GapError
+from gap.files import whole
+
+KINDS = (".mp4", ".gif")
+
+
+def check_video(path: Path) -> None:
+    """Raise GapError where the name says no kind of video that can be written."""
+    if path.suffix not in KINDS:
+        raise GapError(f"{path} says no kind of video; end it in {' or '.join(KINDS)}")
+
+
+def save_video(frames: Sequence[Image.Image], path: Path, *, fps: int = 20) -> Path:
+    """Write RGB frames of one size as H.264 (`.mp4`) or as a looping GIF; raises GapError for another suffix."""
+    check_video(path)
+    with whole(path) as part:
+        if path.suffix == ".gif":
+            first, *rest = frames
+            first.save(part, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+        else:
+            _write_mp4(frames, part, fps)
+    return path
+
+
+def _write_mp4(frames: Sequence[Image.Image], part: Path, fps: int) -> None:
+    import imageio_ffmpeg
+
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 halves the resolution of colour
+    writer = imageio_ffmpeg.write_frames(
+        str(part),
+        (width, height),
+        fps=fps,
+        macro_block_size=2,
+        output_params=["-f", "mp4", "-movflags", "+faststart"],
+    )
+    writer.send(None)
+    for frame in frames:
+        padded = Image.new("RGB", (width, height), "white")
+        padded.paste(frame)
+        writer.send(padded.tobytes())
+    writer.close()
