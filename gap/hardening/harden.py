@@ -66,7 +66,7 @@ class HardenOptions(DataOptions, MachineOptions):
     attack: list[str] = Field(
         default_factory=lambda: ["generator-start"],
         min_length=1,
-        description=f"an attack to train against, NAME, NAME=WEIGHT or, for a generator, NAME@FOLDER: {', '.join(KINDS)}",
+        description=f"an attack to train against, NAME, NAME=WEIGHT or generator-start@FOLDER: {', '.join(KINDS)}",
     )
     steps: Annotated[int, Field(ge=1, le=50, description="gradient steps of pgd and of what begins at a start")] = 2
     generators: Annotated[int, Field(ge=1, description="how many generators share each batch that one attack gets")] = 1
