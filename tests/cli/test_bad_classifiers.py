@@ -77,7 +77,7 @@ def test_weights_that_carry_code(
 ) -> None:
     save({"0.weight": evil}, tmp_path / "evil.pt")
     complaint = run("inspect", f"mnist-cnn@{tmp_path / 'evil.pt'}").complaint
-    assert "evil.pt" in complaint and "safetensors" in complaint
+    assert "evil.pt" in complaint and "convert it once" in complaint
     assert not (tmp_path / "ran").exists()
 
 
