@@ -17,7 +17,7 @@ from gap.models.classifiers import ZOO
 
 FORMS = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
-    " or a saved artefact"
+    " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
 )
 
 

@@ -71,7 +71,7 @@ def _read(path: Path) -> Any:
     except pickle.UnpicklingError as error:
         raise GapError(_refusal(path, "dill" in str(error))) from error
     except Exception as error:  # a file that is no checkpoint makes the reader stumble in many ways
-        raise GapError(f"{path} is not a whole weights file: {first_line(error)}") from error
+        raise GapError(f"{path} is not a whole weights file: {type(error).__name__}, {first_line(error)}") from error
 
 
 def _refusal(path: Path, dill: bool) -> str:

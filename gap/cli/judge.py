@@ -12,6 +12,7 @@ from gap.artefact import note_in_card
 from gap.budget import Budget
 from gap.classifier import folder_of
 from gap.cli.options import with_options
+from gap.evaluation.judge import FEWEST
 from gap.evaluation.judge import judge as work
 from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
 from gap.files import write_json
@@ -94,8 +95,10 @@ def _show(found: dict[str, Any]) -> None:
         rows, [Column("check", "check"), Column("passed", "passed"), Column("evidence", "what was seen")], "gate"
     )
     low, high = found["interval"]
+    few = found["verdict"] == "inconclusive"
+    why = f" (right on {found['right']} images, and fewer than {FEWEST} tell nothing; use more --images)" if few else ""
     typer.echo(
         f"{found['classifier']} at {found['budget']}, {found['images']} images of {found['data']}:"
         f" clean {found['clean_accuracy']:.2%}, robust {found['robust_accuracy']:.2%} ({low:.2%} to {high:.2%});"
-        f" verdict: {found['verdict']}"
+        f" verdict: {found['verdict']}{why}"
     )

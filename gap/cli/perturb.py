@@ -61,5 +61,5 @@ def perturb(
         keep_size=keep_size,
     )
     write_json(out / "table.json", {"rows": rows})
-    print_table(rows, COLUMNS, f"{artefact} on {len(rows)} pictures")
+    print_table(rows, COLUMNS, f"{artefact} on {len(rows)} picture{'s' if len(rows) > 1 else ''}")
     typer.echo(out)

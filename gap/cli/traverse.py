@@ -1,5 +1,6 @@
 """Walk pictures towards a class, as a video."""
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -51,17 +52,16 @@ def traverse(
     within = Budget.parse(budget) if budget else None
     channels, size = parse_input(input) or (None, None)
     mean_values, std_values = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    walkers = [
-        load_classifier(name, channels=channels, size=size, mean=mean_values, std=std_values, lenient=True)
-        for name in [classifier, *(beside or [])]
-    ]
-    facts = walkers[0].facts
+    load = partial(load_classifier, mean=mean_values, std=std_values, lenient=True)
+    first = load(classifier, channels=channels, size=size)
+    walkers = [first, *(load(name, channels=first.facts.channels, size=first.facts.size) for name in beside or [])]
+    facts = first.facts
     for other in walkers[1:]:
         if (other.facts.channels, other.facts.classes) != (facts.channels, facts.classes):
             raise GapError(
                 f"{other.name} and {classifier} differ in channels or classes; they cannot walk side by side"
             )
-    target = _find_class(walkers[0], to)
+    target = _find_class(first, to)
     files = [file for path in pictures for file in find_pictures(path)]
     images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
     within = within or reach(images)
@@ -69,9 +69,9 @@ def traverse(
     drawn = []
     for walker in walkers:
         walk = work(walker, images, torch.full((len(images),), target), budget=within, steps=steps)
-        drawn.append(DrawnWalk(walker.name, walk.pictures, walk.shares))
+        drawn.append(DrawnWalk(Path(walker.name.rpartition("@")[2]).name, walk.pictures, walk.shares))
         _say(walker, walk.shares, files, target)
-    names = [walkers[0].label(index) for index in range(facts.classes)]
+    names = [first.label(index) for index in range(facts.classes)]
     save_video(walk_frames(drawn, names), out, fps=fps)
     sheet = out.with_suffix(".png")
     save_image(key_frames(drawn, names), sheet)

@@ -41,9 +41,10 @@ def judge(
     """Judge a classifier on the first `images` of a split (labelled); plain values, ready for JSON.
 
     `robust_accuracy` is the share that is right and withstands every attack, with its 95% Wilson interval. `attacks`
-    holds what AutoAttack's parts leave, each of what those before it left, and what each of `others` leaves of all
-    images by itself. `twin` is a classifier trained in the standard way, for what transfers from it. `verdict` is
-    `masked` where a check failed, `inconclusive` where the classifier is right on too few images to tell, else `holds`.
+    holds what AutoAttack's parts leave, each of what those before it left, and what a long PGD and each of `others`
+    leave of all images by themselves. `twin` is a classifier trained in the standard way, for what transfers from it.
+    `verdict` is `masked` where a check failed, `inconclusive` where the classifier is right on too few images to tell,
+    else `holds`.
     """
     count = min(images or len(split), len(split))
     if count == 0:
@@ -63,6 +64,7 @@ def judge(
         seed=seed,
         tell=tell,
     )
+    others = [PGD(budget, steps=50, restarts=2), *others]
     if twin:
         others = [*others, FromTwin(twin, PGD(budget))]
     left: dict[str, float] = {}
@@ -101,6 +103,7 @@ def judge(
         "attacks": {name: value for name, value in found.accuracy.items() if name != "clean"} | left,
         "gate": [check.dump() for check in gate],
         "verdict": _verdict(gate, found.accuracy["clean"] * count),
+        "right": round(found.accuracy["clean"] * count),
     }
 
 

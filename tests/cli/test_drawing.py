@@ -29,6 +29,14 @@ def test_traverse(run: Callable[..., Any], classifier: Path, digit: Path, tmp_pa
         assert walk.n_frames >= 5 and sheet.width > 300
 
 
+def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
+    run: Callable[..., Any], classifier: Path, digit: Path, networks: Path, tmp_path: Path
+) -> None:
+    own = f"{networks}:mean"
+    ended = run("traverse", classifier, digit, "--beside", own, "--to=0", "--steps=2", "--out", tmp_path / "walk.gif")
+    assert ended.code == 0, ended.err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -36,7 +44,7 @@ def test_traverse(run: Callable[..., Any], classifier: Path, digit: Path, tmp_pa
         (("--to=zero", "--out=walk.gif"), "unknown class 'zero'"),
         (("--to=0", "--out=walk.avi"), "end it in .mp4 or .gif"),
         (("--to=0", "--out=walk.gif", "--budget=l2:40"), "allows every picture"),
-        (("--to=0", "--out=walk.gif", "--beside=cifar-resnet18-narrow"), "differ in channels or classes"),
+        (("--to=0", "--out=walk.gif", "--beside=efficientnet-lite0"), "differ in channels or classes"),
     ],
 )
 def test_mistakes(
