@@ -17,7 +17,10 @@ class Look:
 class Objective(ABC):
     """A value for each image of a look, low where it is good."""
 
-    name: str
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What it is called where it is told."""
 
     @abstractmethod
     def __call__(self, look: Look) -> Tensor:
@@ -41,7 +44,7 @@ class Sum(Objective):
     """The sum of its parts."""
 
     parts: tuple[Objective, ...]
-    name: str = "sum"
+    name = "sum"
 
     def __call__(self, look: Look) -> Tensor:
         first, *rest = (part(look) for part in self.parts)
@@ -59,7 +62,7 @@ class Multiple(Objective):
     factor: float
 
     @property
-    def name(self) -> str:  # type: ignore[override]  # made of the parts
+    def name(self) -> str:
         return f"{self.factor:g} x {self.part.name}"
 
     def __call__(self, look: Look) -> Tensor:
@@ -74,7 +77,7 @@ class Logit(Objective):
     """Minus the logit, before any softmax, of a class for each image (N integers)."""
 
     classes: Tensor
-    name: str = "class logit"
+    name = "class logit"
 
     def __call__(self, look: Look) -> Tensor:
         return -look.logits.float().gather(1, self.classes.view(-1, 1)).squeeze(1)
@@ -85,7 +88,7 @@ class Leash(Objective):
     """The squared L2 distance, in pixels of [0, 1], to pictures N x C x H x W."""
 
     pictures: Tensor
-    name: str = "leash"
+    name = "leash"
 
     def __call__(self, look: Look) -> Tensor:
         return (look.images - self.pictures).float().square().flatten(1).sum(dim=1)
