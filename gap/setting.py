@@ -49,6 +49,38 @@ class Setting:
         return self.classifiers[0].facts.classes
 
 
+Shape = tuple[int, tuple[int, int]]
+
+
+def load_classifiers(
+    names: Sequence[str],
+    asked: Shape | None = None,
+    like: Shape | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+) -> list[Classifier]:
+    """Classifiers that take the same images: those of the first one's channels and size, which others resize.
+
+    `asked`, channels and (H, W), is for networks that do not say what they take, and `like` where nothing was asked;
+    `mean` and `std` go to those without a normaliser. Raises GapError when they differ in channels or classes, or
+    all have a normaliser of their own and another is given.
+    """
+    load = partial(load_classifier, mean=mean, std=std, lenient=True)
+    channels, size = asked or like or (None, None)
+    first = load(names[0], channels=channels, size=size)
+    facts = first.facts
+    channels, size = asked or (facts.channels, facts.size)
+    others = [load(name, channels=channels, size=size) for name in names[1:]]
+    check_normaliser([first, *others], mean, std)
+    for other in others:
+        if (other.facts.channels, other.facts.classes) != (facts.channels, facts.classes):
+            raise GapError(f"{other.name} and {first.name} differ in channels or classes; take one at a time")
+        if other.facts.size != facts.size:
+            sizes = ["x".join(map(str, each.facts.size)) for each in (first, other)]
+            warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
+    return [first, *others]
+
+
 def load_setting(names: Sequence[str], options: DataOptions, device: torch.device | str = "cpu") -> Setting:
     """Load classifiers and data by name, so that they fit.
 
@@ -58,24 +90,13 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
     Raises GapError when they cannot be made to fit.
     """
     asked = parse_input(options.input)
-    channels, size = asked or (None, None)
     data: Dataset | None = None
     if asked is None and not options.data.startswith("folder:"):
         data = load_data(options.data, options.data_root)
-        channels, size = data.channels, data.size
     counted = data.classes if data and options.labels != "predicted" else None
-    load = partial(load_classifier, mean=options.mean, std=options.std, lenient=True)
-    classifiers = [load(names[0], channels=channels, size=size)]
+    like = (data.channels, data.size) if data else None
+    classifiers = load_classifiers(names, asked, like, options.mean, options.std)
     first = classifiers[0].facts
-    channels, size = asked or (first.channels, first.size)
-    classifiers += [load(name, channels=channels, size=size) for name in names[1:]]
-    check_normaliser(classifiers, options.mean, options.std)
-    for other in classifiers[1:]:
-        if (other.facts.channels, other.facts.classes) != (first.channels, first.classes):
-            raise GapError(f"{other.name} and {classifiers[0].name} differ in channels or classes; attack them apart")
-        if other.facts.size != first.size:
-            sizes = ["x".join(map(str, facts.size)) for facts in (first, other.facts)]
-            warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
     if data is None or (first.channels, first.size) != (data.channels, data.size):
         if data is not None:
             shape = "x".join(map(str, (first.channels, *first.size)))
@@ -120,7 +141,7 @@ def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
     )
 
 
-def parse_input(text: str | None) -> tuple[int, tuple[int, int]] | None:
+def parse_input(text: str | None) -> Shape | None:
     """`3x32x32` as channels and (height, width)."""
     if text is None:
         return None

@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from gap.classifier import load_classifier
-from gap.cli.options import Mean, Std, parse_numbers
+from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.errors import GapError
 from gap.export import export as work
-from gap.setting import parse_input
+from gap.setting import load_classifiers, parse_input
 
 EXAMPLE = "gap export runs/hard hard.onnx"
 
@@ -17,9 +16,7 @@ EXAMPLE = "gap export runs/hard hard.onnx"
 def export(
     classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
     file: Annotated[Path, typer.Argument(help="where to; .onnx, .ts (TorchScript), .safetensors or .pt (state dict)")],
-    input: Annotated[
-        str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
-    ] = None,
+    input: Input = None,
     mean: Mean = None,
     std: Std = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
@@ -30,12 +27,6 @@ def export(
     """
     if file.exists() and not overwrite:
         raise GapError(f"{file} is there already; use --overwrite, or another name")
-    channels, size = parse_input(input) or (None, None)
-    loaded = load_classifier(
-        classifier,
-        channels=channels,
-        size=size,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
-    )
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
     typer.echo(f"{file}: {work(loaded, file)}")

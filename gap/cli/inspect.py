@@ -6,11 +6,11 @@ from typing import Annotated
 import torch
 import typer
 
-from gap.classifier import Classifier, load_classifier
-from gap.cli.options import Mean, Std, parse_numbers
+from gap.classifier import Classifier
+from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import open_picture
 from gap.frozen import frozen
-from gap.setting import parse_input
+from gap.setting import load_classifiers, parse_input
 
 EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 
@@ -18,22 +18,14 @@ EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 def inspect(
     classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
     picture: Annotated[Path | None, typer.Option("--picture", help="a picture to read")] = None,
-    input: Annotated[
-        str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
-    ] = None,
+    input: Input = None,
     mean: Mean = None,
     std: Std = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
-    channels, size = parse_input(input) or (None, None)
-    loaded = load_classifier(
-        classifier,
-        channels=channels,
-        size=size,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
-    )
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
     facts = loaded.facts
     parameters = sum(weight.numel() for weight in loaded.parameters())
     typer.echo(

@@ -18,6 +18,7 @@ Assign = Annotated[
     list[str] | None, typer.Option("--set", help="one option by its path, such as generator.fold=2; repeatable")
 ]
 
+Input = Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")]
 Mean = Annotated[list[str] | None, typer.Option("--mean", help="normaliser of a classifier that has none: mean")]
 Std = Annotated[list[str] | None, typer.Option("--std", help="and standard deviation, of pixels in [0, 1]")]
 
@@ -57,7 +58,8 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
         parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
         parameters += [_flag(name, field) for name, (_, field) in fields.items()]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
-        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]  # typer reads it; mypy knows none
+        # Typer makes the flags from this; `inspect` documents it, and the types of functions lack it.
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
         return run

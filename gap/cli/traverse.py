@@ -1,6 +1,5 @@
 """Walk pictures towards a class, as a video."""
 
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -8,8 +7,8 @@ import torch
 import typer
 
 from gap.budget import Budget
-from gap.classifier import Classifier, load_classifier
-from gap.cli.options import Mean, Std, parse_numbers
+from gap.classifier import Classifier
+from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
 from gap.errors import GapError, unknown
 from gap.imagery.traverse import reach
@@ -17,7 +16,7 @@ from gap.imagery.traverse import traverse as work
 from gap.report.pictures import save_image
 from gap.report.video import check_video, save_video
 from gap.report.walks import DrawnWalk, key_frames, walk_frames
-from gap.setting import parse_input
+from gap.setting import load_classifiers, parse_input
 
 EXAMPLE = "gap traverse runs/hard digit.png --beside runs/mnist-cnn --to 0 --out walk.mp4"
 
@@ -37,9 +36,7 @@ def traverse(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="steps of the walk, and frames of the video")] = 60,
     fps: Annotated[int, typer.Option("--fps", min=1, max=60, help="frames a second")] = 20,
-    input: Annotated[
-        str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")
-    ] = None,
+    input: Input = None,
     mean: Mean = None,
     std: Std = None,
 ) -> None:
@@ -50,17 +47,9 @@ def traverse(
     """
     check_video(out)
     within = Budget.parse(budget) if budget else None
-    channels, size = parse_input(input) or (None, None)
-    mean_values, std_values = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    load = partial(load_classifier, mean=mean_values, std=std_values, lenient=True)
-    first = load(classifier, channels=channels, size=size)
-    walkers = [first, *(load(name, channels=first.facts.channels, size=first.facts.size) for name in beside or [])]
-    facts = first.facts
-    for other in walkers[1:]:
-        if (other.facts.channels, other.facts.classes) != (facts.channels, facts.classes):
-            raise GapError(
-                f"{other.name} and {classifier} differ in channels or classes; they cannot walk side by side"
-            )
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    walkers = load_classifiers([classifier, *(beside or [])], parse_input(input), None, *given)
+    first, facts = walkers[0], walkers[0].facts
     target = _find_class(first, to)
     files = [file for path in pictures for file in find_pictures(path)]
     images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
