@@ -1,0 +1,187 @@
+"""Checkpoints: stopped or killed, a work goes on as if nothing had been; nothing foreign is taken for one."""
+
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import tiny
+import torch
+from tiny import STEPS, TinyJob, at_step, run, same_networks, signals, told
+
+from gap.artefact import CHECKPOINT, METRICS
+from gap.errors import GapError
+from gap.process import Stopped
+from gap.training.listeners import MetricsLog
+from gap.training.loop import read_checkpoint
+
+
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], TinyJob, list[dict[str, float]]]:
+    folder = tmp_path_factory.mktemp("unbroken")
+    figures, job = run(folder, MetricsLog(folder))
+    return figures, job, told(folder)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_stopped_and_resumed_ends_as_unbroken(
+    tmp_path: Path, number: signal.Signals, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Stopped, match=f"stopped at step 20 of {STEPS}.*--resume --out") as stopped:
+        run(tmp_path, MetricsLog(tmp_path), at_step(20, lambda: signal.raise_signal(number)))
+    assert stopped.value.code == 128 + number
+    assert signal.getsignal(number) == before
+    figures, job = run(tmp_path, MetricsLog(tmp_path), resume=True)
+    assert job.steps == STEPS - 20
+    assert figures == unbroken[0]
+    assert same_networks(job, unbroken[1])
+    assert told(tmp_path) == unbroken[2]
+
+
+def test_stopped_at_the_last_step_and_resumed(
+    tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(STEPS, lambda: signal.raise_signal(signal.SIGTERM)))
+    figures, job = run(tmp_path, resume=True)
+    assert job.steps == 0
+    assert figures == unbroken[0]
+    assert same_networks(job, unbroken[1])
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (signal.SIGINT, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGTERM, signal.SIGTERM),
+        (signal.SIGTERM, signal.SIGINT),
+    ],
+)
+def test_what_a_launcher_sends_after_a_signal_waits_for_the_save(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, numbers: tuple[signal.Signals, ...]
+) -> None:
+    """The first of them comes in a step, the others while the checkpoint is written."""
+    save = torch.save
+
+    def interrupted(*given: object) -> None:
+        signals(*numbers[1:])()
+        save(*given)
+
+    monkeypatch.setattr(torch, "save", interrupted)
+    with pytest.raises(Stopped) as stopped:
+        run(tmp_path, at_step(20, signals(numbers[0])))
+    assert stopped.value.code == 128 + numbers[0]
+    assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 20
+
+
+@pytest.mark.parametrize("between", [(), (signal.SIGTERM,)])
+def test_a_second_interrupt_ends_the_process_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: tuple[signal.Signals, ...]
+) -> None:
+    def ended(code: int) -> None:
+        raise SystemExit(code)
+
+    monkeypatch.setattr(os, "_exit", ended)
+    with pytest.raises(SystemExit) as end:
+        run(tmp_path, at_step(20, signals(signal.SIGINT, *between, signal.SIGINT)))
+    assert end.value.code == 130
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+MADE_OF = {"the classifier net": "1f", "the train images of digits": "2e"}
+
+
+def test_resume_on_the_same_classifier_and_data(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
+    assert run(tmp_path, resume=True, identity=MADE_OF)[1].steps == STEPS - 20
+
+
+@pytest.mark.parametrize(
+    ("now", "named"),
+    [
+        (MADE_OF | {"the classifier net": "0"}, "the classifier net"),
+        (MADE_OF | {"the train images of digits": "0"}, "the train images of digits"),
+        (MADE_OF | {"the classifier other": "0"}, "the classifier other"),
+        ({}, "the classifier net and the train images of digits"),
+    ],
+)
+def test_resume_on_another_classifier_or_data_is_refused(tmp_path: Path, now: dict[str, str], named: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
+    before = (tmp_path / CHECKPOINT).read_bytes()
+    with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*--overwrite$"):
+        run(tmp_path, resume=True, identity=now)
+    assert (tmp_path / CHECKPOINT).read_bytes() == before
+
+
+def test_killed_and_resumed_ends_as_unbroken(
+    tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+) -> None:
+    same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, tiny.__file__, tmp_path], env=same_threads, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    with (tmp_path / METRICS).open("a") as log:
+        log.write('{"step": 41, "lo')
+    figures, job = run(tmp_path, MetricsLog(tmp_path), resume=True)
+    assert job.steps == STEPS - 39
+    assert figures == unbroken[0]
+    assert same_networks(job, unbroken[1])
+    assert told(tmp_path) == unbroken[2]
+
+
+def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    path = tmp_path / CHECKPOINT
+    content = path.read_bytes()
+    for length in (0, 10, len(content) // 2, len(content) - 10):
+        path.write_bytes(content[:length])
+        with pytest.raises(GapError, match=f"{CHECKPOINT} "):
+            run(tmp_path, resume=True)
+        assert path.stat().st_size == length
+
+
+class _Runs:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return os.mkdir, (os.fspath(self.path),)
+
+
+@pytest.mark.parametrize("save", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
+def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path, save: Callable[..., None]) -> None:
+    trap = tmp_path / "trap"
+    save({"step": 1, "players": {}, "job": _Runs(trap)}, tmp_path / CHECKPOINT)
+    with pytest.raises(GapError, match="holds more than tensors"):
+        run(tmp_path, resume=True)
+    assert not trap.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"job": {}}, "not a checkpoint of this work: 'pull'"),
+        ({"players": {}}, "not a checkpoint of this work: 'classifier'"),
+        ({"identity": None}, "not a checkpoint of this work"),
+        ({"steps": 60}, "is of a work of 60 steps, and this one has 50"),
+    ],
+)
+def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    torch.save(read_checkpoint(tmp_path / CHECKPOINT) | change, tmp_path / CHECKPOINT)
+    with pytest.raises(GapError, match=message):
+        run(tmp_path, resume=True)
+
+
+def test_something_else_saved_by_torch_is_no_checkpoint(tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, tmp_path / CHECKPOINT)
+    with pytest.raises(GapError, match="is not a checkpoint of gap"):
+        read_checkpoint(tmp_path / CHECKPOINT)
