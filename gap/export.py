@@ -118,7 +118,7 @@ def _check(classifier: Classifier, exported: Callable[[Tensor], Tensor]) -> None
     ours = classifier(images)
     try:
         theirs = exported(images)
-    except Exception as error:  # onnxruntime has kinds of its own
+    except Exception as error:  # what onnxruntime raises has no base of its own below this
         raise GapError(
             f"what was exported of {classifier.name} fails on {len(images)} images: {first_line(error)}"
         ) from error

@@ -1,8 +1,10 @@
 """Weights from files, as the field publishes them: read without running anything in them, and fitted to a network."""
 
+import io
 import os
 import pickle
 import shlex
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +12,35 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from gap.errors import GapError, first_line
 
+# What readers raise at a file that is cut short, damaged or no checkpoint at all: flipped bytes bring out each of them.
+DAMAGE = (
+    RuntimeError,
+    EOFError,
+    OSError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    OverflowError,
+    struct.error,
+    SafetensorError,
+)
 # Under which keys training scripts keep the network's state dict, beside an optimizer's and plain values.
 HOLDERS = ("state_dict", "model", "net", "model_state_dict", "network", "classifier")
 # What norms count, and what checkpoints older than torch 0.4.1 do not have.
 COUNTER = "num_batches_tracked"
 # What the buffers of a normaliser are called, by the end of their names.
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
+
+
+class DamagedError(GapError):
+    """A file that is cut short, damaged, or no checkpoint at all."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +80,36 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> N
         raise GapError(f"the weights in {name} are for another architecture: it {' and '.join(faults)}")
     try:
         network.load_state_dict(own | dict(state))
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError) as error:  # sparse and meta tensors have the right shape all the same
         raise GapError(f"the weights in {name} cannot be copied into the network: {first_line(error)}") from error
+
+
+def read_plain(path: Path) -> Any:
+    """The tensors and plain values in a file, on the CPU; nothing in it is run.
+
+    Raises DamagedError for a file that is no whole checkpoint, GapError for one that cannot be read from disk or held
+    in memory, and UnpicklingError for a pickle of more than tensors and plain values.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise GapError(f"cannot read {path}: {error.strerror}") from error
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load(content)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except MemoryError as error:
+        raise GapError(f"{path} asks for more memory than there is") from error
+    except DAMAGE as error:
+        why = f"{type(error).__name__}, {first_line(error)}"
+        raise DamagedError(f"{path} is not a whole weights file: {why}") from error
 
 
 def _read(path: Path) -> Any:
     try:
-        if path.suffix == ".safetensors":
-            return safetensors.torch.load_file(path)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        return read_plain(path)
     except pickle.UnpicklingError as error:
         raise GapError(_refusal(path, "dill" in str(error))) from error
-    except Exception as error:  # a file that is no checkpoint makes the reader stumble in many ways
-        raise GapError(f"{path} is not a whole weights file: {type(error).__name__}, {first_line(error)}") from error
 
 
 def _refusal(path: Path, dill: bool) -> str:

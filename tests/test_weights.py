@@ -1,5 +1,8 @@
 """Weights as the field publishes them: found in what wraps them, and never by running anything."""
 
+import os
+import pickle
+import random
 import subprocess
 import sys
 from collections.abc import Callable
@@ -7,12 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 
 from gap.classifier import load_classifier
 from gap.errors import GapError
-from gap.weights import Normaliser, load_weights
+from gap.weights import Normaliser, load_weights, read_plain
 
 MEAN, STD = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
 
@@ -145,3 +149,48 @@ def test_the_conversion_that_is_spelled_out_works(save: Callable[..., Any], tmp_
     assert done.returncode == 0, done.stderr
     load_weights(ours, tmp_path / "it's $(them)-weights.pt")
     assert torch.equal(ours.weight, theirs.weight)
+
+
+def damaged(content: bytes, chance: random.Random) -> bytes:
+    """Cut short, or with a few bytes changed."""
+    if chance.random() < 0.3:
+        return content[: chance.randrange(len(content))]
+    changed = bytearray(content)
+    for _ in range(chance.randint(1, 3)):
+        changed[chance.randrange(len(changed))] = chance.randrange(256)
+    return bytes(changed)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "safetensors"])
+def test_a_damaged_file_is_read_or_refused_with_a_line(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / f"weights.{kind}"
+    match kind:
+        case "safetensors":
+            safetensors.torch.save_file({"a": torch.zeros(3), "b": torch.ones(2, 2)}, path)
+        case "pickle":
+            path.write_bytes(pickle.dumps({"a": [1, 2, (3, 4)], "b": "x"}, protocol=2))
+        case _:
+            state = {"a": torch.zeros(3), "b": {"c": torch.ones(2, 2)}, "e": 3}
+            torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
+    content, chance, refused = path.read_bytes(), random.Random(0), 0
+    for _ in range(400):
+        path.write_bytes(damaged(content, chance))
+        try:
+            read_plain(path)
+        except (GapError, pickle.UnpicklingError):
+            refused += 1
+    assert refused > 100
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root reads every file")
+def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pt"
+    torch.save({}, path)
+    path.chmod(0)
+    with pytest.raises(GapError, match=f"^cannot read {path}: Permission denied$"):
+        read_plain(path)
+
+
+def test_a_folder_is_not_called_damaged(tmp_path: Path) -> None:
+    with pytest.raises(GapError, match=f"^cannot read {tmp_path}: Is a directory$"):
+        read_plain(tmp_path)

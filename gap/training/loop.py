@@ -24,6 +24,7 @@ from gap.files import whole
 from gap.process import Stopped
 from gap.training.identity import check_same
 from gap.training.job import Job
+from gap.weights import DamagedError, read_plain
 
 
 @dataclass(frozen=True)
@@ -309,12 +310,12 @@ class _Run:
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_plain(path)
     except pickle.UnpicklingError as error:
         raise GapError(
             f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
         ) from error
-    except Exception as error:  # a file that is no checkpoint makes the reader stumble in many ways
+    except DamagedError as error:
         raise GapError(f"{path} is cut short or damaged; start again with --overwrite") from error
     if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():
         raise GapError(f"{path} is not a checkpoint of gap")
