@@ -29,6 +29,7 @@ from gap.hardening.starts import (
 )
 from gap.models.generators import make_generator
 from gap.setting import DataOptions, accuracy, is_chance, load_setting
+from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import Player, adam
 from gap.training.loop import Listener, Plan, train
@@ -83,6 +84,8 @@ class HardenOptions(DataOptions, MachineOptions):
     generator_lr: Annotated[float, Field(gt=0, description="and of the generators'")] = 2e-3
     weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
+    shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 0
+    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
     average: Annotated[
         float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
     ] = 0.02
@@ -163,6 +166,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         renewal=math.ceil(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
+        augmentation=make_augmentation(classifier.facts.size, shift=options.shift, flip=options.flip),
     )
 
 

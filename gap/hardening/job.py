@@ -1,7 +1,7 @@
 """The job of hardening: a classifier learns on what attacks make of its images while the attacks learn on it."""
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -27,7 +27,7 @@ class HardenJob(Job):
     """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
 
     Attacks see the classifier in eval mode; then it learns on their images with `smoothing` of its labels. Epsilon
-    rises linearly over the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What
+    rises linearly over the first `warmup` steps, and each batch is augmented before anyone sees it. Every `renewal` steps one generator of each attack starts anew. What
     is judged and kept is the average of the weights, and of the statistics of norms, with `decay`.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
@@ -47,12 +47,14 @@ class HardenJob(Job):
         renewal: int = 0,
         decay: float = 0.99,
         watched: bool = True,
+        augmentation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008  # holds no state
     ) -> None:
         learners = {sparring.name: sparring.start.player for sparring in mix if sparring.start.player}
         self.players = {"classifier": classifier, **learners}
         self.mix = list(mix)
         self.budget, self.clean, self.smoothing = budget, clean, smoothing
         self.warmup, self.renewal, self.watched = warmup, renewal, watched
+        self.augmentation = augmentation
         self.loss = capped_cross_entropy
         self.probe = PGD(budget, steps=10, step_scales=(0.25,), confidence=0.0, name="probe")
         self.averaged = AveragedModel(
@@ -64,6 +66,7 @@ class HardenJob(Job):
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         classifier = self.players["classifier"]
+        images = self.augmentation(images)
         bouts = self._bouts(classifier.bare, images, labels, self._budget_now(), backward)
         clean = len(images) - sum(len(bout.images) for bout in bouts)
         seen = [images[:clean], *(bout.seen for bout in bouts)]

@@ -161,3 +161,12 @@ def test_state_comes_back(pictures) -> None:
     assert two.taken == 2 and two.best_probe == 0.6 and two.mix[0].steps == 4
     for name, value in one.averaged.state_dict().items():
         assert torch.equal(value, two.averaged.state_dict()[name])
+
+
+def test_everyone_sees_augmented_images(pictures) -> None:
+    seen = []
+    job = make(pictures.net, augmentation=lambda images: torch.full_like(images, 0.5))
+    job.players["classifier"].network.register_forward_hook(lambda net, given, out: seen.append(given[0].detach()))
+    job.step(pictures.images, pictures.labels, backward)
+    assert len(seen) == 4
+    assert all(((images - 0.5).abs() <= BUDGET.epsilon + 1e-6).all() for images in seen)
