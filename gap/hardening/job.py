@@ -26,9 +26,10 @@ MOST_STEPS = 10
 class HardenJob(Job):
     """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
 
-    Attacks see the classifier in eval mode; then it learns on their images with `smoothing` of its labels. Epsilon
-    rises linearly over the first `warmup` steps, and each batch is augmented before anyone sees it. Every `renewal` steps one generator of each attack starts anew. What
-    is judged and kept is the average of the weights, and of the statistics of norms, with `decay`.
+    Batches are augmented before anyone sees them. Attacks see the classifier in eval mode; then it learns on their
+    images with `smoothing` of its labels. Epsilon rises linearly over the first `warmup` steps. Every `renewal` steps
+    one generator of each attack starts anew. What is judged and kept is the average of the weights, and of the
+    statistics of norms, with `decay`.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
     those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives every
