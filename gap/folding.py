@@ -1,11 +1,11 @@
 """A network that is only run, not trained, needs no BatchNorm of its own: it goes into the convolution before it."""
 
 from copy import deepcopy
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from gap.frozen import frozen
@@ -13,39 +13,68 @@ from gap.frozen import frozen
 T = TypeVar("T", bound=nn.Module)
 
 
-@torch.no_grad()
-def folded(network: T, channels: int, size: tuple[int, int]) -> T:
-    """The same function of images N x `channels` x `size`, in eval mode, with fewer passes over memory.
+class Folding(Generic[T]):
+    """A network and its lean twin: the same function of images N x `channels` x `size` in eval mode, with fewer passes
+    over memory. What is not folded is one and the same tensor in both.
 
-    Which norm follows which convolution is seen in one pass over random pixels, and the result is compared on them.
+    Which norm follows which convolution is seen in one pass over random pixels, and the twin is compared on them.
     Where it is not the same, where a network cannot do without its norms, and where there is nothing to fold, the
-    network itself is returned.
+    network is its own twin.
     """
-    device = next(network.parameters()).device
-    probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
-    with frozen(network):
-        expected = network(probe)
-        try:
-            lean = _fold(network, probe)
-            found = lean(probe)
-        except Exception:  # the user's own code runs here and may raise anything; unfolded it is as right, only slower
-            return network
-    same = torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std()))
-    return lean if same else network
+
+    @torch.no_grad()
+    def __init__(self, network: T, channels: int, size: tuple[int, int]) -> None:
+        self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
+        self.lean = network
+        device = next(network.parameters()).device
+        probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        with frozen(network):
+            expected = network(probe)
+            try:
+                lean, pairs = _fold(network, probe)
+                found = lean(probe)
+            except Exception:  # the user's own code runs here and may raise anything; unfolded it is only slower
+                return
+        if pairs and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
+            self.lean, self.pairs = lean, pairs
+
+    @torch.no_grad()
+    def fresh(self) -> T:
+        """The twin, after the network's weights have changed."""
+        for convolution, norm, into in self.pairs:
+            assert norm.running_mean is not None and norm.running_var is not None and into.bias is not None
+            weight, bias = fuse_conv_bn_weights(
+                convolution.weight,
+                convolution.bias,
+                norm.running_mean,
+                norm.running_var,
+                norm.eps,
+                norm.weight,
+                norm.bias,
+            )
+            into.weight.copy_(weight)
+            into.bias.copy_(bias)
+        return self.lean
 
 
-def _fold(network: T, probe: Tensor) -> T:
-    pairs = _pairs(network, probe)
-    if not pairs:
-        return network
-    lean = deepcopy(network)
-    for first, second in pairs.items():
-        convolution, norm = lean.get_submodule(first), lean.get_submodule(second)
+def folded(network: T, channels: int, size: tuple[int, int]) -> T:
+    """The lean twin of a network that is only run from now on."""
+    return Folding(network, channels, size).lean
+
+
+def _fold(network: T, probe: Tensor) -> tuple[T, list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]]:
+    names = _pairs(network, probe)
+    lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+    pairs = []
+    for first, second in names.items():
+        convolution, norm = network.get_submodule(first), network.get_submodule(second)
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        lean.set_submodule(first, fuse_conv_bn_eval(convolution, norm))
+        into = fuse_conv_bn_eval(convolution, norm)
+        lean.set_submodule(first, into)
         # timm's norms hold the activation that follows them.
         lean.set_submodule(second, getattr(norm, "act", nn.Identity()))
-    return lean
+        pairs.append((convolution, norm, into))
+    return lean, pairs
 
 
 def _pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:

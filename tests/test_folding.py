@@ -7,7 +7,7 @@ from gap.models.generators import make_generator
 from torch import Tensor, nn
 
 from gap.classifier import Classifier, Facts, load_classifier
-from gap.folding import folded
+from gap.folding import Folding, folded
 
 
 class Net(nn.Module):
@@ -148,3 +148,18 @@ def test_a_generator_is_folded_too() -> None:
     images = torch.rand(3, 1, 28, 28)
     assert norms(network) > 0 == norms(lean)
     torch.testing.assert_close(lean(images), network(images), rtol=1e-3, atol=1e-4)
+
+
+def test_the_twin_follows_training() -> None:
+    torch.manual_seed(0)
+    classifier = make(load_classifier("cifar-resnet18-narrow", channels=3, size=(32, 32), classes=5).network)
+    folding = Folding(classifier, 3, (32, 32))
+    optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
+    for _ in range(3):
+        classifier.train()(torch.rand(8, 3, 32, 32)).square().mean().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    images = torch.rand(2, 3, 32, 32)
+    stale = folding.lean(images)
+    torch.testing.assert_close(folding.fresh()(images), classifier.eval()(images), rtol=1e-3, atol=1e-4)
+    assert not torch.allclose(stale, classifier(images), rtol=1e-1, atol=1e-2)

@@ -35,7 +35,7 @@ BUDGET = Budget("l2", 2.4)
 CURVE = (0.6, 1.2, 1.8, 2.4)
 # How many held-out digits the hardened classifier is judged on.
 IMAGES = 300
-# What the hardened classifier is to withstand: half of what breaks the standard one to the last digit.
+# What the hardened classifier is to withstand: half of the budget of the acts before.
 HARD = Budget("l2", 1.2)
 
 

@@ -16,6 +16,7 @@ from gap.attacks.trained import AttackCard, load_generator
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning
+from gap.folding import Folding
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import KINDS, Sparring, parse_mix
 from gap.hardening.starts import (
@@ -167,6 +168,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
         augmentation=make_augmentation(classifier.facts.size, shift=options.shift, flip=options.flip),
+        lean=Folding(classifier, classifier.facts.channels, classifier.facts.size).fresh,
     )
 
 

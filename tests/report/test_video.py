@@ -64,8 +64,14 @@ def test_of_many_classes_the_likeliest_have_bars() -> None:
 
 
 def test_key_frames_begin_and_end_with_the_walk() -> None:
-    sheet = key_frames([walk()], ["zero", "one", "two"], moments=3)
-    assert sheet.width > 3 * 84 and np.array(sheet).std() > 20
+    """Of red, black, green, black, blue, three key frames show red, green and blue, from left to right."""
+    colours = torch.tensor([(1.0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 0), (0, 0, 1)])
+    walked = DrawnWalk("net", colours.view(5, 1, 3, 1, 1).expand(-1, 1, 3, 8, 8), torch.full((5, 1, 3), 1 / 3))
+    sheet = np.array(key_frames([walked], ["zero", "one", "two"], moments=3)).astype(int)
+    places = [np.argwhere((sheet == channel).all(axis=2))[:, 1] for channel in 255 * np.eye(3, dtype=int)]
+    assert all(len(place) > 1000 for place in places)
+    assert places[0].max() < places[1].min() and places[1].max() < places[2].min()
+    assert (sheet.max(axis=2) == 0).sum() < 1000
 
 
 def test_walks_of_two_lengths_do_not_stand_side_by_side() -> None:
