@@ -21,8 +21,8 @@ from torch.nn import functional as F
 
 from gap.budget import Budget
 from gap.classifier import Classifier, load_classifier
-from gap.data.named import load_data
 from gap.hardening.harden import HardenOptions, make_job
+from gap.setting import load_setting
 from gap.training.machine import make_accelerator
 
 Step = Callable[[Tensor, Tensor], object]
@@ -93,7 +93,9 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=20, help="training steps in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
     arguments = parser.parse_args()
-    make_accelerator(HardenOptions.read({"classifier": arguments.classifier, "budget": arguments.budget}))
+    told = ("classifier", "budget", "data", "data_root")
+    options = HardenOptions.read({name: getattr(arguments, name) for name in told})
+    make_accelerator(options)
     contestants = {
         "gap": ours(arguments, "pgd"),
         "gap generator-start": ours(arguments, "generator-start"),
@@ -101,7 +103,7 @@ def main() -> None:
     }
     if importlib.util.find_spec("torchattacks"):
         contestants["torchattacks"] = theirs(arguments, with_torchattacks)
-    split = load_data(arguments.data, arguments.data_root).train
+    split = load_setting([arguments.classifier], options).data.train
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
