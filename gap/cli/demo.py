@@ -34,7 +34,7 @@ EXAMPLE = "gap demo --out runs/demo"
 BUDGET = Budget("l2", 2.4)
 CURVE = (0.6, 1.2, 1.8, 2.4)
 # How many held-out digits the hardened classifier is judged on.
-IMAGES = 300
+IMAGES = 150
 # What the hardened classifier is to withstand: half of the budget of the acts before.
 HARD = Budget("l2", 1.2)
 
@@ -148,9 +148,9 @@ def comparison_act(stage: Stage) -> None:
 
 def hardening_act(stage: Stage) -> None:
     """The classifier hardened, beside its standard twin, under attacks made for each."""
-    options = {"classifier": stage.path("classifier"), "budget": str(HARD), "epochs": 12, "batch_size": 64}
+    options = {"classifier": stage.path("classifier"), "budget": str(HARD), "epochs": 9, "batch_size": 64}
     stage.make("hardened", harden, HardenOptions.read(options))
-    against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 8, "batch_size": 64}
+    against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 6, "batch_size": 64}
     stage.make("adaptive", train_generator, TrainOptions.read(against))
     found = {
         "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),

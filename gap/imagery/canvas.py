@@ -1,25 +1,77 @@
 """The image that is being drawn."""
 
+from abc import abstractmethod
+
+import torch
 from torch import Tensor, nn
 
 from gap.budget import Budget
 
+# How the red, green and blue of photographs vary together: a square root of their covariance, its longest column scaled
+# to 1. Measured on 1,000 ImageNet photos at 64 pixels.
+COLOURS = ((0.56, 0.22, 0.06), (0.58, 0.00, -0.12), (0.59, -0.21, 0.06))
 
-class Pixels(nn.Module):
-    """Images N x C x H x W in [0, 1], moved pixel by pixel; with a budget, never further from where they began."""
+
+class Canvas(nn.Module):
+    """Images that an objective moves: its `weights`, drawn as N x C x H x W in [0, 1]."""
+
+    weights: nn.Parameter
+
+    @abstractmethod
+    def forward(self) -> Tensor:
+        """The images."""
+
+    def settle(self) -> None:
+        """Bring the weights back to where they may be, after a move."""
+
+    @torch.no_grad()
+    def drawn(self) -> Tensor:
+        """The images as they are, apart from the canvas."""
+        return self().detach().clone()
+
+
+class Pixels(Canvas):
+    """Moved pixel by pixel; with a budget, never further from where they began."""
 
     def __init__(self, start: Tensor, budget: Budget | None = None) -> None:
         super().__init__()
         self.start = start.detach().clone()
         self.budget = budget
-        self.images = nn.Parameter(start.detach().clone())
+        self.weights = nn.Parameter(start.detach().clone())
 
     def forward(self) -> Tensor:
-        return self.images
+        return self.weights
 
     def settle(self) -> None:
-        """Bring the images back inside [0, 1] and the budget."""
-        moved = self.images.data - self.start
+        moved = self.weights.data - self.start
         if self.budget is not None:
             moved = self.budget.project(moved)
-        self.images.data = (self.start + moved).clamp(0, 1)
+        self.weights.data = (self.start + moved).clamp(0, 1)
+
+
+class Fourier(Canvas):
+    """Drawn from a spectrum whose fine waves are scaled down as those of photographs are, in colours that vary together
+    as theirs do (Olah et al., 2017): what an objective moves is even, so no frequency and no colour shouts.
+
+    Begins as faint noise around grey; a sigmoid keeps the images inside [0, 1].
+    """
+
+    def __init__(self, count: int, channels: int, size: tuple[int, int], seed: int = 0) -> None:
+        super().__init__()
+        self.size = size
+        self.scale: Tensor
+        self.colours: Tensor
+        height, width = size
+        down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
+        frequency = (down.square() + across.square()).sqrt().clamp_min(1 / max(size))
+        self.register_buffer("scale", (height * width) ** 0.5 / (frequency * max(size)))
+        self.register_buffer("colours", torch.tensor(COLOURS) if channels == 3 else torch.eye(channels))
+        generator = torch.Generator().manual_seed(seed)
+        shape = (count, channels, height, width // 2 + 1, 2)
+        self.weights = nn.Parameter(0.01 * torch.randn(shape, generator=generator))
+
+    def forward(self) -> Tensor:
+        spectrum = torch.view_as_complex(self.weights) * self.scale
+        waves = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
+        coloured = torch.einsum("ij,njhw->nihw", self.colours, waves)
+        return (4 * coloured).sigmoid()

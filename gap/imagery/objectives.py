@@ -1,6 +1,7 @@
 """What is asked of a drawing. Objectives add and scale like numbers, know their names, and are low where it is good."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,14 +9,17 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Look:
-    """What an objective looks at: the images, N x C x H x W in [0, 1], and the network's logits of them, N x K."""
+    """What an objective looks at: the images, N x C x H x W in [0, 1], and the outputs of layers, by name."""
 
     images: Tensor
-    logits: Tensor
+    layers: Mapping[str, Tensor]
 
 
 class Objective(ABC):
     """A value for each image of a look, low where it is good."""
+
+    # The layers that it looks at.
+    layers: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -31,7 +35,7 @@ class Objective(ABC):
         return f"{self.name}: {self(look).mean().item():.4g}"
 
     def __add__(self, other: "Objective") -> "Objective":
-        return Sum((self, other))
+        return Sum((*_parts(self), *_parts(other)))
 
     def __mul__(self, factor: float) -> "Objective":
         return Multiple(self, factor)
@@ -39,12 +43,14 @@ class Objective(ABC):
     __rmul__ = __mul__
 
 
-@dataclass(frozen=True)
 class Sum(Objective):
     """The sum of its parts."""
 
-    parts: tuple[Objective, ...]
     name = "sum"
+
+    def __init__(self, parts: tuple[Objective, ...]) -> None:
+        self.parts = parts
+        self.layers = tuple(dict.fromkeys(layer for part in parts for layer in part.layers))
 
     def __call__(self, look: Look) -> Tensor:
         first, *rest = (part(look) for part in self.parts)
@@ -54,12 +60,12 @@ class Sum(Objective):
         return "\n".join([super().told(look), *(_indented(part.told(look)) for part in self.parts)])
 
 
-@dataclass(frozen=True)
 class Multiple(Objective):
     """So many times an objective."""
 
-    part: Objective
-    factor: float
+    def __init__(self, part: Objective, factor: float) -> None:
+        self.part, self.factor = part, factor
+        self.layers = part.layers
 
     @property
     def name(self) -> str:
@@ -72,26 +78,31 @@ class Multiple(Objective):
         return "\n".join([super().told(look), _indented(self.part.told(look))])
 
 
-@dataclass(frozen=True)
-class Logit(Objective):
-    """Minus the logit, before any softmax, of a class for each image (N integers)."""
-
-    classes: Tensor
-    name = "class logit"
-
-    def __call__(self, look: Look) -> Tensor:
-        return -look.logits.float().gather(1, self.classes.view(-1, 1)).squeeze(1)
-
-
-@dataclass(frozen=True)
 class Leash(Objective):
     """The squared L2 distance, in pixels of [0, 1], to pictures N x C x H x W."""
 
-    pictures: Tensor
     name = "leash"
+
+    def __init__(self, pictures: Tensor) -> None:
+        self.pictures = pictures
 
     def __call__(self, look: Look) -> Tensor:
         return (look.images - self.pictures).float().square().flatten(1).sum(dim=1)
+
+
+class Variation(Objective):
+    """Total variation: the mean squared difference of neighbouring pixels."""
+
+    name = "total variation"
+
+    def __call__(self, look: Look) -> Tensor:
+        images = look.images.float()
+        down, across = images.diff(dim=2), images.diff(dim=3)
+        return down.square().flatten(1).mean(dim=1) + across.square().flatten(1).mean(dim=1)
+
+
+def _parts(objective: Objective) -> tuple[Objective, ...]:
+    return objective.parts if isinstance(objective, Sum) else (objective,)
 
 
 def _indented(text: str) -> str:

@@ -1,51 +1,116 @@
-"""The loop that moves a canvas until an objective likes it."""
+"""The loops that move a canvas until an objective likes it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gap.attacks.gradient import check_differentiable, steepest
-from gap.frozen import frozen
-from gap.imagery.canvas import Pixels
+from gap.errors import GapError
+from gap.imagery.canvas import Canvas
 from gap.imagery.objectives import Look, Objective
+
+# What names the layers of one network, or several, sees of images: their outputs.
+View = Callable[[Tensor], Mapping[str, Tensor]]
+Method = Literal["lbfgs", "adam"]
 
 
 @dataclass(frozen=True)
 class Sight:
-    """What a listener sees after each of `steps` moves, and before the first: the images, their logits, N values."""
+    """What a listener sees at each of `steps` evaluations: the images as they are, the look at them, N values."""
 
     step: int
     steps: int
-    images: Tensor
-    logits: Tensor
+    look: Look
     values: Tensor
 
 
+def ignore(sight: Sight) -> None:
+    """The listener that nobody is."""
+
+
 def descend(
-    canvas: Pixels,
+    canvas: Canvas,
     objective: Objective,
-    network: nn.Module,
+    view: View,
     *,
     steps: int,
     size: float,
-    tell: Callable[[Sight], None] = lambda sight: None,
+    tell: Callable[[Sight], None] = ignore,
 ) -> None:
     """Move each image of a canvas `steps` times, by an L2 length of `size`, down its own gradient of an objective.
 
     Steps of one length are what drawing on robust networks uses (Santurkar et al., 2019): no prior shapes the picture.
-    The network is held in eval mode and left as it was found. Raises GapError when it passes no gradient.
+    The listener hears of the start too. Raises GapError when the network passes no gradient.
     """
-    with frozen(network), torch.enable_grad():
-        for step in range(steps + 1):
-            images = canvas()
-            logits = network(images)
-            values = objective(Look(images, logits))
-            tell(Sight(step, steps, images.detach().clone(), logits.detach(), values.detach()))
-            if step == steps:
-                return
-            check_differentiable(values)
-            (gradient,) = torch.autograd.grad(values.sum(), canvas.images)
-            canvas.images.data = canvas.images.data - size * steepest(gradient, "l2")
-            canvas.settle()
+    for step in range(steps + 1):
+        sight = _look(canvas, objective, view, step, steps)
+        tell(sight)
+        if step == steps:
+            return
+        (gradient,) = torch.autograd.grad(sight.values.sum(), canvas.weights)
+        canvas.weights.data = canvas.weights.data - size * steepest(gradient, "l2")
+        canvas.settle()
+
+
+def optimise(
+    canvas: Canvas,
+    objective: Objective,
+    view: View,
+    *,
+    evaluations: int,
+    method: Method = "lbfgs",
+    lr: float | None = None,
+    tell: Callable[[Sight], None] = ignore,
+) -> None:
+    """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
+
+    `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do; `adam`
+    takes steps of about `lr` (by default 0.02). Neither stops before its evaluations are used up. Raises GapError when
+    the network passes no gradient, or the objective is no longer a number.
+    """
+    seen = 0
+    optimizer = _optimizer(canvas, method, lr, evaluations)
+
+    def evaluate() -> float:
+        nonlocal seen
+        canvas.settle()
+        sight = _look(canvas, objective, view, seen, evaluations)
+        tell(sight)
+        seen += 1
+        # The values are shares, about 1: L-BFGS wants the gradient by a pixel, not the value, to be of that order.
+        value = sight.values.sum() * canvas.weights[0].numel()
+        (gradient,) = torch.autograd.grad(value, canvas.weights)
+        canvas.weights.grad = gradient.contiguous()
+        return value.item()
+
+    while seen < evaluations:
+        optimizer.step(evaluate)
+    canvas.settle()
+
+
+def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
+    if method == "adam":
+        return torch.optim.Adam([canvas.weights], lr=lr or 0.02)
+    return torch.optim.LBFGS(
+        [canvas.weights],
+        lr=lr or 1.0,
+        max_iter=evaluations,
+        max_eval=evaluations,
+        history_size=20,
+        tolerance_grad=0.0,
+        tolerance_change=0.0,
+    )
+
+
+def _look(canvas: Canvas, objective: Objective, view: View, step: int, steps: int) -> Sight:
+    with torch.enable_grad():
+        images = canvas()
+        look = Look(images, view(images))
+        values = objective(look)
+    check_differentiable(values)
+    if not values.isfinite().all():
+        raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower --lr")
+    return Sight(step, steps, look, values)

@@ -9,8 +9,10 @@ from torch import Tensor
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.imagery.canvas import Pixels
-from gap.imagery.objectives import Logit
+from gap.imagery.features import Logit
 from gap.imagery.optimise import Sight, descend
+from gap.imagery.view import view_of
+from gap.models.taps import LOGITS
 
 # The length of all steps together, as a multiple of how far they may lead.
 PATH = 3.0
@@ -36,12 +38,19 @@ def traverse(
     change before it is sure. Raises GapError when the classifier passes no gradient.
     """
     budget = budget or reach(images)
-    sights: list[Sight] = []
     length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
     canvas = Pixels(images, budget)
-    descend(canvas, Logit(classes), classifier, steps=steps, size=PATH * length / steps, tell=sights.append)
-    shares = [sight.logits.float().softmax(dim=1) for sight in sights]
-    return Walk(torch.stack([sight.images for sight in sights]), torch.stack(shares))
+    view = view_of(classifier, [LOGITS])
+    pictures: list[Tensor] = []
+    shares: list[Tensor] = []
+
+    def keep(sight: Sight) -> None:
+        pictures.append(sight.look.images.detach().clone())
+        shares.append(sight.look.layers[LOGITS].detach().float().softmax(dim=1))
+
+    with view.still():
+        descend(canvas, Logit(classes), view, steps=steps, size=PATH * length / steps, tell=keep)
+    return Walk(torch.stack(pictures), torch.stack(shares))
 
 
 def reach(images: Tensor) -> Budget:

@@ -1,0 +1,55 @@
+"""Draw the style of a picture alone, from noise."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gap.cli.easel import check_out, easel, load_backbone, open_sized, split_names
+from gap.cli.stylize import (
+    Backbone,
+    Evaluations,
+    Layers,
+    Optimiser,
+    Out,
+    Padding,
+    Pooling,
+    Seed,
+    StyleMeasure,
+)
+from gap.data.pictures import save_picture
+from gap.imagery.stylize import Manner
+from gap.imagery.stylize import texture as work
+
+EXAMPLE = "gap texture painting.jpg --out texture.png"
+
+
+def texture(
+    style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
+    backbone: Backbone = "efficientnet-lite0",
+    layers: Layers = None,
+    size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
+    measure: StyleMeasure = "gram",
+    evaluations: Evaluations = 300,
+    optimiser: Optimiser = "lbfgs",
+    pooling: Pooling = "max",
+    padding: Padding = "zeros",
+    seed: Seed = 0,
+    out: Out = Path("texture.png"),
+) -> None:
+    """Draw the style of a picture alone, from noise."""
+    check_out(out)
+    seer = load_backbone(backbone)
+    manner = Manner(
+        layers=split_names(layers),
+        style=measure,
+        evaluations=evaluations,
+        method=optimiser,
+        pooling=pooling,
+        padding=padding,
+        seed=seed,
+    )
+    with easel(out) as stand:
+        drawn = work(open_sized(style, seer.facts.channels, None), (size, size), seer, manner=manner, tell=stand)
+        save_picture(drawn.picture, out)
+    typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")

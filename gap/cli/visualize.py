@@ -1,0 +1,97 @@
+"""Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from gap.budget import Budget
+from gap.cli.easel import check_out, easel, load_backbone, open_sized
+from gap.errors import GapError
+from gap.imagery.visualize import Feature, invert
+from gap.imagery.visualize import visualize as work
+from gap.models.taps import LOGITS
+from gap.report.pictures import save_image, to_image
+from gap.report.sheets import Captioned, sheet
+
+EXAMPLE = "gap visualize runs/hard logit:3 logit:0-9 --out sheet.png"
+
+
+def visualize(
+    backbone: Annotated[str, typer.Argument(help="any classifier; a hardened one needs no prior")],
+    features: Annotated[
+        list[str], typer.Argument(help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 for a class")
+    ],
+    start: Annotated[Path | None, typer.Option("--start", help="a picture that the feature is added to")] = None,
+    of: Annotated[
+        Path | None,
+        typer.Option("--invert", help="a picture: draw what the layers named, without channels, keep of it"),
+    ] = None,
+    prior: Annotated[
+        Literal["none", "natural"],
+        typer.Option("--prior", help="none: steps in a ball; natural: Fourier canvas, shaken, for standard backbones"),
+    ] = "none",
+    budget: Annotated[
+        str | None, typer.Option("--budget", help="how far without a prior, as l2:10; by default a quarter of what is")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option("--size", min=8, max=2048, help="pixels of each side; by default the backbone's own")
+    ] = None,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="steps of each picture")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="of every random choice")] = 0,
+    out: Annotated[Path, typer.Option("--out", help="the sheet, .png")] = Path("sheet.png"),
+) -> None:
+    """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
+    check_out(out)
+    seer = load_backbone(backbone)
+    channels, side = seer.facts.channels, (size, size) if size else None
+    drawn: list[Captioned] = []
+    with easel(out, preview=False) as stand:
+        if of is not None:
+            picture = open_sized(of, channels, size or max(seer.facts.size))
+            drawn = [Captioned(to_image(picture), of.name)]
+            for layer in features:
+                kept = invert(seer, picture, layer, steps=steps, seed=seed, tell=stand)
+                drawn.append(Captioned(to_image(kept), layer))
+        else:
+            begin = open_sized(start, channels, size or max(seer.facts.size)) if start else None
+            for same in (_parse(text) for text in features):
+                pictures = work(
+                    seer,
+                    same,
+                    size=side,
+                    start=begin,
+                    prior=prior,
+                    budget=Budget.parse(budget) if budget else None,
+                    steps=steps,
+                    seed=seed,
+                    tell=stand,
+                )
+                names = [_name(seer.label(each.channel), each) for each in same]
+                drawn += [Captioned(to_image(each), name) for each, name in zip(pictures, names, strict=True)]
+    save_image(sheet(drawn), out)
+    typer.echo(f"{len(drawn)} pictures\n{out}")
+
+
+def _parse(text: str) -> list[Feature]:
+    """`layer2:0-3,7` as features, `logit` standing for the logits; raises GapError where it does not parse."""
+    layer, colon, given = text.rpartition(":")
+    try:
+        if not colon or not layer:
+            raise ValueError
+        channels = [channel for part in given.split(",") for channel in _span(part)]
+    except ValueError as error:
+        raise GapError(f"cannot read {text!r}; write LAYER:CHANNEL, as layer2:0-15 or logit:3") from error
+    return [Feature(LOGITS if layer == "logit" else layer, channel) for channel in channels]
+
+
+def _span(text: str) -> range:
+    first, dash, last = text.partition("-")
+    span = range(int(first), int(last if dash else first) + 1)
+    if not span or span.start < 0 or len(span) > 256:
+        raise ValueError
+    return span
+
+
+def _name(class_name: str, feature: Feature) -> str:
+    return f"class {class_name}" if feature.layer == LOGITS else str(feature)

@@ -1,0 +1,234 @@
+"""Stylizing: a picture with the content of one and the style of others (Gatys et al., 2016), on any backbone."""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from kornia.color import rgb_to_yuv, yuv_to_rgb
+from torch import Tensor
+from torch.nn import functional as F
+
+from gap.classifier import Classifier
+from gap.errors import GapError
+from gap.imagery.canvas import Pixels
+from gap.imagery.features import Content, Moments, Sliced, Style
+from gap.imagery.objectives import Look, Objective
+from gap.imagery.optimise import Method, Sight, ignore, optimise
+from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared, taps_of
+
+# Under which name the layers of a content network of its own are seen.
+BESIDE = "content "
+# The weight of style beside content, both as shares of what they were in the pictures they come from.
+STYLE_WEIGHT = 30.0
+STYLES = {"gram": Style, "moments": Moments, "sliced": Sliced}
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How to stylize.
+
+    Layers are by name, None for those usual for the backbone. `start` is `content` or `noise`. Sizes below that of the
+    content are drawn first, each from the one before, halving down to `least` pixels of the shorter side. Evaluations
+    are of the network, there and back, shared out evenly among the sizes.
+    """
+
+    layers: Sequence[str] | None = None
+    content_layers: Sequence[str] | None = None
+    style_weight: float = STYLE_WEIGHT
+    style: str = "gram"
+    start: str = "content"
+    evaluations: int = 300
+    method: Method = "lbfgs"
+    lr: float | None = None
+    least: int = 256
+    keep_colours: bool = False
+    pooling: Pooling = "max"
+    padding: Padding = "zeros"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Stylized:
+    """The picture, C x H x W in [0, 1]; how the objective ended, part by part; and the evaluations it took."""
+
+    picture: Tensor
+    told: str
+    evaluations: int
+
+
+def stylize(
+    content: Tensor,
+    styles: Sequence[Tensor],
+    backbone: Classifier,
+    *,
+    content_backbone: Classifier | None = None,
+    weights: Sequence[float] | None = None,
+    masks: Sequence[Tensor] | None = None,
+    manner: Manner | None = None,
+    tell: Callable[[Sight], None] = ignore,
+) -> Stylized:
+    """Draw the content of one picture in the style of others.
+
+    `content` is C x H x W in [0, 1]; `styles` are C x H' x W' of any sizes, weighed by `weights` (by default evenly);
+    with `masks`, 1 x H x W in [0, 1], each style is for its own region. Content is read from `content_backbone` where
+    that is another network. Raises GapError for layers that are not there, sizes that a backbone cannot take, and masks
+    of another size than the content.
+    """
+    manner = manner or Manner()
+    shares = _shares(weights, len(styles))
+    if masks is not None and [mask.shape[-2:] for mask in masks] != [content.shape[-2:]] * len(styles):
+        raise GapError("each style needs a mask of the size of the content")
+    picture: Tensor | None = None
+    done, told, sizes = 0, "", _sizes(content, manner.least)
+    for size, evaluations in zip(sizes, _dealt(manner.evaluations, len(sizes)), strict=True):
+        target = _resized(content, size)
+        start = _start(target, manner) if picture is None else _resized(picture, size)
+        small = [_resized(style, _within(style, max(size))) for style in styles]
+        regions = [_resized(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
+        view, objective = _asked(target, small, shares, regions, backbone, content_backbone, manner)
+        canvas = Pixels(start[None])
+        with view.still():
+            optimise(
+                canvas,
+                objective,
+                view,
+                evaluations=evaluations,
+                method=manner.method,
+                lr=manner.lr,
+                tell=_counted(tell, done, manner.evaluations),
+            )
+            told = _told(canvas, objective, view)
+        picture, done = canvas.drawn()[0], done + evaluations
+    assert picture is not None
+    return Stylized(_with_colours_of(content, picture) if manner.keep_colours else picture, told, done)
+
+
+def texture(
+    style: Tensor,
+    size: tuple[int, int],
+    backbone: Classifier,
+    *,
+    manner: Manner | None = None,
+    tell: Callable[[Sight], None] = ignore,
+) -> Stylized:
+    """The style of a picture alone, C x H x W, drawn from noise at any size (Gatys et al., 2015)."""
+    manner = manner or Manner()
+    blank = torch.full((style.shape[0], *size), 0.5, device=style.device)
+    return stylize(
+        blank, [style], backbone, manner=replace(manner, start="noise", content_layers=(), style_weight=1.0), tell=tell
+    )
+
+
+def _asked(
+    content: Tensor,
+    styles: Sequence[Tensor],
+    shares: Sequence[float],
+    masks: Sequence[Tensor | None],
+    backbone: Classifier,
+    content_backbone: Classifier | None,
+    manner: Manner,
+) -> tuple[View, Objective]:
+    """What is looked at and what is asked of it, for a content at the size of the picture."""
+
+    def ready(network: Classifier) -> Classifier:
+        return prepared(network, content[None], pooling=manner.pooling, padding=manner.padding)
+
+    usual = default_layers(backbone)
+    layers = list(usual if manner.layers is None else manner.layers)
+    prefix = BESIDE if content_backbone else ""
+    content_layers = _content_layers(usual, content_backbone, manner)
+    own = [] if content_backbone else [name for name in content_layers if name not in layers]
+    taps = {"": taps_of(ready(backbone), layers + own)}
+    check_size(taps[""], content[None], backbone.name)
+    if content_backbone and content_layers:
+        taps[prefix] = taps_of(ready(content_backbone), content_layers)
+        check_size(taps[prefix], content[None], content_backbone.name)
+    view = View(taps)
+    parts: list[Objective] = []
+    with torch.no_grad(), view.still():
+        for style, share, mask in zip(styles, shares, masks, strict=True):
+            check_size(taps[""], style[None], backbone.name)
+            seen = taps[""](style[None])
+            weight = share * manner.style_weight / len(layers)
+            parts += [weight * _distance(manner.style, name, seen[name], mask) for name in layers]
+        if content_layers:
+            seen = view(content[None])
+            names = [prefix + name for name in content_layers]
+            parts += [Content(name, seen[name]) * (1 / len(names)) for name in names]
+    first, *rest = parts
+    return view, sum(rest, start=first)
+
+
+def _content_layers(usual: Sequence[str], content_backbone: Classifier | None, manner: Manner) -> list[str]:
+    """Those named, or the last but one of the usual ones, which still knows what is where."""
+    if manner.content_layers is not None:
+        return list(manner.content_layers)
+    where = default_layers(content_backbone) if content_backbone else usual
+    return [where[max(0, len(where) - 2)]]
+
+
+def _distance(kind: str, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
+    if mask is None:
+        return STYLES[kind](layer, target)
+    if kind != "gram":
+        raise GapError(f"masks go with --style gram, not {kind}")
+    return Style(layer, target, mask)
+
+
+def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+    given = list(weights) if weights is not None else [1.0] * count
+    if len(given) != count or min(given) < 0 or not sum(given) > 0:
+        raise GapError(f"{count} styles need as many weights, none below 0 and not all 0; got {given}")
+    return [weight / sum(given) for weight in given]
+
+
+def _sizes(content: Tensor, least: int) -> list[tuple[int, int]]:
+    """From small to large: halves of the content's size whose shorter side has `least` pixels or more."""
+    height, width = content.shape[-2:]
+    count = 1 + max(0, math.floor(math.log2(max(1.0, min(height, width) / least))))
+    return [(round(height / 2**step), round(width / 2**step)) for step in reversed(range(count))]
+
+
+def _dealt(evaluations: int, sizes: int) -> list[int]:
+    """Evaluations for each size; the last takes what does not divide."""
+    each = max(1, evaluations // sizes)
+    return [*([each] * (sizes - 1)), max(1, evaluations - each * (sizes - 1))]
+
+
+def _start(content: Tensor, manner: Manner) -> Tensor:
+    if manner.start == "content":
+        return content
+    generator = torch.Generator().manual_seed(manner.seed)
+    return torch.rand(content.shape, generator=generator).to(content.device) * 0.5 + 0.25
+
+
+def _within(picture: Tensor, side: int) -> tuple[int, int]:
+    """A size of the picture's own shape whose longer side has so many pixels; a smaller one keeps its size."""
+    height, width = picture.shape[-2:]
+    factor = min(1.0, side / max(height, width))
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    if picture.shape[-2:] == size:
+        return picture
+    return F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
+
+
+def _counted(tell: Callable[[Sight], None], done: int, evaluations: int) -> Callable[[Sight], None]:
+    return lambda sight: tell(replace(sight, step=done + sight.step, steps=evaluations))
+
+
+@torch.no_grad()
+def _told(canvas: Pixels, objective: Objective, view: View) -> str:
+    images = canvas()
+    return objective.told(Look(images, view(images)))
+
+
+def _with_colours_of(content: Tensor, picture: Tensor) -> Tensor:
+    """The picture's light in the content's colours; grey pictures have none."""
+    if len(picture) != 3:
+        return picture
+    light, colour = rgb_to_yuv(picture[None])[:, :1], rgb_to_yuv(content[None])[:, 1:]
+    return yuv_to_rgb(torch.cat([light, colour], dim=1))[0].clamp(0, 1)

@@ -1,0 +1,127 @@
+"""Feature visualization: pictures that excite a class or a channel of a backbone, or that a layer takes for another."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from gap.budget import Budget
+from gap.classifier import Classifier
+from gap.errors import GapError
+from gap.imagery.canvas import Canvas, Fourier, Pixels
+from gap.imagery.features import Channel, Content, Logit
+from gap.imagery.objectives import Objective
+from gap.imagery.optimise import Sight, descend, ignore, optimise
+from gap.imagery.transforms import Shaken
+from gap.imagery.traverse import PATH, reach
+from gap.imagery.view import check_size, prepared, taps_of, view_of
+from gap.models.taps import LOGITS
+
+# `none`: steps of one length in a ball, no help from anywhere (Santurkar et al., 2019); `natural`: a Fourier canvas in
+# decorrelated colours, shaken between looks (Olah et al., 2017).
+Prior = Literal["none", "natural"]
+# How far from grey noise may begin, in pixels of [0, 1].
+FAINT = 0.1
+
+
+@dataclass(frozen=True)
+class Feature:
+    """A channel of a layer, or of the logits a class."""
+
+    layer: str
+    channel: int
+
+    def __str__(self) -> str:
+        return f"{self.layer}:{self.channel}"
+
+
+def visualize(
+    backbone: Classifier,
+    features: Sequence[Feature],
+    *,
+    size: tuple[int, int] | None = None,
+    start: Tensor | None = None,
+    prior: Prior = "none",
+    budget: Budget | None = None,
+    steps: int = 128,
+    seed: int = 0,
+    tell: Callable[[Sight], None] = ignore,
+) -> Tensor:
+    """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
+
+    Each begins at `start` (C x H x W), to which the feature is then added, or at faint noise of (H, W), by default the
+    backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
+    L2 distance between two pictures. Raises GapError for a layer or a channel that is not there, and for a size that the
+    backbone cannot take.
+    """
+    (layer,) = {feature.layer for feature in features}
+    channels = torch.tensor([feature.channel for feature in features])
+    images = _beginning(backbone, len(features), size, start, seed)
+    network = prepared(backbone, images)
+    taps = taps_of(network, [layer])
+    check_size(taps, images, backbone.name)
+    _check_channels(taps(images[:1])[layer], features, backbone)
+    objective: Objective = Logit(channels) if layer == LOGITS else Channel(layer, channels)
+    view = view_of(network, [layer])
+    with view.still(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if prior == "natural":
+            shaken = Shaken()
+            canvas: Canvas = Fourier(len(features), images.shape[1], (images.shape[2], images.shape[3]), seed)
+            optimise(
+                canvas,
+                objective,
+                lambda images: view(shaken(images)),
+                evaluations=steps,
+                method="adam",
+                lr=0.05,
+                tell=tell,
+            )
+        else:
+            canvas = Pixels(images, budget or reach(images))
+            length = canvas.budget.epsilon if canvas.budget else 0.0
+            descend(canvas, objective, view, steps=steps, size=PATH * length / steps, tell=tell)
+    return canvas.drawn()
+
+
+def invert(
+    backbone: Classifier,
+    picture: Tensor,
+    layer: str,
+    *,
+    steps: int = 128,
+    seed: int = 0,
+    tell: Callable[[Sight], None] = ignore,
+) -> Tensor:
+    """What a layer keeps of a picture (C x H x W in [0, 1]): another one, from noise, with the same output there
+    (Mahendran and Vedaldi, 2015). The more robust the backbone, the more alike the two (Engstrom et al., 2019)."""
+    images = _beginning(backbone, 1, (picture.shape[1], picture.shape[2]), None, seed)
+    network = prepared(backbone, images)
+    view = view_of(network, [layer])
+    check_size(view.taps[""], images, backbone.name)
+    with view.still():
+        with torch.no_grad():
+            target = view(picture[None])[layer]
+        canvas = Pixels(images)
+        optimise(canvas, Content(layer, target), view, evaluations=steps, tell=tell)
+    return canvas.drawn()[0]
+
+
+def _beginning(
+    backbone: Classifier, count: int, size: tuple[int, int] | None, start: Tensor | None, seed: int
+) -> Tensor:
+    if start is not None:
+        return start[None].repeat(count, 1, 1, 1)
+    shape = (count, backbone.facts.channels, *(size or backbone.facts.size))
+    noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+    return (0.5 + FAINT * noise).clamp(0, 1)
+
+
+def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:
+    worst = max(features, key=lambda feature: feature.channel)
+    if worst.channel >= output.shape[1]:
+        kind = "classes" if worst.layer == LOGITS else "channels"
+        last = output.shape[1] - 1
+        raise GapError(f"{worst.layer} of {backbone.name} has the {kind} 0 to {last}, not {worst.channel}")

@@ -1,0 +1,196 @@
+"""Layers by name, on any network: found, read in one pass that goes no further than it must, and tuned for drawing."""
+
+from collections import Counter
+from collections.abc import Sequence
+from copy import deepcopy
+from typing import Literal, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gap.errors import GapError, unknown
+
+T = TypeVar("T", bound=nn.Module)
+
+# The name of what a network returns, beside those of its layers.
+LOGITS = "logits"
+
+
+class _Enough(Exception):  # noqa: N818  # nothing failed
+    """Every layer that was asked for has been read."""
+
+
+class Taps:
+    """Reads layers of a network by name: images N x C x H x W to each layer's output, in one pass.
+
+    Names are module paths, those that the literature uses (see `aliases`), and `logits` for what the network returns.
+    The pass ends at the last layer asked for, the hooks leave with it, and what in-place operations do after a layer
+    does not reach what was read. A module that runs several times is read at its last.
+    """
+
+    def __init__(self, network: nn.Module, names: Sequence[str], run: nn.Module | None = None) -> None:
+        """`run`, where it is not the network itself, is what wraps it and is given the images.
+
+        Raises GapError for a name that is not there, with the nearest that are, and for one named twice.
+        """
+        known = aliases(network)
+        paths = [known.get(name, name) for name in names]
+        modules = dict(network.named_modules())
+        for name, path in zip(names, paths, strict=True):
+            if path != LOGITS and (path not in modules or not path):
+                raise unknown("layer", name, [*known, *filter(None, modules), LOGITS])
+            if paths.count(path) > 1:
+                twice = [other for other in names if known.get(other, other) == path]
+                raise GapError(f"layer {twice[0]} is named twice ({', '.join(twice)}); name it once")
+        self.run = run or network
+        self.paths = dict(zip(names, paths, strict=True))
+        self._modules = {path: modules[path] for path in paths if path != LOGITS}
+        self._last: str | None = None
+
+    def __call__(self, images: Tensor) -> dict[str, Tensor]:
+        """The output of each layer, by the name it was asked for. Raises GapError where one never runs, or gives
+        something else than a tensor."""
+        read: dict[str, Tensor] = {}
+        order: list[str] = []
+
+        def keep(path: str, output: object) -> None:
+            if not isinstance(output, Tensor):
+                raise GapError(f"layer {path} gives a {type(output).__name__}, not a tensor; name one inside it")
+            order.append(path)
+            if path == self._last:
+                read[path] = output
+                raise _Enough
+            read[path] = output.clone()
+
+        hooks = [
+            module.register_forward_hook(lambda module, inputs, output, path=path: keep(path, output))
+            for path, module in self._modules.items()
+        ]
+        try:
+            read[LOGITS] = self.run(images)
+        except _Enough:
+            pass
+        finally:
+            for hook in hooks:
+                hook.remove()
+        for name, path in self.paths.items():
+            if path not in read:
+                raise GapError(f"layer {name} does not run; name another")
+        if self._last is None and order and LOGITS not in self.paths.values():
+            # Learned from the first pass, which went to the end: a module may run more than once.
+            self._last = order[-1] if order.count(order[-1]) == 1 else None
+        return {name: read[path] for name, path in self.paths.items()}
+
+
+def aliases(network: nn.Module) -> dict[str, str]:
+    """Names that the literature uses for layers, where a network has them, and the modules that they mean.
+
+    `relu2_x` to `relu5_x` are the outputs of a ResNet's four stages. In a plain chain of convolutions such as VGG's,
+    `conv4_2` and `relu4_2` are the second convolution after the third pooling and its activation; in such a chain
+    `conv_3` is the third convolution of all, as AlexNet's are counted.
+    """
+    found: dict[str, str] = {}
+    for path, module in network.named_modules():
+        prefix = f"{path}." if path else ""
+        stages = [f"layer{stage}" for stage in range(1, 5)]
+        if all(isinstance(getattr(module, stage, None), nn.Module) for stage in stages):
+            found |= {f"relu{index + 2}_x": prefix + stage for index, stage in enumerate(stages)}
+        if isinstance(module, nn.Sequential) and sum(isinstance(part, nn.Conv2d) for part in module) > 1:
+            found |= {name: prefix + inner for name, inner in _chain(module).items() if name not in found}
+    return found
+
+
+def _chain(chain: nn.Sequential) -> dict[str, str]:
+    found: dict[str, str] = {}
+    block, place, count = 1, 0, 0
+    for inner, module in chain.named_children():
+        match module:
+            case nn.Conv2d():
+                place, count = place + 1, count + 1
+                found |= {f"conv{block}_{place}": inner, f"conv_{count}": inner}
+            case nn.ReLU() if place:
+                found.setdefault(f"relu{block}_{place}", inner)
+            case nn.MaxPool2d() | nn.AvgPool2d():
+                block, place = block + 1, 0
+    return found
+
+
+@torch.no_grad()
+def stages(network: nn.Module, images: Tensor) -> list[str]:
+    """The last layer at each resolution that a network passes through, from the first to the last.
+
+    Modules that run more than once and maps of fewer than 2 x 2 are left out.
+    """
+    ended: dict[tuple[int, int], list[str]] = {}
+    runs: Counter[str] = Counter()
+    paths = {module: path for path, module in network.named_modules() if path}
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        runs[paths[module]] += 1
+        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) > 1:
+            height, width = output.shape[-2:]
+            ended.setdefault((height, width), []).append(paths[module])
+
+    hooks = [module.register_forward_hook(note) for module in paths]
+    try:
+        network(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    once = [[path for path in each if runs[path] == 1] for each in ended.values()]
+    return [each[-1] for each in once if each]
+
+
+class AveragePool(nn.Module):
+    """Average pooling in place of a max pooling, times a factor that keeps the scale of what it gives."""
+
+    def __init__(self, pool: nn.MaxPool2d, factor: float) -> None:
+        super().__init__()
+        self.pool, self.factor = pool, factor
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        pool = self.pool
+        averaged = F.avg_pool2d(
+            inputs, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False
+        )
+        return averaged * self.factor
+
+
+@torch.no_grad()
+def with_average_pooling(network: T, images: Tensor) -> T:
+    """A copy with every max pooling an average pooling, scaled so that its output has the mean square that it had for
+    these images (Gatys et al., 2016, swap them for smoother pictures). Raises GapError when it has no max pooling."""
+    copy = deepcopy(network)
+    names = [name for name, module in copy.named_modules() if isinstance(module, nn.MaxPool2d)]
+    if not names:
+        raise GapError("this backbone has no max pooling to average; leave out --pooling")
+    factors: dict[str, float] = {}
+
+    def note(name: str, pool: nn.MaxPool2d, given: Tensor, output: Tensor) -> None:
+        plain = AveragePool(pool, 1.0)(given)
+        factors[name] = (output.square().mean() / plain.square().mean().clamp_min(1e-12)).sqrt().item()
+
+    hooks = [
+        copy.get_submodule(name).register_forward_hook(
+            lambda pool, inputs, output, name=name: note(name, pool, inputs[0], output)
+        )
+        for name in names
+    ]
+    copy(images)
+    for hook in hooks:
+        hook.remove()
+    for name in names:
+        pool = copy.get_submodule(name)
+        assert isinstance(pool, nn.MaxPool2d)
+        copy.set_submodule(name, AveragePool(pool, factors.get(name, 1.0)))
+    return copy
+
+
+def with_padding(network: T, mode: Literal["zeros", "reflect", "replicate"]) -> T:
+    """A copy whose convolutions pad by `reflect` or `replicate` and not by zeros, which ring at the borders."""
+    copy = deepcopy(network)
+    for module in copy.modules():
+        if isinstance(module, nn.Conv2d):
+            module.padding_mode = mode
+    return copy
