@@ -46,11 +46,15 @@ class Classifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != self.facts.size:
             images = functional.interpolate(images, self.facts.size, mode="bilinear", antialias=True)
+        return self.network(self.normalised(images))
+
+    def normalised(self, images: Tensor) -> Tensor:
+        """Images in [0, 1] of any size as the network itself takes them."""
         if self.mean is not None:
             images = images - self.mean
         if self.std is not None:
             images = images / self.std
-        return self.network(images)
+        return images
 
     def label(self, index: int) -> str:
         """The name of a class where it is known, its number where not."""

@@ -45,7 +45,7 @@ class Taps:
                 raise GapError(f"layer {twice[0]} is named twice ({', '.join(twice)}); name it once")
         self.run = run or network
         self.paths = dict(zip(names, paths, strict=True))
-        self._modules = {path: modules[path] for path in paths if path != LOGITS}
+        self.modules = {path: modules[path] for path in paths if path != LOGITS}
         self._last: str | None = None
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
@@ -65,7 +65,7 @@ class Taps:
 
         hooks = [
             module.register_forward_hook(lambda module, inputs, output, path=path: keep(path, output))
-            for path, module in self._modules.items()
+            for path, module in self.modules.items()
         ]
         try:
             read[LOGITS] = self.run(images)

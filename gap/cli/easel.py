@@ -53,12 +53,8 @@ class Easel:
 def easel(out: Path, *, preview: bool = True) -> Iterator[Easel]:
     """An easel for a drawing that will be in `out`; on Ctrl-C the picture so far is left there."""
     console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[figures]}"),
-        TimeRemainingColumn(),
-    )
+    figures = TextColumn("{task.fields[figures]}")
+    columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
         stand = Easel(out if preview else None, bar)
         try:

@@ -25,7 +25,7 @@ def visualize(
     start: Annotated[Path | None, typer.Option("--start", help="a picture that the feature is added to")] = None,
     of: Annotated[
         Path | None,
-        typer.Option("--invert", help="a picture: draw what the layers named, without channels, keep of it"),
+        typer.Option("--invert", help="a picture: draw what layers, named without channels, keep of it"),
     ] = None,
     prior: Annotated[
         Literal["none", "natural"],

@@ -40,7 +40,7 @@ class Pixels(Canvas):
         self.weights = nn.Parameter(start.detach().clone())
 
     def forward(self) -> Tensor:
-        return self.weights
+        return self.weights.clone()
 
     def settle(self) -> None:
         moved = self.weights.data - self.start

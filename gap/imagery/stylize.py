@@ -15,7 +15,8 @@ from gap.imagery.canvas import Pixels
 from gap.imagery.features import Content, Moments, Sliced, Style
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import Method, Sight, ignore, optimise
-from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared, taps_of
+from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
+from gap.models.taps import Taps
 
 # Under which name the layers of a content network of its own are seen.
 BESIDE = "content "
@@ -131,19 +132,17 @@ def _asked(
 ) -> tuple[View, Objective]:
     """What is looked at and what is asked of it, for a content at the size of the picture."""
 
-    def ready(network: Classifier) -> Classifier:
-        return prepared(network, content[None], pooling=manner.pooling, padding=manner.padding)
+    def ready(network: Classifier, names: Sequence[str]) -> Taps:
+        return prepared(network, content[None], names, pooling=manner.pooling, padding=manner.padding)
 
     usual = default_layers(backbone)
     layers = list(usual if manner.layers is None else manner.layers)
     prefix = BESIDE if content_backbone else ""
     content_layers = _content_layers(usual, content_backbone, manner)
     own = [] if content_backbone else [name for name in content_layers if name not in layers]
-    taps = {"": taps_of(ready(backbone), layers + own)}
-    check_size(taps[""], content[None], backbone.name)
+    taps = {"": ready(backbone, layers + own)}
     if content_backbone and content_layers:
-        taps[prefix] = taps_of(ready(content_backbone), content_layers)
-        check_size(taps[prefix], content[None], content_backbone.name)
+        taps[prefix] = ready(content_backbone, content_layers)
     view = View(taps)
     parts: list[Objective] = []
     with torch.no_grad(), view.still():

@@ -11,8 +11,8 @@ from gap.classifier import Classifier
 from gap.imagery.canvas import Pixels
 from gap.imagery.features import Logit
 from gap.imagery.optimise import Sight, descend
-from gap.imagery.view import view_of
-from gap.models.taps import LOGITS
+from gap.imagery.view import View
+from gap.models.taps import LOGITS, Taps
 
 # The length of all steps together, as a multiple of how far they may lead.
 PATH = 3.0
@@ -40,7 +40,7 @@ def traverse(
     budget = budget or reach(images)
     length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
     canvas = Pixels(images, budget)
-    view = view_of(classifier, [LOGITS])
+    view = View({"": Taps(classifier.network, [LOGITS], run=classifier)})
     pictures: list[Tensor] = []
     shares: list[Tensor] = []
 

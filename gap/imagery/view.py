@@ -2,15 +2,14 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gap.classifier import Classifier
 from gap.errors import GapError, first_line
-from gap.folding import folded
+from gap.folding import Folding
 from gap.frozen import frozen
 from gap.models.taps import Taps, stages, with_average_pooling, with_padding
 
@@ -18,28 +17,43 @@ Pooling = Literal["max", "average"]
 Padding = Literal["zeros", "reflect", "replicate"]
 
 
-def at_size(classifier: Classifier, size: tuple[int, int]) -> Classifier:
-    """The same network taking pictures of (H, W) as they are, where the classifier itself would resize them."""
-    facts = replace(classifier.facts, size=size)
-    return Classifier(
-        classifier.network, facts, name=classifier.name, architecture=classifier.architecture
-    ).requires_grad_(False)
+class Backbone(nn.Module):
+    """A classifier's network with its normaliser, taking pictures of any size as they are: nothing is resized."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        super().__init__()
+        self.classifier = classifier.eval()
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.classifier.network(self.classifier.normalised(images))
+        return logits
 
 
 def prepared(
-    classifier: Classifier, images: Tensor, *, pooling: Pooling = "max", padding: Padding = "zeros"
-) -> Classifier:
-    """A backbone for drawing at the size of these images: no resizing, its norms folded, channels last, eval mode.
+    classifier: Classifier,
+    images: Tensor,
+    layers: Sequence[str],
+    *,
+    pooling: Pooling = "max",
+    padding: Padding = "zeros",
+) -> Taps:
+    """These layers of a backbone made ready to draw with: no resizing, norms folded, channels last.
 
-    Average pooling keeps the scale that the images (N x C x H x W) have under max pooling.
+    Average pooling keeps the scale that these images (N x C x H x W) have under max pooling. Raises GapError for layers
+    that are not there, and naming the least size that works where the images are too small.
     """
-    backbone = at_size(classifier, (images.shape[2], images.shape[3])).eval()
-    backbone = folded(backbone, images.shape[1], classifier.facts.size)
+    folding = Folding(classifier, classifier.facts.channels, classifier.facts.size)
+    asked = Taps(classifier.network, layers).modules.values()
+    # A convolution that is looked at itself must give what it gives before its norm.
+    whole = any(convolution in asked for convolution, _, _ in folding.pairs)
+    backbone = Backbone(classifier if whole else folding.lean)
     if pooling == "average":
         backbone = with_average_pooling(backbone, images)
     if padding != "zeros":
         backbone = with_padding(backbone, padding)
-    return backbone.to(memory_format=torch.channels_last)
+    taps = Taps(backbone.classifier.network, layers, run=backbone.to(memory_format=torch.channels_last))
+    check_size(taps, images, classifier.name)
+    return taps
 
 
 def default_layers(classifier: Classifier) -> list[str]:
@@ -53,9 +67,9 @@ def default_layers(classifier: Classifier) -> list[str]:
             return usual
         except GapError:
             pass
-    size = tuple(max(64, side) for side in classifier.facts.size)
+    facts = classifier.facts
     with frozen(classifier):
-        found = stages(at_size(classifier, (size[0], size[1])), torch.rand(1, classifier.facts.channels, *size))
+        found = stages(classifier, torch.rand(1, facts.channels, *facts.size))
     return [name.removeprefix("network.") for name in found[:5]]
 
 
@@ -82,20 +96,10 @@ class View:
             yield
 
 
-def view_of(backbone: Classifier, layers: Sequence[str]) -> View:
-    """A view of one backbone."""
-    return View({"": taps_of(backbone, layers)})
-
-
-def taps_of(backbone: Classifier, layers: Sequence[str]) -> Taps:
-    """The layers of a backbone by the names that its own network gives them."""
-    return Taps(backbone.network, layers, run=backbone)
-
-
 def check_size(taps: Taps, images: Tensor, name: str) -> None:
     """Raise GapError, naming the least size that works, where a backbone's layers cannot take images of this size."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), frozen(taps.run):
             taps(images[:1])
     except GapError:
         raise
@@ -108,7 +112,7 @@ def check_size(taps: Taps, images: Tensor, name: str) -> None:
 
 def _works(taps: Taps, images: Tensor, side: int) -> bool:
     try:
-        with torch.no_grad():
+        with torch.no_grad(), frozen(taps.run):
             taps(images.new_zeros(1, images.shape[1], side, side))
         return True
     except (RuntimeError, GapError):

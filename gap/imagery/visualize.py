@@ -16,7 +16,7 @@ from gap.imagery.objectives import Objective
 from gap.imagery.optimise import Sight, descend, ignore, optimise
 from gap.imagery.transforms import Shaken
 from gap.imagery.traverse import PATH, reach
-from gap.imagery.view import check_size, prepared, taps_of, view_of
+from gap.imagery.view import View, prepared
 from gap.models.taps import LOGITS
 
 # `none`: steps of one length in a ball, no help from anywhere (Santurkar et al., 2019); `natural`: a Fourier canvas in
@@ -51,20 +51,18 @@ def visualize(
 ) -> Tensor:
     """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
 
-    Each begins at `start` (C x H x W), to which the feature is then added, or at faint noise of (H, W), by default the
+    Each begins at `start` (C x H x W), to which the feature is added, or at faint noise of (H, W), by default the
     backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
-    L2 distance between two pictures. Raises GapError for a layer or a channel that is not there, and for a size that the
-    backbone cannot take.
+    L2 distance between two pictures. Raises GapError for a layer or a channel that is not there, and for a size that
+    the backbone cannot take.
     """
     (layer,) = {feature.layer for feature in features}
     channels = torch.tensor([feature.channel for feature in features])
     images = _beginning(backbone, len(features), size, start, seed)
-    network = prepared(backbone, images)
-    taps = taps_of(network, [layer])
-    check_size(taps, images, backbone.name)
-    _check_channels(taps(images[:1])[layer], features, backbone)
+    view = View({"": prepared(backbone, images, [layer])})
+    with torch.no_grad(), view.still():
+        _check_channels(view(images[:1])[layer], features, backbone)
     objective: Objective = Logit(channels) if layer == LOGITS else Channel(layer, channels)
-    view = view_of(network, [layer])
     with view.still(), torch.random.fork_rng():
         torch.manual_seed(seed)
         if prior == "natural":
@@ -98,9 +96,7 @@ def invert(
     """What a layer keeps of a picture (C x H x W in [0, 1]): another one, from noise, with the same output there
     (Mahendran and Vedaldi, 2015). The more robust the backbone, the more alike the two (Engstrom et al., 2019)."""
     images = _beginning(backbone, 1, (picture.shape[1], picture.shape[2]), None, seed)
-    network = prepared(backbone, images)
-    view = view_of(network, [layer])
-    check_size(view.taps[""], images, backbone.name)
+    view = View({"": prepared(backbone, images, [layer])})
     with view.still():
         with torch.no_grad():
             target = view(picture[None])[layer]

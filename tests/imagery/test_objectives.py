@@ -3,23 +3,30 @@
 import pytest
 import torch
 
-from gap.imagery.objectives import Leash, Logit, Look
+from gap.imagery.features import Logit
+from gap.imagery.objectives import Leash, Look, Variation
 
 
 def look() -> Look:
     torch.manual_seed(0)
-    return Look(torch.rand(3, 1, 4, 4), torch.randn(3, 5))
+    return Look(torch.rand(3, 1, 4, 4), {"logits": torch.randn(3, 5)})
 
 
 def test_the_logit_of_each_image_s_class() -> None:
     seen, classes = look(), torch.tensor([4, 0, 2])
-    assert torch.equal(Logit(classes)(seen), -seen.logits[[0, 1, 2], classes])
+    assert torch.equal(Logit(classes)(seen), -seen.layers["logits"][[0, 1, 2], classes])
 
 
 def test_the_leash_is_a_squared_distance() -> None:
     seen = look()
     distance = (seen.images - 0.5).flatten(1).norm(dim=1)
     assert torch.allclose(Leash(torch.full((3, 1, 4, 4), 0.5))(seen), distance**2)
+
+
+def test_total_variation_of_a_ramp_and_of_nothing() -> None:
+    ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4) / 4
+    images = torch.cat([ramp, torch.full((1, 1, 4, 4), 0.3)])
+    assert torch.allclose(Variation()(Look(images, {})), torch.tensor([1 / 16, 0.0]))
 
 
 def test_they_add_and_scale() -> None:
@@ -31,3 +38,9 @@ def test_they_add_and_scale() -> None:
         "sum", "  2 x class logit", "    class logit", "  0.5 x leash", "    leash",
     ]  # fmt: skip
     assert float(lines[2].partition(":")[2]) == pytest.approx(logit(seen).mean().item(), rel=1e-3)
+
+
+def test_a_sum_of_sums_is_one_sum_and_knows_its_layers() -> None:
+    logit, leash = Logit(torch.tensor([0, 1, 2])), Leash(torch.zeros(3, 1, 4, 4))
+    three = leash + logit + Variation()
+    assert len(three.parts) == 3 and three.layers == ("logits",)

@@ -44,9 +44,9 @@ def test_steps_have_one_length_and_are_heard(pictures) -> None:
     heard: list[Sight] = []
     start, goal = torch.full((2, 1, 12, 12), 0.5), torch.full((2, 1, 12, 12), 0.6)
     canvas = Pixels(start)
-    descend(canvas, Leash(goal), pictures.net, steps=4, size=0.2, tell=heard.append)
+    descend(canvas, Leash(goal), lambda images: {}, steps=4, size=0.2, tell=heard.append)
     assert [sight.step for sight in heard] == [0, 1, 2, 3, 4]
-    lengths = [(b.images - a.images).flatten(1).norm(dim=1) for a, b in itertools.pairwise(heard)]
+    lengths = [(b.look.images - a.look.images).flatten(1).norm(dim=1) for a, b in itertools.pairwise(heard)]
     assert torch.allclose(torch.stack(lengths), torch.tensor(0.2), atol=1e-5)
     values = torch.stack([sight.values for sight in heard])
     assert (values[1:] < values[:-1]).all()

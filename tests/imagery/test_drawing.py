@@ -1,0 +1,190 @@
+"""Drawing on a small backbone: what is asked for comes nearer, and what may not be is refused in a line."""
+
+import pytest
+import torch
+from gap.models.classifiers import CifarResNet18, mnist_cnn
+from torch import Tensor
+
+from gap.budget import Budget
+from gap.classifier import Classifier, Facts
+from gap.errors import GapError
+from gap.imagery.canvas import Fourier, Pixels
+from gap.imagery.objectives import Leash
+from gap.imagery.optimise import Sight, optimise
+from gap.imagery.stylize import Manner, stylize, texture
+from gap.imagery.transforms import Shaken
+from gap.imagery.view import default_layers
+from gap.imagery.visualize import Feature, invert, visualize
+
+QUICK = Manner(evaluations=12)
+
+
+@pytest.fixture(scope="module")
+def backbone() -> Classifier:
+    torch.manual_seed(0)
+    network = CifarResNet18(3, 10, width=4)
+    return Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+
+
+def picture(seed: int, height: int = 40, width: int = 32) -> Tensor:
+    """Waves in a direction and colours of their own."""
+    generator = torch.Generator().manual_seed(seed)
+    down, across = torch.rand(2, generator=generator) * 1.5
+    waves = (torch.arange(height)[:, None] * down + torch.arange(width)[None, :] * across).sin()
+    return (0.5 + 0.4 * waves * torch.rand(3, 1, 1, generator=generator)).clamp(0, 1)
+
+
+def heard(sights: list[Sight]) -> list[float]:
+    return [sight.values.sum().item() for sight in sights]
+
+
+@pytest.mark.parametrize("method", ["lbfgs", "adam"])
+def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
+    sights: list[Sight] = []
+    canvas = Pixels(torch.full((1, 3, 6, 6), 0.5))
+    goal = picture(0, 6, 6)[None]
+    optimise(canvas, Leash(goal), lambda images: {}, evaluations=40, method=method, tell=sights.append)
+    assert [sight.step for sight in sights] == list(range(40))
+    assert heard(sights)[-1] < 0.1 * heard(sights)[0]
+    assert canvas.drawn().min() >= 0 and canvas.drawn().max() <= 1
+
+
+def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
+    sights: list[Sight] = []
+    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, manner=QUICK, tell=sights.append)
+    assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(sights)
+    assert drawn.picture.min() >= 0 and drawn.picture.max() <= 1
+    assert heard(sights)[-1] < 0.5 * heard(sights)[0]
+    assert "style at relu2_x" in drawn.told and "content at relu4_x" in drawn.told
+    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    assert all(weight.requires_grad for weight in backbone.parameters())
+
+
+def test_the_same_seed_draws_the_same(backbone: Classifier) -> None:
+    manner = Manner(evaluations=4, start="noise", seed=3)
+    first, again = (stylize(picture(0), [picture(1)], backbone, manner=manner).picture for _ in range(2))
+    assert torch.equal(first, again)
+
+
+def test_large_pictures_are_drawn_small_first(backbone: Classifier) -> None:
+    sizes: list[tuple[int, ...]] = []
+    manner = Manner(evaluations=9, least=8)
+    stylize(picture(0), [picture(1)], backbone, manner=manner, tell=lambda s: sizes.append(s.look.images.shape[2:]))
+    assert list(dict.fromkeys(sizes)) == [(10, 8), (20, 16), (40, 32)] and len(sizes) == 9
+
+
+def test_a_content_network_of_its_own(backbone: Classifier) -> None:
+    drawn = stylize(picture(0), [picture(1)], backbone, content_backbone=backbone, manner=QUICK)
+    assert "content at content relu4_x" in drawn.told
+
+
+def test_a_style_without_weight_is_left_out(backbone: Classifier) -> None:
+    both = [picture(1), picture(2)]
+    one = stylize(picture(0), both, backbone, weights=[1, 0], manner=QUICK)
+    alone = stylize(picture(0), both[:1], backbone, manner=QUICK)
+    torch.testing.assert_close(one.picture, alone.picture, atol=1e-2, rtol=0)
+
+
+def test_masked_styles_stay_in_their_regions(backbone: Classifier) -> None:
+    content = torch.full((3, 32, 64), 0.5)
+    left = torch.zeros(1, 32, 64)
+    left[..., :32] = 1
+    manner = Manner(evaluations=15, layers=["relu2_x"], content_layers=[])
+    drawn = stylize(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], manner=manner)
+    moved = (drawn.picture - content).abs().mean(dim=0)
+    assert moved[:, :28].mean() > 5 * moved[:, 40:].mean()
+
+
+def test_the_content_s_colours_are_kept(backbone: Classifier) -> None:
+    content = picture(0).mean(dim=0, keepdim=True).repeat(3, 1, 1)
+    manner = Manner(evaluations=8, keep_colours=True)
+    drawn = stylize(content, [picture(1)], backbone, manner=manner).picture
+    assert (drawn - drawn.mean(dim=0)).abs().max() < 1e-2
+    assert (drawn - content).abs().max() > 1e-2
+
+
+def test_texture_of_another_size(backbone: Classifier) -> None:
+    drawn = texture(picture(1), (24, 48), backbone, manner=QUICK)
+    assert drawn.picture.shape == (3, 24, 48) and "content" not in drawn.told
+
+
+def test_one_channel_and_no_residual_stages() -> None:
+    grey = Classifier(mnist_cnn(1, 10), Facts(1, (28, 28), 10), name="cnn", architecture="net").eval()
+    layers = default_layers(grey)
+    assert layers == ["1", "3"]
+    pictures = [picture(seed, 28, 28).mean(dim=0, keepdim=True) for seed in (0, 1)]
+    drawn = stylize(pictures[0], pictures[1:], grey, manner=QUICK)
+    assert drawn.picture.shape == (1, 28, 28)
+
+
+def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) -> None:
+    budget = Budget("l2", 3.0)
+    for layer in ("logits", "layer2"):
+        sights: list[Sight] = []
+        features = [Feature(layer, 1), Feature(layer, 5)]
+        drawn = visualize(backbone, features, budget=budget, steps=10, tell=sights.append)
+        assert drawn.shape == (2, 3, 32, 32)
+        assert (budget.measure(drawn - sights[0].look.images) <= 3.001).all()
+        assert (sights[-1].values < sights[0].values).all()
+
+
+def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> None:
+    start = picture(0)
+    drawn = visualize(backbone, [Feature("layer2", 0)], start=start, budget=Budget("linf", 0.1), steps=5)
+    assert drawn.shape[1:] == start.shape and 0.01 < (drawn[0] - start).abs().max() <= 0.1001
+
+
+def test_with_natural_priors(backbone: Classifier) -> None:
+    sights: list[Sight] = []
+    drawn = visualize(backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=sights.append)
+    assert drawn.shape == (1, 3, 48, 40) and drawn.min() >= 0 and drawn.max() <= 1
+    assert heard(sights)[-1] < heard(sights)[0]
+
+
+def test_a_layer_is_inverted(backbone: Classifier) -> None:
+    target = picture(0, 32, 32)
+    drawn = invert(backbone, target, "layer1", steps=60)
+    noise = visualize(backbone, [Feature("layer1", 0)], steps=1)[0]
+    assert (drawn - target).square().mean() < 0.3 * (noise - target).square().mean()
+
+
+def test_the_fourier_canvas_begins_grey_and_its_fine_waves_are_weak() -> None:
+    canvas = Fourier(1, 3, (32, 32), seed=0)
+    images = canvas.drawn()
+    assert (images - 0.5).abs().max() < 0.2
+    canvas.weights.data = 0.05 * torch.randn_like(canvas.weights)
+    spectrum = torch.fft.rfft2((canvas() / (1 - canvas())).log()[0, 0].detach()).abs()
+    assert spectrum[1:3, 1:3].mean() > 3 * spectrum[10:16, 10:16].mean()
+
+
+def test_shaking_moves_each_picture_in_its_own_way() -> None:
+    torch.manual_seed(0)
+    images = picture(0)[None].repeat(2, 1, 1, 1)
+    shaken = Shaken()(images)
+    assert shaken.shape == images.shape
+    assert (shaken[0] - shaken[1]).abs().max() > 0.05 and (shaken - images).abs().max() > 0.05
+    assert torch.allclose(Shaken(0, 0.0, 0.0)(images), images, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("act", "message"),
+    [
+        (lambda net: visualize(net, [Feature("layer2", 8)]), "layer2 of net has the channels 0 to 7, not 8"),
+        (lambda net: visualize(net, [Feature("logits", 10)]), "logits of net has the classes 0 to 9, not 10"),
+        (lambda net: visualize(net, [Feature("layer9", 0)]), "unknown layer 'layer9'; did you mean layer"),
+        (lambda net: stylize(picture(0), [picture(1)], net, weights=[1, 2]), "1 styles need as many weights"),
+        (lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]), "needs a mask of the size"),
+        (lambda net: stylize(picture(0), [picture(1)], net, manner=Manner(layers=["relu9_x"])), "unknown layer"),
+    ],
+)
+def test_bad_requests(backbone: Classifier, act, message: str) -> None:
+    with pytest.raises(GapError, match=message):
+        act(backbone)
+
+
+def test_the_least_size_is_named() -> None:
+    network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.Conv2d(4, 4, 5), torch.nn.Flatten())
+    small = Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    with pytest.raises(GapError, match="pictures of 8 x 8 pixels: it takes 9 pixels or more"):
+        visualize(small, [Feature("1", 0)], size=(8, 8))

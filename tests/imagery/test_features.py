@@ -1,0 +1,85 @@
+"""Objectives on layers, beside plain numpy or torch."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import wasserstein_distance
+
+from gap.imagery.features import Channel, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
+from gap.imagery.objectives import Look
+
+
+def output(seed: int, count: int = 2, size: tuple[int, int] = (6, 5)) -> torch.Tensor:
+    return torch.randn(count, 4, *size, generator=torch.Generator().manual_seed(seed))
+
+
+def seen(layer: torch.Tensor) -> Look:
+    return Look(torch.zeros(len(layer), 3, 8, 8), {"a": layer})
+
+
+@pytest.mark.parametrize("kind", [Content, Style, Moments, Sliced])
+def test_nothing_is_far_from_itself_and_something_from_another(kind: type) -> None:
+    target = output(0, 1)
+    distance = kind("a", target)
+    values = distance(seen(torch.cat([target, output(1, 1), 2 * target])))
+    assert values[0] == pytest.approx(0, abs=1e-6)
+    assert (values[1:] > 0.02).all()
+
+
+@pytest.mark.parametrize("kind", [Content, Style, Moments, Sliced])
+def test_distances_are_shares_whatever_the_scale_of_a_network(kind: type) -> None:
+    target, other = output(0, 1), output(1, 1)
+    plain, large = kind("a", target)(seen(other)), kind("a", 1000 * target)(seen(1000 * other))
+    torch.testing.assert_close(plain, large, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [Style, Moments, Sliced])
+def test_style_has_no_places_and_no_size(kind: type) -> None:
+    target = output(0, 1)
+    mixed = target.flatten(2)[:, :, torch.randperm(30)].view_as(target)
+    assert kind("a", target)(seen(mixed)).item() == pytest.approx(0, abs=1e-6)
+    doubled = target.repeat(1, 1, 2, 2)
+    assert kind("a", target)(seen(doubled)).item() == pytest.approx(0, abs=2e-2 if kind is Sliced else 1e-6)
+
+
+def test_the_gram_matrix() -> None:
+    layer = output(0)
+    for found, each in zip(gram(layer), layer.numpy(), strict=True):
+        points = each.reshape(4, -1)
+        np.testing.assert_allclose(found, points @ points.T / points.shape[1], rtol=1e-5, atol=1e-6)
+
+
+def test_a_masked_gram_matrix_is_that_of_the_region() -> None:
+    layer, mask = output(0, 1, (6, 6)), torch.zeros(1, 1, 12, 12)
+    mask[..., :6] = 1
+    torch.testing.assert_close(gram(layer, mask), gram(layer[..., :3]))
+
+
+def test_half_precision_does_not_overflow() -> None:
+    layer = (300 * output(0)).half()
+    assert gram(layer).isfinite().all() and gram(layer).dtype == torch.float32
+
+
+def test_sliced_wasserstein_along_one_axis_is_the_quantiles_distance() -> None:
+    """Against scipy's, which is of order 1: along each direction it is at most the root of the squared one."""
+    target, other = output(0, 1), output(1, 1)
+    distance = Sliced("a", target, directions=16)
+    ours = distance(seen(other)) * distance.scale
+    projected = [(distance.axes @ each.flatten(2))[0].numpy() for each in (target, other)]
+    first = [wasserstein_distance(a, b) ** 2 for a, b in zip(*projected, strict=True)]
+    assert np.mean(first) <= ours.item() <= 4 * np.mean(first)
+
+
+def test_what_excites() -> None:
+    layer, channels = output(0), torch.tensor([1, 3])
+    assert torch.allclose(Channel("a", channels)(seen(layer)), -layer.mean(dim=(2, 3))[[0, 1], channels])
+    assert torch.equal(Neuron("a", channels)(seen(layer)), -layer[[0, 1], channels, 3, 2])
+    along = Direction("a", torch.tensor([0.0, 2.0, 0.0, 0.0]))
+    assert torch.allclose(along(seen(layer)), -layer[:, 1].mean(dim=(1, 2)))
+
+
+def test_diversity_is_low_where_pictures_differ() -> None:
+    one = output(0, 1).abs()
+    same, different = one.repeat(3, 1, 1, 1), torch.cat([one, output(1, 1).abs(), output(2, 1)])
+    assert torch.allclose(Diversity("a")(seen(same)), torch.ones(3), atol=1e-5)
+    assert (Diversity("a")(seen(different)) < 0.95).all()

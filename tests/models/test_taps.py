@@ -1,0 +1,157 @@
+"""Layers are found by name on any network, and read as they were before anything wrote over them."""
+
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+import torchvision
+from gap.models.classifiers import CifarResNet18
+from gap.models.taps import LOGITS, Taps, aliases, stages, with_average_pooling, with_padding
+from torch import Tensor, nn
+
+from gap.errors import GapError
+
+
+class Overwriting(nn.Module):
+    """Its convolution's output is changed in place by a module, and by an addition."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+        self.relu = nn.ReLU(inplace=True)
+        self.head = nn.Linear(4, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out = self.relu(self.conv(images))
+        out += 1.0
+        return self.head(out.mean(dim=(2, 3)))
+
+
+def chain() -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(3, 4, 3, padding=1), nn.ReLU(inplace=True), nn.Conv2d(4, 6, 3, padding=1), nn.ReLU(inplace=True),
+        nn.MaxPool2d(2), nn.Conv2d(6, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(inplace=True),
+    )  # fmt: skip
+
+
+def test_what_is_written_over_is_read_as_it_was() -> None:
+    torch.manual_seed(0)
+    network, images = Overwriting(), torch.rand(2, 3, 8, 8)
+    conv = network.conv(images)
+    seen = Taps(network, ["relu", "conv", LOGITS])(images)
+    assert torch.equal(seen["conv"], conv) and (conv < 0).any()
+    assert torch.equal(seen["relu"], conv.relu())
+    assert torch.equal(seen[LOGITS], network(images))
+    assert list(seen) == ["relu", "conv", LOGITS]
+
+
+def test_gradients_are_those_of_the_network_itself() -> None:
+    torch.manual_seed(0)
+    network, taps_at = chain(), ["relu1_2", "conv2_1"]
+    images = torch.rand(1, 3, 8, 8, requires_grad=True)
+    seen = Taps(network, taps_at)(images)
+    (found,) = torch.autograd.grad(sum(output.square().sum() for output in seen.values()), images)
+    middle = network[:4](images)
+    expected = middle.square().sum() + network[4:6](middle).square().sum()
+    torch.testing.assert_close(found, torch.autograd.grad(expected, images)[0])
+
+
+def test_no_more_runs_than_is_read() -> None:
+    ran: list[str] = []
+    network = chain().eval()
+    for name, module in network.named_children():
+        module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
+    taps = Taps(network, ["relu1_1"])
+    taps(torch.rand(1, 3, 8, 8))
+    ran.clear()
+    taps(torch.rand(1, 3, 8, 8))
+    assert ran == ["0", "1"]
+    assert not any(len(module._forward_hooks) > 1 for module in network)
+
+
+def test_a_module_that_runs_twice_is_read_at_its_last() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.act = nn.Conv2d(3, 3, 1), nn.ReLU()
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.act(self.conv(self.act(images - 0.5)))
+
+    network, images = Twice(), torch.rand(1, 3, 4, 4)
+    taps = Taps(network, ["act"])
+    for _ in range(2):
+        assert torch.equal(taps(images)["act"], network(images))
+
+
+VGG = {"relu1_1": "features.1", "relu4_2": "features.20", "conv5_3": "features.28", "conv_2": "features.2"}
+RESNET = {f"relu{stage + 1}_x": f"layer{stage}" for stage in range(1, 5)}
+
+
+@pytest.mark.parametrize(
+    ("make", "expected"),
+    [
+        (lambda: torchvision.models.vgg16(), VGG),
+        (lambda: torchvision.models.vgg16_bn(), {"relu1_1": "features.2", "relu4_2": "features.29"}),
+        (lambda: torchvision.models.alexnet(), {"conv_1": "features.0", "conv_4": "features.8"}),
+        (lambda: torchvision.models.resnet50(), RESNET),
+        (lambda: timm.create_model("resnet18"), RESNET),
+        (lambda: CifarResNet18(3, 10, width=4), RESNET),
+    ],
+    ids=["vgg16", "vgg16_bn", "alexnet", "resnet50", "timm resnet18", "ours"],
+)
+def test_the_literature_s_names(make: Callable[[], nn.Module], expected: dict[str, str]) -> None:
+    with torch.device("meta"):
+        network = make()
+    found = aliases(network)
+    assert {name: found.get(name) for name in expected} == expected
+
+
+def test_a_layer_that_is_not_there() -> None:
+    with pytest.raises(GapError, match="unknown layer 'relu1_3'; did you mean relu1_2"):
+        Taps(chain(), ["relu1_3"])
+
+
+@pytest.mark.parametrize("names", [["relu1_1", "1"], ["conv_2", "conv_2"]])
+def test_a_layer_named_twice(names: list[str]) -> None:
+    with pytest.raises(GapError, match=f"layer {names[0]} is named twice"):
+        Taps(chain(), names)
+
+
+def test_a_layer_that_never_runs() -> None:
+    network = chain()
+    network.spare = nn.Identity()
+    network.forward = network[:2].forward
+    with pytest.raises(GapError, match="layer spare does not run"):
+        Taps(network, ["spare"])(torch.rand(1, 3, 8, 8))
+
+
+def test_stages_end_at_each_resolution() -> None:
+    network = CifarResNet18(3, 10, width=4).eval()
+    assert stages(network, torch.rand(1, 3, 32, 32)) == ["layer1", "layer2", "layer3", "layer4"]
+    assert stages(chain().eval(), torch.rand(1, 3, 8, 8)) == ["3", "7"]
+
+
+def test_average_pooling_keeps_the_scale() -> None:
+    torch.manual_seed(0)
+    network, images = chain().eval(), torch.rand(4, 3, 16, 16)
+    swapped = with_average_pooling(network, images)
+    before, after = network[:5](images), swapped[:5](images)
+    assert after.square().mean().item() == pytest.approx(before.square().mean().item(), rel=1e-4)
+    assert not torch.allclose(before, after)
+    assert isinstance(network[4], nn.MaxPool2d)
+    plain = nn.functional.avg_pool2d(swapped[:4](images), 2)
+    torch.testing.assert_close(after, plain * (after.sum() / plain.sum()))
+
+
+def test_nothing_to_average() -> None:
+    with pytest.raises(GapError, match="no max pooling"):
+        with_average_pooling(CifarResNet18(3, 10, width=4), torch.rand(1, 3, 32, 32))
+
+
+def test_padding_that_does_not_ring() -> None:
+    network = chain().eval()
+    flat = torch.full((1, 3, 8, 8), 0.7)
+    assert network[0](flat).flatten(2).std(dim=2).max() > 1e-2
+    assert with_padding(network, "reflect")[0](flat).flatten(2).std(dim=2).max() < 1e-5
