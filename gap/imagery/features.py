@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gap.errors import GapError
 from gap.imagery.objectives import Look, Objective
 from gap.models.taps import LOGITS
 
@@ -30,7 +31,7 @@ class Content(Objective):
         return f"content at {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        moved = look.layers[self.layers[0]].float() - self.target
+        moved = maps(look, self.layers[0]) - self.target
         return moved.square().flatten(1).mean(dim=1) / self.scale
 
 
@@ -52,7 +53,7 @@ class Style(Objective):
         return f"style at {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        found = gram(look.layers[self.layers[0]], self.mask)
+        found = gram(maps(look, self.layers[0]), self.mask)
         return (found - self.gram).square().sum(dim=(1, 2)) / self.scale
 
 
@@ -69,7 +70,7 @@ class Moments(Objective):
         return f"moments at {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        found = _moments(look.layers[self.layers[0]])
+        found = _moments(maps(look, self.layers[0]))
         return (found - self.target).square().sum(dim=1) / self.scale
 
 
@@ -91,7 +92,7 @@ class Sliced(Objective):
         return f"sliced Wasserstein at {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        found = (self.axes @ look.layers[self.layers[0]].float().flatten(2)).sort(dim=2).values
+        found = (self.axes @ maps(look, self.layers[0]).flatten(2)).sort(dim=2).values
         target = F.interpolate(self.target, found.shape[2], mode="linear", align_corners=True)
         return (found - target).square().flatten(1).mean(dim=1) / self.scale
 
@@ -121,7 +122,7 @@ class Channel(Objective):
         return f"channel of {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        output = look.layers[self.layers[0]].float()
+        output = maps(look, self.layers[0])
         return -output.flatten(2).mean(dim=2).gather(1, self.channels.view(-1, 1)).squeeze(1)
 
 
@@ -133,7 +134,7 @@ class Neuron(Channel):
         return f"neuron of {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        output = look.layers[self.layers[0]].float()
+        output = maps(look, self.layers[0])
         middle = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
         return -middle.gather(1, self.channels.view(-1, 1)).squeeze(1)
 
@@ -150,7 +151,7 @@ class Direction(Objective):
         return f"direction of {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        return -(look.layers[self.layers[0]].float().flatten(2).mean(dim=2) * self.direction).sum(dim=1)
+        return -(maps(look, self.layers[0]).flatten(2).mean(dim=2) * self.direction).sum(dim=1)
 
 
 class Diversity(Objective):
@@ -164,9 +165,20 @@ class Diversity(Objective):
         return f"diversity at {self.layers[0]}"
 
     def __call__(self, look: Look) -> Tensor:
-        grams = F.normalize(gram(look.layers[self.layers[0]]).flatten(1), dim=1)
+        grams = F.normalize(gram(maps(look, self.layers[0])).flatten(1), dim=1)
         others = max(1, len(grams) - 1)
         return ((grams @ grams.T).sum(dim=1) - 1) / others
+
+
+def maps(look: Look, layer: str) -> Tensor:
+    """What a layer gives, N x C x H x W in float32; raises GapError where that is neither maps nor N x C values."""
+    output = look.layers[layer].float()
+    if output.ndim == 2:
+        return output[:, :, None, None]
+    if output.ndim != 4:
+        shape = " x ".join(map(str, output.shape))
+        raise GapError(f"layer {layer} gives {shape} values, not maps; name a convolution, or a stage of them")
+    return output
 
 
 def gram(output: Tensor, mask: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Pixels
-from gap.imagery.features import Content, Moments, Sliced, Style
+from gap.imagery.features import Content, Moments, Sliced, Style, maps
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import Method, Sight, ignore, optimise
 from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
@@ -148,13 +148,13 @@ def _asked(
     with torch.no_grad(), view.still():
         for style, share, mask in zip(styles, shares, masks, strict=True):
             check_size(taps[""], style[None], backbone.name)
-            seen = taps[""](style[None])
+            seen = Look(style[None], taps[""](style[None]))
             weight = share * manner.style_weight / len(layers)
-            parts += [weight * _distance(manner.style, name, seen[name], mask) for name in layers]
+            parts += [weight * _distance(manner.style, name, maps(seen, name), mask) for name in layers]
         if content_layers:
-            seen = view(content[None])
+            seen = Look(content[None], view(content[None]))
             names = [prefix + name for name in content_layers]
-            parts += [Content(name, seen[name]) * (1 / len(names)) for name in names]
+            parts += [Content(name, maps(seen, name)) * (1 / len(names)) for name in names]
     first, *rest = parts
     return view, sum(rest, start=first)
 

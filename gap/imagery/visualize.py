@@ -11,8 +11,8 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Canvas, Fourier, Pixels
-from gap.imagery.features import Channel, Content, Logit
-from gap.imagery.objectives import Objective
+from gap.imagery.features import Channel, Content, Logit, maps
+from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import Sight, descend, ignore, optimise
 from gap.imagery.transforms import Shaken
 from gap.imagery.traverse import PATH, reach
@@ -99,7 +99,7 @@ def invert(
     view = View({"": prepared(backbone, images, [layer])})
     with view.still():
         with torch.no_grad():
-            target = view(picture[None])[layer]
+            target = maps(Look(picture[None], view(picture[None])), layer)
         canvas = Pixels(images)
         optimise(canvas, Content(layer, target), view, evaluations=steps, tell=tell)
     return canvas.drawn()[0]

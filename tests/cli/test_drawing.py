@@ -55,3 +55,92 @@ def test_mistakes(
     ended = run("traverse", classifier, digit, *arguments)
     assert ended.code == 2 and message in ended.complaint
     assert not list(tmp_path.glob("walk*"))
+
+
+NET = "cifar-resnet18-narrow"
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> list[Path]:
+    """Of two sizes, in two modes."""
+    torch.manual_seed(0)
+    waves = (torch.arange(40)[:, None] * 0.3 + torch.arange(56)[None, :] * 0.7).sin() * 0.4 + 0.5
+    content = save_image(to_image(waves[None]), tmp_path / "content.png")
+    return [content, save_image(to_image(torch.rand(3, 30, 30)), tmp_path / "style.png")]
+
+
+def test_stylize(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "new" / "stylized.png"
+    ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=5", "--out", out)
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-2:] == ["5 evaluations", str(out)] and "style at relu2_x" in ended.out
+    with Image.open(out) as drawn:
+        assert drawn.size == (32, 23) and drawn.mode == "RGB"
+
+
+def test_stylize_with_two_styles_masks_and_another_content_network(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path
+) -> None:
+    content, style = pictures
+    given = ["--backbone", NET, "--content-backbone", NET, "--layers=relu2_x,relu3_x", "--content-layers=relu4_x"]
+    more = ["--weights=2,1", "--mask", content, "--mask", style, "--keep-colours", "--optimiser=adam"]
+    out = tmp_path / "s.png"
+    ended = run("stylize", content, style, style, *given, *more, "--size=32", "--evaluations=3", "--out", out)
+    assert ended.code == 0, ended.err
+    assert "content at content relu4_x" in ended.out and "relu5_x" not in ended.out
+
+
+def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "texture.png"
+    ended = run("texture", pictures[1], "--backbone", NET, "--size=24", "--evaluations=4", "--out", out)
+    assert ended.code == 0, ended.err
+    with Image.open(out) as drawn:
+        assert drawn.size == (24, 24)
+
+
+@pytest.mark.parametrize(
+    ("given", "count"),
+    [
+        (["logit:3", "layer2:0-2,5"], 5),
+        (["layer1:0", "--prior=natural", "--size=16"], 1),
+        (["relu2_x", "layer2", "--invert", "style.png"], 3),
+        (["logit:0", "--start", "style.png", "--budget=l2:1"], 1),
+    ],
+)
+def test_visualize(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: Any, given: list[str], count: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = run("visualize", NET, *given, "--steps=3", "--out", "sheet.png")
+    assert ended.code == 0, ended.err
+    assert ended.out.splitlines()[-2:] == [f"{count} pictures", "sheet.png"]
+    with Image.open("sheet.png") as drawn:
+        assert drawn.width > count * 160
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["stylize", "content.png", "gone.png"], "gone.png does not exist"),
+        (["stylize", "content.png", "style.png", "--layers=relu9_x"], "unknown layer 'relu9_x'; did you mean relu5_x"),
+        (["stylize", "content.png", "style.png", "--layers=layer1,relu2_x"], "is named twice"),
+        (["stylize", "content.png", "style.png", "--pooling=average"], "no max pooling to average"),
+        (["stylize", "content.png", "style.png", "--out=a.jpg"], "a.jpg is not the name of a PNG"),
+        (["stylize", "content.png", "style.png", "--weights=1,2"], "1 styles need as many weights"),
+        (["stylize", "content.png", "style.png", "--mask=style.png", "--mask=style.png"], "each style needs a mask"),
+        (["stylize", "content.png", "style.png", "--content-backbone=mnist-cnn"], "it takes 28 pixels or more"),
+        (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
+        (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
+        (["visualize", NET, "layer2:5-3"], "cannot read 'layer2:5-3'"),
+        (["visualize", NET, "layer2:99"], "has the channels 0 to 31, not 99"),
+    ],
+)
+def test_bad_drawing(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: Any, given: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.iterdir())
+    backbone = [] if given[0] == "visualize" else ["--backbone", NET, "--size=32", "--evaluations=2"]
+    ended = run(*given, *backbone)
+    assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended.err
+    assert sorted(tmp_path.iterdir()) == before

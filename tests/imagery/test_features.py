@@ -5,6 +5,7 @@ import pytest
 import torch
 from scipy.stats import wasserstein_distance
 
+from gap.errors import GapError
 from gap.imagery.features import Channel, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
 from gap.imagery.objectives import Look
 
@@ -83,3 +84,10 @@ def test_diversity_is_low_where_pictures_differ() -> None:
     same, different = one.repeat(3, 1, 1, 1), torch.cat([one, output(1, 1).abs(), output(2, 1)])
     assert torch.allclose(Diversity("a")(seen(same)), torch.ones(3), atol=1e-5)
     assert (Diversity("a")(seen(different)) < 0.95).all()
+
+
+def test_values_are_maps_of_one_pixel_and_tokens_are_none() -> None:
+    values = torch.randn(2, 4)
+    assert torch.equal(Channel("a", torch.tensor([1, 3]))(seen(values)), -values[[0, 1], [1, 3]])
+    with pytest.raises(GapError, match="layer a gives 2 x 7 x 4 values, not maps"):
+        Channel("a", torch.tensor([1, 3]))(seen(torch.randn(2, 7, 4)))
