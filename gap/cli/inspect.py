@@ -10,6 +10,7 @@ from gap.classifier import Classifier
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import open_picture
 from gap.frozen import frozen
+from gap.models.taps import aliases
 from gap.setting import load_classifiers, parse_input
 
 EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
@@ -34,9 +35,12 @@ def inspect(
     typer.echo(f"input         {facts.channels}x{facts.size[0]}x{facts.size[1]} pixels in [0, 1]")
     typer.echo(f"normaliser    mean {_told(facts.mean)}, std {_told(facts.std)}")
     typer.echo(f"classes       {facts.classes}\nparameters    {parameters:,}\nlayers")
+    usual: dict[str, list[str]] = {}
+    for alias, name in aliases(loaded.network).items():
+        usual.setdefault(name, []).append(alias)
     for name, module in loaded.network.named_modules():
         if name and name.count(".") < depth:
-            typer.echo(f"  {name:30} {type(module).__name__}")
+            typer.echo(f"  {name:30} {type(module).__name__:24} {' '.join(usual.get(name, []))}".rstrip())
     if picture:
         typer.echo(f"{picture}")
         for label, share in _top(loaded, picture):

@@ -22,6 +22,7 @@ VERBS = (
     "texture",
     "visualize",
     "traverse",
+    "layers",
     "perturb",
     "evaluate",
     "compare",

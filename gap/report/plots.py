@@ -67,6 +67,30 @@ def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: s
     return _png(figure)
 
 
+def grouped_bars(series: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str, ylabel: str) -> bytes:
+    """Bars side by side under each name, one of each series that has it; a value is (value, low, high), 0 or above.
+
+    Raises GapError when there is no bar.
+    """
+    names = list(dict.fromkeys(name for values in series.values() for name in values))
+    figure, axes = _figure(series, title, width=max(7.0, 0.45 * len(names) * len(series) + 1))
+    width = 0.8 / len(series)
+    drawn = []
+    for number, (label, values) in enumerate(series.items()):
+        places = [names.index(name) + (number - (len(series) - 1) / 2) * width for name in values]
+        heights, lows, highs = zip(*values.values(), strict=True)
+        colour = COLOURS[number % len(COLOURS)]
+        drawn.append(axes.bar(places, heights, width=0.92 * width, color=colour, zorder=2, label=_plain(label)))
+        axes.vlines(places, lows, highs, color="#1c2024", linewidth=1.2, zorder=3)
+    _name_bars(axes, names, letters=BAR_LETTERS // min(len(names), 8))
+    axes.set(ylabel=_plain(ylabel))
+    axes.set_ylim(bottom=0)
+    axes.grid(visible=False, axis="x")
+    columns = max(1, LEGEND_LETTERS // (max(map(len, series)) + 8))
+    figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+    return _png(figure)
+
+
 def training_curve(
     points: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str = "step", ylabel: str = "loss"
 ) -> bytes:
@@ -84,7 +108,9 @@ def training_curve(
     return _png(figure)
 
 
-def _figure(series: Mapping[str, Sequence[object]], title: str, width: float = 7.0) -> tuple[Figure, Axes]:
+def _figure(
+    series: Mapping[str, Sequence[object] | Mapping[str, object]], title: str, width: float = 7.0
+) -> tuple[Figure, Axes]:
     if not series or not all(series.values()):
         empty = ", ".join(name for name, points in series.items() if not points)
         raise GapError(f"nothing to plot in {title!r}" + (f": no points for {empty}" if empty else ""))

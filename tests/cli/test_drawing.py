@@ -1,5 +1,6 @@
 """Drawing through the command line."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -144,3 +145,17 @@ def test_bad_drawing(
     ended = run(*given, *backbone)
     assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended.err
     assert sorted(tmp_path.iterdir()) == before
+
+
+def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> None:
+    plot, table = tmp_path / "layers.png", tmp_path / "layers.json"
+    given = ["--budget=l2:0.5", "--images=20", "--steps=3", "--json", table, "--out", plot]
+    ended = run("layers", classifier, "mnist-cnn", *given)
+    assert ended.code == 0, ended.err
+    rows = json.loads(table.read_text())["rows"]
+    assert [(row["classifier"], row["layer"]) for row in rows] == [
+        (name, layer) for name in (str(classifier), "mnist-cnn") for layer in ("1", "3")
+    ]
+    assert all(0 < row["robustness_interval"][0] <= row["robustness"] <= row["robustness_interval"][1] for row in rows)
+    with Image.open(plot) as drawn:
+        assert drawn.width > 600

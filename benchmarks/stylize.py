@@ -1,0 +1,104 @@
+"""Seconds per evaluation of stylizing beside a plain loop over the same network and layers, in one run.
+
+    python benchmarks/stylize.py CONTENT STYLE [--backbone drawing-hardened] [--size 256] [--evaluations 20]
+
+The plain loop is the usual one: float32, contiguous, hooks, the whole network run, its weights frozen, Gram matrices,
+torch's L-BFGS with the same history. Both are handed the same objective (shares of style and content at the same layers
+with the same weights), and take turns; medians, ratios, and the objective that each reached are printed.
+"""
+
+import argparse
+import statistics
+import time
+from pathlib import Path
+
+import torch
+from gap.models.taps import aliases
+from torch import Tensor
+
+from gap.classifier import Classifier, load_classifier
+from gap.cli.easel import open_sized
+from gap.imagery.stylize import STYLE_WEIGHT, Manner, stylize
+from gap.imagery.view import default_layers
+
+HISTORY = 20
+
+
+def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+    """The loop as it is usually written; returns the objective it ends with."""
+    names = default_layers(backbone)
+    content_name = names[-2]
+    known = aliases(backbone.network)
+    read: dict[str, Tensor] = {}
+    for name in names:
+        module = backbone.network.get_submodule(known.get(name, name))
+        module.register_forward_hook(lambda module, given, output, name=name: read.update({name: output}))
+    backbone.eval().requires_grad_(False)
+
+    def features(image: Tensor) -> dict[str, Tensor]:
+        backbone.network(backbone.normalised(image[None]))
+        return dict(read)
+
+    def gram(maps: Tensor) -> Tensor:
+        flat = maps[0].flatten(1)
+        return flat @ flat.T / flat.shape[1]
+
+    wanted = {name: gram(maps) for name, maps in features(style).items()}
+    kept = features(content)[content_name]
+
+    def objective(image: Tensor) -> Tensor:
+        seen = features(image)
+        shares = [(gram(seen[name]) - goal).square().sum() / goal.square().sum() for name, goal in wanted.items()]
+        moved = (seen[content_name] - kept).square().mean() / kept.var()
+        return STYLE_WEIGHT * torch.stack(shares).mean() + moved
+
+    image = content.clone().requires_grad_(True)
+    optimizer = torch.optim.LBFGS(
+        [image], max_iter=evaluations, max_eval=evaluations, history_size=HISTORY, tolerance_grad=0, tolerance_change=0
+    )
+
+    def closure() -> Tensor:
+        image.data.clamp_(0, 1)
+        optimizer.zero_grad()
+        loss = objective(image) * image.numel()
+        loss.backward()
+        return loss
+
+    optimizer.step(closure)
+    with torch.no_grad():
+        return objective(image.clamp(0, 1)).item()
+
+
+def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+    """The same through gap."""
+    manner = Manner(evaluations=evaluations, least=10**6)
+    return float(stylize(content, [style], backbone, manner=manner).told.splitlines()[0].rpartition(":")[2])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("content", type=Path)
+    parser.add_argument("style", type=Path)
+    parser.add_argument("--backbone", default="drawing-hardened")
+    parser.add_argument("--size", type=int, default=256)
+    parser.add_argument("--evaluations", type=int, default=20)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    content, style = (open_sized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
+    seconds: dict[str, list[float]] = {"gap": [], "plain": []}
+    for turn in range(arguments.rounds + 1):
+        for name, run in (("gap", ours), ("plain", plain)):
+            backbone = load_classifier(arguments.backbone, channels=3, size=(224, 224), lenient=True)
+            started = time.perf_counter()
+            reached = run(content, style, backbone, arguments.evaluations)
+            if turn:  # the first one warms up
+                seconds[name].append((time.perf_counter() - started) / arguments.evaluations)
+            print(f"{name:6} reached {reached:.4g}", flush=True)
+    for name, each in seconds.items():
+        print(f"{name:6} {1000 * statistics.median(each):7.1f} ms an evaluation")
+    ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["gap"], strict=True)]
+    print(f"gap is {statistics.median(ratios):.2f} times as fast (from {min(ratios):.2f} to {max(ratios):.2f})")
+
+
+if __name__ == "__main__":
+    main()

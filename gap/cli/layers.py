@@ -1,0 +1,75 @@
+"""Measure how far perturbations move what each layer gives: the robustness R of features."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+from pydantic import Field
+
+from gap.budget import Budget
+from gap.cli.options import with_options
+from gap.evaluation.layers import STEPS, LayerRobustness, as_rows, layer_robustness
+from gap.files import write_bytes, write_json
+from gap.imagery.view import default_layers
+from gap.report.plots import grouped_bars
+from gap.report.tables import Column, print_table
+from gap.setting import DataOptions, load_setting
+from gap.training.machine import MachineOptions, make_accelerator
+
+EXAMPLE = "gap layers drawing-standard drawing-hardened --data cifar10 --budget l2:0.5 --out layers.png"
+
+
+class LayersOptions(DataOptions, MachineOptions):
+    """Options of `gap layers`."""
+
+    budget: Annotated[str, Field(description="the perturbations, linf:8/255 or l2:0.5 (pixels in [0, 1])")]
+    layers: list[str] = Field(default_factory=list, description="by name; by default those that style is read from")
+    images: Annotated[int, Field(ge=2, description="how many test images")] = 200
+    steps: Annotated[int, Field(ge=1, description="steps of gradient ascent")] = STEPS
+    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 50
+
+
+@with_options(LayersOptions)
+def layers(
+    read: Callable[..., LayersOptions],
+    *,
+    classifiers: Annotated[list[str], typer.Argument(help="one or several classifiers, to compare")],
+    json: Annotated[Path | None, typer.Option("--json", help="write the table there")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="write the plot there, .png")] = None,
+) -> None:
+    """Measure how far perturbations move what each layer gives: the robustness R of features.
+
+    R is the mean largest move within the budget, over the mean distance between two pictures: 0 for a layer that
+    nothing moves, 1 for one that a perturbation moves as far as another picture would.
+    """
+    options = read()
+    accelerator = make_accelerator(options)
+    setting = load_setting(classifiers, options, accelerator.device)
+    budget = Budget.parse(options.budget)
+    budget.check(setting.classifiers[0].facts.channels, *setting.classifiers[0].facts.size)
+    test = setting.data.test
+    count = min(options.images, len(test))
+    images = torch.cat([part for part, _ in test.batches([torch.arange(count)], accelerator.device)])
+    found: dict[str, list[LayerRobustness]] = {}
+    for classifier in setting.classifiers:
+        names = options.layers or default_layers(classifier)
+        found[classifier.name] = layer_robustness(
+            classifier,
+            names,
+            images,
+            budget,
+            steps=options.steps,
+            batch_size=options.batch_size,
+            seed=options.seed,
+        )
+    rows = as_rows(found)
+    columns = [Column("classifier", "classifier"), Column("layer", "layer"), Column("robustness", "R", ".3f")]
+    print_table(rows, columns, f"{setting.data.name}, {count} test images, {budget}")
+    if json:
+        write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": setting.data.describe()})
+    if out:
+        series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
+        write_bytes(out, grouped_bars(series, f"Robustness of layers within {budget}", "R"))
+        typer.echo(out)
