@@ -339,6 +339,9 @@ def _finite_state(state: dict[str, Tensor]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point())
 
 
+IMPATIENT = b"\ngap: interrupted twice: ended at once, with nothing saved since the last checkpoint\n"
+
+
 @contextmanager
 def _signals() -> Iterator[list[int]]:
     """A list that SIGINT and SIGTERM append to instead of ending the process.
@@ -349,6 +352,7 @@ def _signals() -> Iterator[list[int]]:
 
     def note(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in came:
+            os.write(2, IMPATIENT)
             os._exit(128 + number)
         came.append(number)
 

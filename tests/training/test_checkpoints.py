@@ -81,7 +81,10 @@ def test_what_a_launcher_sends_after_a_signal_waits_for_the_save(
 
 @pytest.mark.parametrize("between", [(), (signal.SIGTERM,)])
 def test_a_second_interrupt_ends_the_process_at_once(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, between: tuple[signal.Signals, ...]
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    between: tuple[signal.Signals, ...],
 ) -> None:
     def ended(code: int) -> None:
         raise SystemExit(code)
@@ -90,6 +93,7 @@ def test_a_second_interrupt_ends_the_process_at_once(
     with pytest.raises(SystemExit) as end:
         run(tmp_path, at_step(20, signals(signal.SIGINT, *between, signal.SIGINT)))
     assert end.value.code == 130
+    assert "nothing saved since the last checkpoint" in capfd.readouterr().err
     assert not (tmp_path / CHECKPOINT).exists()
 
 
