@@ -7,14 +7,14 @@ from torch import nn
 def make_augmentation(size: tuple[int, int], *, shift: int = 0, flip: bool = False, crop: float = 1.0) -> nn.Module:
     """Changes images N x C x H x W of that size, each in its own way, and keeps their size.
 
-    Each is moved by up to `shift` pixels, its edge repeated; mirrored half of the time if `flip`; and cut to a random
+    Each is moved by up to `shift` whole pixels, its edge repeated; mirrored half of the time if `flip`; and cut to a random
     part, at least `crop` of each side, and enlarged again.
     """
     height, width = size
     parts: list[nn.Module] = []
     if shift:
         share = (min(1.0, shift / width), min(1.0, shift / height))
-        parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", p=1.0))
+        parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", resample="nearest", p=1.0))
     if flip:
         parts.append(K.RandomHorizontalFlip())
     if crop < 1:
