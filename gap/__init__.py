@@ -17,22 +17,40 @@ if TYPE_CHECKING:
     from gap.data.named import load_data as load_data
     from gap.errors import GapError as GapError
     from gap.evaluation.evaluate import evaluate as evaluate
+    from gap.evaluation.judge import judge as judge
+    from gap.hardening.harden import HardenOptions as HardenOptions
+    from gap.hardening.harden import harden as harden
+    from gap.imagery.stylize import Manner as Manner
+    from gap.imagery.stylize import stylize as stylize
+    from gap.imagery.stylize import texture as texture
+    from gap.imagery.traverse import traverse as traverse
+    from gap.imagery.visualize import Feature as Feature
+    from gap.imagery.visualize import visualize as visualize
     from gap.training.standard import PretrainOptions as PretrainOptions
     from gap.training.standard import pretrain as pretrain
 
 HOMES = {
     "Budget": "gap.budget",
     "Classifier": "gap.classifier",
+    "Feature": "gap.imagery.visualize",
     "GapError": "gap.errors",
+    "HardenOptions": "gap.hardening.harden",
+    "Manner": "gap.imagery.stylize",
     "PretrainOptions": "gap.training.standard",
     "TrainOptions": "gap.attacks.train",
     "evaluate": "gap.evaluation.evaluate",
+    "harden": "gap.hardening.harden",
+    "judge": "gap.evaluation.judge",
     "load_attack": "gap.attacks.trained",
     "load_classifier": "gap.classifier",
     "load_data": "gap.data.named",
     "named_attack": "gap.attacks.named",
     "pretrain": "gap.training.standard",
+    "stylize": "gap.imagery.stylize",
+    "texture": "gap.imagery.stylize",
     "train_generator": "gap.attacks.train",
+    "traverse": "gap.imagery.traverse",
+    "visualize": "gap.imagery.visualize",
 }
 
 

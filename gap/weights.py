@@ -94,6 +94,8 @@ def read_plain(path: Path) -> Any:
         content = path.read_bytes()
     except OSError as error:
         raise GapError(f"cannot read {path}: {error.strerror}") from error
+    except MemoryError as error:
+        raise GapError(f"{path} asks for more memory than there is") from error
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load(content)
@@ -101,6 +103,8 @@ def read_plain(path: Path) -> Any:
     except MemoryError as error:
         raise GapError(f"{path} asks for more memory than there is") from error
     except DAMAGE as error:
+        if "not enough memory" in str(error):  # torch's own word for it
+            raise GapError(f"{path} asks for more memory than there is") from error
         why = f"{type(error).__name__}, {first_line(error)}"
         raise DamagedError(f"{path} is not a whole weights file: {why}") from error
 

@@ -1,5 +1,6 @@
 """Layers by name, on any network: found, read in one pass that goes no further than it must, and tuned for drawing."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from copy import deepcopy
@@ -71,6 +72,10 @@ class Taps:
             read[LOGITS] = self.run(images)
         except _Enough:
             pass
+        except Exception:
+            # A head that does not fit pictures of this size, say, is no matter where it is not looked at.
+            if not read.keys() >= set(self.paths.values()):
+                raise
         finally:
             for hook in hooks:
                 hook.remove()
@@ -83,22 +88,29 @@ class Taps:
         return {name: read[path] for name, path in self.paths.items()}
 
 
+def resolve(network: nn.Module, name: str) -> str:
+    """The module path that a name means."""
+    return aliases(network).get(name, name)
+
+
 def aliases(network: nn.Module) -> dict[str, str]:
     """Names that the literature uses for layers, where a network has them, and the modules that they mean.
 
     `relu2_x` to `relu5_x` are the outputs of a ResNet's four stages. In a plain chain of convolutions such as VGG's,
     `conv4_2` and `relu4_2` are the second convolution after the third pooling and its activation; in such a chain
-    `conv_3` is the third convolution of all, as AlexNet's are counted.
+    `conv_3` is the third convolution of all, as AlexNet's are counted. Of several chains the longest is meant.
     """
     found: dict[str, str] = {}
+    longest: dict[str, str] = {}
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         stages = [f"layer{stage}" for stage in range(1, 5)]
         if all(isinstance(getattr(module, stage, None), nn.Module) for stage in stages):
             found |= {f"relu{index + 2}_x": prefix + stage for index, stage in enumerate(stages)}
         if isinstance(module, nn.Sequential) and sum(isinstance(part, nn.Conv2d) for part in module) > 1:
-            found |= {name: prefix + inner for name, inner in _chain(module).items() if name not in found}
-    return found
+            chain = {name: prefix + inner for name, inner in _chain(module).items()}
+            longest = max(longest, chain, key=len)
+    return longest | found
 
 
 def _chain(chain: nn.Sequential) -> dict[str, str]:
@@ -117,10 +129,11 @@ def _chain(chain: nn.Sequential) -> dict[str, str]:
 
 
 @torch.no_grad()
-def stages(network: nn.Module, images: Tensor) -> list[str]:
+def stages(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
     """The last layer at each resolution that a network passes through, from the first to the last.
 
-    Modules that run more than once and maps of fewer than 2 x 2 are left out.
+    Modules that run more than once are left out, and maps of fewer than 2 x 2, and those of as many channels as there
+    are classes, which are scores.
     """
     ended: dict[tuple[int, int], list[str]] = {}
     runs: Counter[str] = Counter()
@@ -128,9 +141,10 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
 
     def note(module: nn.Module, inputs: object, output: object) -> None:
         runs[paths[module]] += 1
-        if isinstance(output, Tensor) and output.ndim == 4 and min(output.shape[-2:]) > 1:
-            height, width = output.shape[-2:]
-            ended.setdefault((height, width), []).append(paths[module])
+        if isinstance(output, Tensor) and output.ndim == 4:
+            _, channels, height, width = output.shape
+            if min(height, width) > 1 and channels != classes:
+                ended.setdefault((height, width), []).append(paths[module])
 
     hooks = [module.register_forward_hook(note) for module in paths]
     try:
@@ -143,17 +157,20 @@ def stages(network: nn.Module, images: Tensor) -> list[str]:
 
 
 class AveragePool(nn.Module):
-    """Average pooling in place of a max pooling, times a factor that keeps the scale of what it gives."""
+    """Average pooling in place of a max pooling, times a factor that brings its output to a mean square."""
 
-    def __init__(self, pool: nn.MaxPool2d, factor: float) -> None:
+    def __init__(self, pool: nn.MaxPool2d, wanted: float) -> None:
         super().__init__()
-        self.pool, self.factor = pool, factor
+        self.pool, self.wanted = pool, wanted
+        self.factor: float | None = None
 
     def forward(self, inputs: Tensor) -> Tensor:
         pool = self.pool
         averaged = F.avg_pool2d(
             inputs, pool.kernel_size, pool.stride, pool.padding, pool.ceil_mode, count_include_pad=False
         )
+        if self.factor is None:
+            self.factor = math.sqrt(self.wanted / max(averaged.square().mean().item(), 1e-12))
         return averaged * self.factor
 
 
@@ -165,30 +182,21 @@ def with_average_pooling(network: T, images: Tensor) -> T:
     names = [name for name, module in copy.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not names:
         raise GapError("this backbone has no max pooling to average; leave out --pooling")
-    factors: dict[str, float] = {}
-
-    def note(name: str, pool: nn.MaxPool2d, given: Tensor, output: Tensor) -> None:
-        plain = AveragePool(pool, 1.0)(given)
-        factors[name] = (output.square().mean() / plain.square().mean().clamp_min(1e-12)).sqrt().item()
-
-    hooks = [
-        copy.get_submodule(name).register_forward_hook(
-            lambda pool, inputs, output, name=name: note(name, pool, inputs[0], output)
-        )
-        for name in names
-    ]
-    copy(images)
-    for hook in hooks:
-        hook.remove()
-    for name in names:
+    given = Taps(copy, names)(images)
+    for name, output in given.items():
         pool = copy.get_submodule(name)
         assert isinstance(pool, nn.MaxPool2d)
-        copy.set_submodule(name, AveragePool(pool, factors.get(name, 1.0)))
+        copy.set_submodule(name, AveragePool(pool, output.square().mean().item()))
+    # Each factor is found as the images come by, on what the pools before it now give.
+    Taps(copy, names)(images)
     return copy
 
 
 def with_padding(network: T, mode: Literal["zeros", "reflect", "replicate"]) -> T:
-    """A copy whose convolutions pad by `reflect` or `replicate` and not by zeros, which ring at the borders."""
+    """A copy whose convolutions pad by `reflect` or `replicate` and not by zeros, which ring at the borders.
+
+    Convolutions that pad by themselves, as timm's `Conv2dSame` do, go on doing so.
+    """
     copy = deepcopy(network)
     for module in copy.modules():
         if isinstance(module, nn.Conv2d):

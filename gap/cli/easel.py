@@ -3,67 +3,74 @@
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Annotated, Literal
 
 import torch
+import typer
 from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
 
 from gap.classifier import Classifier
-from gap.data.pictures import open_picture, save_picture
+from gap.cli.options import parse_numbers
+from gap.data.pictures import open_picture
 from gap.errors import GapError
 from gap.files import writing
+from gap.imagery.canvas import resized, within
 from gap.imagery.optimise import Sight
-from gap.setting import load_classifiers
+from gap.setting import load_classifiers, parse_input
+from gap.training.machine import MachineOptions, make_accelerator
 
+Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto, cpu or cuda")]
 # Seconds between two previews, and between two lines where there is no terminal.
 EVERY = 10.0
 
 
 class Easel:
-    """Hears of a drawing: a progress bar, and every ten seconds the picture so far in the file that it will be in."""
+    """Hears of a drawing: a progress bar, and every ten seconds the picture so far, handed to `keep`."""
 
-    def __init__(self, out: Path | None, bar: Bar) -> None:
-        self.out, self.bar = out, bar
+    def __init__(self, keep: Callable[[Tensor], None], bar: Bar) -> None:
+        self.keep, self.bar = keep, bar
         self.task = bar.add_task("drawing", total=None, figures="")
         self.told = time.monotonic()
-        self.last: Sight | None = None
+        self.step = self.steps = 0
+        self.picture: Tensor | None = None
 
     def __call__(self, sight: Sight) -> None:
-        self.last = sight
-        value = sight.values.detach().mean().item()
-        self.bar.update(self.task, completed=sight.step + 1, total=sight.steps, figures=f"objective {value:.4g}")
+        self.step, self.steps = sight.step + 1, sight.steps
+        # Not the sight itself, which holds what every layer saw.
+        self.picture = sight.look.images[0].detach()
+        figures = f"objective {sight.values.detach().mean().item():.4g}"
+        self.bar.update(self.task, completed=self.step, total=self.steps, figures=figures)
         if time.monotonic() - self.told > EVERY:
             self.told = time.monotonic()
-            self.keep()
+            self.keep(self.picture)
             if not self.bar.console.is_terminal:
-                sys.stderr.write(f"evaluation {sight.step + 1}/{sight.steps} objective {value:.4g}\n")
+                sys.stderr.write(f"evaluation {self.step}/{self.steps} {figures}\n")
 
-    def keep(self) -> None:
-        """Write the picture as it is now."""
-        if self.last is not None and self.out is not None:
-            save_picture(self.last.look.images[0].detach(), self.out)
+    def stop(self) -> None:
+        """Leave the picture as it is now, and say so."""
+        if self.picture is not None:
+            self.keep(self.picture)
+            sys.stderr.write(f"gap: ended at evaluation {self.step} of {self.steps}; the picture so far is kept\n")
 
 
 @contextmanager
-def easel(out: Path, *, preview: bool = True) -> Iterator[Easel]:
-    """An easel for a drawing that will be in `out`; on Ctrl-C the picture so far is left there."""
+def easel(keep: Callable[[Tensor], None]) -> Iterator[Easel]:
+    """An easel for a drawing; where it is interrupted, or comes apart, the picture so far (C x H x W) is kept."""
     console = Console(stderr=True)
     figures = TextColumn("{task.fields[figures]}")
     columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        stand = Easel(out if preview else None, bar)
+        stand = Easel(keep, bar)
         try:
             yield stand
-        except KeyboardInterrupt:
-            stand.keep()
-            if stand.last is not None and preview:
-                done = f"{stand.last.step + 1} of {stand.last.steps}"
-                sys.stderr.write(f"gap: stopped at evaluation {done}; the picture as it was then is in {out}\n")
+        except (KeyboardInterrupt, GapError):
+            stand.stop()
             raise
 
 
@@ -78,21 +85,28 @@ def check_out(out: Path) -> None:
         trial.unlink()
 
 
-def load_backbone(name: str, channels: int | None = None) -> Classifier:
+def load_backbone(
+    name: str,
+    device: torch.device,
+    input: str | None = None,
+    mean: list[str] | None = None,
+    std: list[str] | None = None,
+) -> Classifier:
     """The backbone of that name; one that does not say what it takes is tried on colour pictures of 224 pixels."""
-    (backbone,) = load_classifiers([name], None, (channels or 3, (224, 224)))
-    return backbone
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    (backbone,) = load_classifiers([name], parse_input(input), (3, (224, 224)), *given)
+    return backbone.to(device)
 
 
-def open_sized(path: Path, channels: int, side: int | None) -> Tensor:
+def find_device(device: str, seed: int) -> torch.device:
+    """Where to draw; raises GapError where there is no such device."""
+    return make_accelerator(MachineOptions.read({"device": device, "seed": seed})).device
+
+
+def open_sized(path: Path, channels: int, side: int | None = None) -> Tensor:
     """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels."""
     picture = open_picture(path, channels).float() / 255
-    if side is None:
-        return picture
-    factor = side / max(picture.shape[-2:])
-    size = tuple(max(1, round(length * factor)) for length in picture.shape[-2:])
-    resized = torch.nn.functional.interpolate(picture[None], size, mode="bicubic", antialias=True)
-    return resized[0].clamp(0, 1)
+    return resized(picture, within(picture, side, enlarge=True)) if side else picture
 
 
 def split_names(given: Sequence[str] | None) -> list[str] | None:

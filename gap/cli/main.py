@@ -21,6 +21,7 @@ VERBS = (
     "stylize",
     "texture",
     "visualize",
+    "compare-styles",
     "traverse",
     "layers",
     "perturb",
@@ -69,11 +70,15 @@ def make_app(verb: str) -> typer.Typer:
     )
     for name in VERBS:
         if name == verb:
-            module = import_module(f"gap.cli.{name}")
-            app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, name))
+            module = import_module(f"gap.cli.{_module(name)}")
+            app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, _module(name)))
         else:
             app.command(name, help=_help_of(name))(lambda: None)
     return app
+
+
+def _module(verb: str) -> str:
+    return verb.replace("-", "_")
 
 
 def _version(asked: bool) -> None:
@@ -93,7 +98,7 @@ def _top(
 
 
 def _help_of(verb: str) -> str:
-    source = resources.files("gap.cli").joinpath(f"{verb}.py").read_text(encoding="utf-8")
+    source = resources.files("gap.cli").joinpath(f"{_module(verb)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 

@@ -5,8 +5,8 @@ from typing import Annotated, Literal
 
 import typer
 
-from gap.cli.easel import check_out, easel, load_backbone, open_sized, split_names
-from gap.cli.options import parse_numbers
+from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized, split_names
+from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
 from gap.imagery.stylize import STYLE_WEIGHT, Manner
@@ -66,6 +66,10 @@ def stylize(
     pooling: Pooling = "max",
     padding: Padding = "zeros",
     seed: Seed = 0,
+    input: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
     out: Out = Path("stylized.png"),
 ) -> None:
     """Draw a picture in the style of others.
@@ -74,12 +78,13 @@ def stylize(
     and the content's own output in another. Large pictures are drawn small first.
     """
     check_out(out)
-    seer = load_backbone(backbone)
+    where = find_device(device, seed)
+    seer = load_backbone(backbone, where, input, mean, std)
     channels = seer.facts.channels
-    beside = load_backbone(content_backbone, channels) if content_backbone else None
+    beside = load_backbone(content_backbone, where, input) if content_backbone else None
     if beside and beside.facts.channels != channels:
         raise GapError(f"{seer.name} and {beside.name} differ in channels; take two that look at the same pictures")
-    picture = open_sized(content, channels, size)
+    picture = open_sized(content, channels, size).to(where)
     manner = Manner(
         layers=split_names(layers),
         content_layers=split_names(content_layers),
@@ -94,11 +99,11 @@ def stylize(
         padding=padding,
         seed=seed,
     )
-    masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).float() / 255 for path in mask or []]
-    with easel(out) as stand:
+    masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).to(where) / 255 for path in mask or []]
+    with easel(lambda drawn: save_picture(drawn, out)) as stand:
         drawn = work(
             picture,
-            [open_sized(path, channels, None) for path in styles],
+            [open_sized(path, channels).to(where) for path in styles],
             seer,
             content_backbone=beside,
             weights=parse_numbers("--weights", weights),

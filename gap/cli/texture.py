@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from gap.cli.easel import check_out, easel, load_backbone, open_sized, split_names
+from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized, split_names
+from gap.cli.options import Input, Mean, Std
 from gap.cli.stylize import (
     Backbone,
     Evaluations,
@@ -35,11 +36,16 @@ def texture(
     pooling: Pooling = "max",
     padding: Padding = "zeros",
     seed: Seed = 0,
+    input: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
     out: Out = Path("texture.png"),
 ) -> None:
     """Draw the style of a picture alone, from noise."""
     check_out(out)
-    seer = load_backbone(backbone)
+    where = find_device(device, seed)
+    seer = load_backbone(backbone, where, input, mean, std)
     manner = Manner(
         layers=split_names(layers),
         style=measure,
@@ -49,7 +55,8 @@ def texture(
         padding=padding,
         seed=seed,
     )
-    with easel(out) as stand:
-        drawn = work(open_sized(style, seer.facts.channels, None), (size, size), seer, manner=manner, tell=stand)
+    painting = open_sized(style, seer.facts.channels).to(where)
+    with easel(lambda drawn: save_picture(drawn, out)) as stand:
+        drawn = work(painting, (size, size), seer, manner=manner, tell=stand)
         save_picture(drawn.picture, out)
     typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")

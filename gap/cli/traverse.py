@@ -11,7 +11,7 @@ from gap.classifier import Classifier
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
 from gap.errors import GapError, unknown
-from gap.imagery.traverse import reach
+from gap.imagery.optimise import reach
 from gap.imagery.traverse import traverse as work
 from gap.report.pictures import save_image
 from gap.report.video import check_video, save_video

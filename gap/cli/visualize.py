@@ -4,9 +4,11 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
+from torch import Tensor
 
 from gap.budget import Budget
-from gap.cli.easel import check_out, easel, load_backbone, open_sized
+from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized
+from gap.cli.options import Input, Mean, Std
 from gap.errors import GapError
 from gap.imagery.visualize import Feature, invert
 from gap.imagery.visualize import visualize as work
@@ -39,23 +41,35 @@ def visualize(
     ] = None,
     steps: Annotated[int, typer.Option("--steps", min=1, help="steps of each picture")] = 128,
     seed: Annotated[int, typer.Option("--seed", help="of every random choice")] = 0,
+    input: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    device: Device = "auto",
     out: Annotated[Path, typer.Option("--out", help="the sheet, .png")] = Path("sheet.png"),
 ) -> None:
     """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
     check_out(out)
-    seer = load_backbone(backbone)
+    if of is not None and (start is not None or budget is not None or prior != "none"):
+        raise GapError("--invert begins at noise and has no prior; leave out --start, --budget and --prior")
+    where = find_device(device, seed)
+    seer = load_backbone(backbone, where, input, mean, std)
     channels, side = seer.facts.channels, (size, size) if size else None
+    longest = size or max(seer.facts.size)
     drawn: list[Captioned] = []
-    with easel(out, preview=False) as stand:
+
+    def keep(picture: Tensor) -> None:
+        save_image(sheet([*drawn, Captioned(to_image(picture), "so far")]), out)
+
+    with easel(keep) as stand:
         if of is not None:
-            picture = open_sized(of, channels, size or max(seer.facts.size))
-            drawn = [Captioned(to_image(picture), of.name)]
+            picture = open_sized(of, channels, longest).to(where)
+            drawn.append(Captioned(to_image(picture), of.name))
             for layer in features:
                 kept = invert(seer, picture, layer, steps=steps, seed=seed, tell=stand)
                 drawn.append(Captioned(to_image(kept), layer))
         else:
-            begin = open_sized(start, channels, size or max(seer.facts.size)) if start else None
-            for same in (_parse(text) for text in features):
+            begin = open_sized(start, channels, longest).to(where) if start else None
+            for same in [_parse(text) for text in features]:
                 pictures = work(
                     seer,
                     same,

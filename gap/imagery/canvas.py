@@ -4,6 +4,7 @@ from abc import abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from gap.budget import Budget
 
@@ -75,3 +76,18 @@ class Fourier(Canvas):
         waves = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
         coloured = torch.einsum("ij,njhw->nihw", self.colours, waves)
         return (4 * coloured).sigmoid()
+
+
+def within(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int, int]:
+    """A size of the picture's own shape whose longer side has so many pixels; a smaller one may keep its size."""
+    height, width = picture.shape[-2:]
+    factor = side / max(height, width)
+    factor = factor if enlarge else min(1.0, factor)
+    return max(1, round(height * factor)), max(1, round(width * factor))
+
+
+def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+    """A picture C x H x W in [0, 1] at another size."""
+    if picture.shape[-2:] == size:
+        return picture
+    return F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)

@@ -76,14 +76,17 @@ class Moments(Objective):
 
 class Sliced(Objective):
     """The sliced Wasserstein distance of a layer's outputs, taken as points of as many coordinates as channels, to a
-    picture's (Heitz et al., 2021): along random directions, both sorted, their squared distance."""
+    picture's (Heitz et al., 2021): along random directions, both sorted, their squared distance.
 
-    def __init__(self, layer: str, target: Tensor, directions: int = 32, seed: int = 0) -> None:
+    The directions are orthogonal and as many as channels, so that no difference goes unseen.
+    """
+
+    def __init__(self, layer: str, target: Tensor, seed: int = 0) -> None:
         self.layers = (layer,)
         points = target.detach().float().flatten(2)
         generator = torch.Generator().manual_seed(seed)
-        axes = torch.randn(directions, points.shape[1], generator=generator).to(points.device)
-        self.axes = F.normalize(axes, dim=1)
+        axes = torch.linalg.qr(torch.randn(points.shape[1], points.shape[1], generator=generator)).Q
+        self.axes = axes.T.to(points.device)
         self.target = (self.axes @ points).sort(dim=2).values
         self.scale = self.target.flatten(1).var(dim=1).clamp_min(TINY)
 

@@ -42,6 +42,10 @@ class Objective(ABC):
 
     __rmul__ = __mul__
 
+    def __radd__(self, nothing: int) -> "Objective":
+        """So that `sum` can begin with its 0."""
+        return self if nothing == 0 else NotImplemented
+
 
 class Sum(Objective):
     """The sum of its parts."""

@@ -1,5 +1,6 @@
 """The loops that move a canvas until an objective likes it."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -8,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gap.attacks.gradient import check_differentiable, steepest
+from gap.budget import Budget
 from gap.errors import GapError
 from gap.imagery.canvas import Canvas
 from gap.imagery.objectives import Look, Objective
@@ -15,6 +17,10 @@ from gap.imagery.objectives import Look, Objective
 # What names the layers of one network, or several, sees of images: their outputs.
 View = Callable[[Tensor], Mapping[str, Tensor]]
 Method = Literal["lbfgs", "adam"]
+# The length of all steps together, as a multiple of how far they may lead.
+PATH = 3.0
+# How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
+REACH = 0.25
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,17 @@ class Sight:
 
 def ignore(sight: Sight) -> None:
     """The listener that nobody is."""
+
+
+def reach(images: Tensor) -> Budget:
+    """How far a drawing leads where nobody says."""
+    return Budget("l2", round(REACH * math.sqrt(images[0].numel()), 2))
+
+
+def stride(budget: Budget, images: Tensor, steps: int) -> float:
+    """The L2 length of each of so many steps that can lead to the far end of a budget, and some way around."""
+    length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
+    return PATH * length / steps
 
 
 def descend(
@@ -46,7 +63,7 @@ def descend(
     The listener hears of the start too. Raises GapError when the network passes no gradient.
     """
     for step in range(steps + 1):
-        sight = _look(canvas, objective, view, step, steps)
+        sight = _look(canvas, objective, view, step, steps + 1)
         tell(sight)
         if step == steps:
             return
@@ -93,10 +110,10 @@ def optimise(
 
 def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
     if method == "adam":
-        return torch.optim.Adam([canvas.weights], lr=lr or 0.02)
+        return torch.optim.Adam([canvas.weights], lr=0.02 if lr is None else lr)
     return torch.optim.LBFGS(
         [canvas.weights],
-        lr=lr or 1.0,
+        lr=1.0 if lr is None else lr,
         max_iter=evaluations,
         max_eval=evaluations,
         history_size=20,

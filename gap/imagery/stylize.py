@@ -7,22 +7,22 @@ from dataclasses import dataclass, replace
 import torch
 from kornia.color import rgb_to_yuv, yuv_to_rgb
 from torch import Tensor
-from torch.nn import functional as F
 
 from gap.classifier import Classifier
-from gap.errors import GapError
-from gap.imagery.canvas import Pixels
+from gap.errors import GapError, unknown
+from gap.imagery.canvas import Pixels, resized, within
 from gap.imagery.features import Content, Moments, Sliced, Style, maps
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import Method, Sight, ignore, optimise
 from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
-from gap.models.taps import Taps
+from gap.models.taps import Taps, resolve
 
 # Under which name the layers of a content network of its own are seen.
 BESIDE = "content "
 # The weight of style beside content, both as shares of what they were in the pictures they come from.
 STYLE_WEIGHT = 30.0
-STYLES = {"gram": Style, "moments": Moments, "sliced": Sliced}
+STYLES = ("gram", "moments", "sliced")
+STARTS = ("content", "noise")
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,17 @@ class Manner:
     pooling: Pooling = "max"
     padding: Padding = "zeros"
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Raises GapError for what is no manner of drawing."""
+        if self.style not in STYLES:
+            raise unknown("way to compare styles", self.style, STYLES)
+        if self.start not in STARTS:
+            raise unknown("start", self.start, STARTS)
+        if self.layers is not None and not self.layers:
+            raise GapError("style needs a layer to be read from; name one, or none of them for the usual")
+        if self.evaluations < 1 or not self.style_weight >= 0 or not (self.lr is None or self.lr > 0):
+            raise GapError("drawing needs 1 evaluation or more, a style weight of 0 or more, and a positive lr")
 
 
 @dataclass(frozen=True)
@@ -78,15 +89,17 @@ def stylize(
     """
     manner = manner or Manner()
     shares = _shares(weights, len(styles))
+    if masks is not None and manner.style != "gram":
+        raise GapError(f"masks go with the style measure gram, not {manner.style}")
     if masks is not None and [mask.shape[-2:] for mask in masks] != [content.shape[-2:]] * len(styles):
         raise GapError("each style needs a mask of the size of the content")
     picture: Tensor | None = None
-    done, told, sizes = 0, "", _sizes(content, manner.least)
+    done, told, sizes = 0, "", _sizes(content, manner.least)[-manner.evaluations :]
     for size, evaluations in zip(sizes, _dealt(manner.evaluations, len(sizes)), strict=True):
-        target = _resized(content, size)
-        start = _start(target, manner) if picture is None else _resized(picture, size)
-        small = [_resized(style, _within(style, max(size))) for style in styles]
-        regions = [_resized(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
+        target = resized(content, size)
+        start = _start(target, manner) if picture is None else resized(picture, size)
+        small = [resized(style, within(style, max(size))) for style in styles]
+        regions = [resized(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
         view, objective = _asked(target, small, shares, regions, backbone, content_backbone, manner)
         canvas = Pixels(start[None])
         with view.still():
@@ -133,46 +146,50 @@ def _asked(
     """What is looked at and what is asked of it, for a content at the size of the picture."""
 
     def ready(network: Classifier, names: Sequence[str]) -> Taps:
-        return prepared(network, content[None], names, pooling=manner.pooling, padding=manner.padding)
+        taps = prepared(network, styles[0][None], names, pooling=manner.pooling, padding=manner.padding)
+        for picture in (content, *styles):
+            check_size(taps, picture[None], network.name)
+        return taps
 
-    usual = default_layers(backbone)
-    layers = list(usual if manner.layers is None else manner.layers)
-    prefix = BESIDE if content_backbone else ""
-    content_layers = _content_layers(usual, content_backbone, manner)
-    own = [] if content_backbone else [name for name in content_layers if name not in layers]
-    taps = {"": ready(backbone, layers + own)}
-    if content_backbone and content_layers:
-        taps[prefix] = ready(content_backbone, content_layers)
+    layers = list(default_layers(backbone) if manner.layers is None else manner.layers)
+    kept = manner.content_layers
+    if kept is None:
+        kept = content_layers(default_layers(content_backbone or backbone))
+    if content_backbone:
+        taps = {"": ready(backbone, layers)} | ({BESIDE: ready(content_backbone, kept)} if kept else {})
+        kept = [BESIDE + name for name in kept]
+    else:
+        # A layer for both may go by two names.
+        named = {resolve(backbone.network, name): name for name in layers}
+        kept = [named.get(resolve(backbone.network, name), name) for name in kept]
+        taps = {"": ready(backbone, [*layers, *(name for name in kept if name not in layers)])}
     view = View(taps)
     parts: list[Objective] = []
     with torch.no_grad(), view.still():
         for style, share, mask in zip(styles, shares, masks, strict=True):
-            check_size(taps[""], style[None], backbone.name)
             seen = Look(style[None], taps[""](style[None]))
             weight = share * manner.style_weight / len(layers)
-            parts += [weight * _distance(manner.style, name, maps(seen, name), mask) for name in layers]
-        if content_layers:
+            parts += [weight * _distance(manner, name, maps(seen, name), mask) for name in layers]
+        if kept:
             seen = Look(content[None], view(content[None]))
-            names = [prefix + name for name in content_layers]
-            parts += [Content(name, maps(seen, name)) * (1 / len(names)) for name in names]
+            parts += [Content(name, maps(seen, name)) * (1 / len(kept)) for name in kept]
     first, *rest = parts
     return view, sum(rest, start=first)
 
 
-def _content_layers(usual: Sequence[str], content_backbone: Classifier | None, manner: Manner) -> list[str]:
-    """Those named, or the last but one of the usual ones, which still knows what is where."""
-    if manner.content_layers is not None:
-        return list(manner.content_layers)
-    where = default_layers(content_backbone) if content_backbone else usual
-    return [where[max(0, len(where) - 2)]]
+def content_layers(usual: Sequence[str]) -> list[str]:
+    """Where content is read from if nobody says: the last but one of the usual layers, which knows what is where."""
+    return [usual[max(0, len(usual) - 2)]]
 
 
-def _distance(kind: str, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
-    if mask is None:
-        return STYLES[kind](layer, target)
-    if kind != "gram":
-        raise GapError(f"masks go with --style gram, not {kind}")
-    return Style(layer, target, mask)
+def _distance(manner: Manner, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
+    match manner.style:
+        case "gram":
+            return Style(layer, target, mask)
+        case "moments":
+            return Moments(layer, target)
+        case _:
+            return Sliced(layer, target, manner.seed)
 
 
 def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
@@ -191,8 +208,8 @@ def _sizes(content: Tensor, least: int) -> list[tuple[int, int]]:
 
 def _dealt(evaluations: int, sizes: int) -> list[int]:
     """Evaluations for each size; the last takes what does not divide."""
-    each = max(1, evaluations // sizes)
-    return [*([each] * (sizes - 1)), max(1, evaluations - each * (sizes - 1))]
+    each = evaluations // sizes
+    return [*([each] * (sizes - 1)), evaluations - each * (sizes - 1)]
 
 
 def _start(content: Tensor, manner: Manner) -> Tensor:
@@ -200,19 +217,6 @@ def _start(content: Tensor, manner: Manner) -> Tensor:
         return content
     generator = torch.Generator().manual_seed(manner.seed)
     return torch.rand(content.shape, generator=generator).to(content.device) * 0.5 + 0.25
-
-
-def _within(picture: Tensor, side: int) -> tuple[int, int]:
-    """A size of the picture's own shape whose longer side has so many pixels; a smaller one keeps its size."""
-    height, width = picture.shape[-2:]
-    factor = min(1.0, side / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
-
-
-def _resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    if picture.shape[-2:] == size:
-        return picture
-    return F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)
 
 
 def _counted(tell: Callable[[Sight], None], done: int, evaluations: int) -> Callable[[Sight], None]:

@@ -1,6 +1,5 @@
 """Class traversal: pictures that walk towards a class, as a classifier sees it."""
 
-import math
 from dataclasses import dataclass
 
 import torch
@@ -10,14 +9,9 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.imagery.canvas import Pixels
 from gap.imagery.features import Logit
-from gap.imagery.optimise import Sight, descend
+from gap.imagery.optimise import Sight, descend, reach, stride
 from gap.imagery.view import View
 from gap.models.taps import LOGITS, Taps
-
-# The length of all steps together, as a multiple of how far they may lead.
-PATH = 3.0
-# How far a walk leads where nobody says: a share of the largest distance there is.
-REACH = 0.25
 
 
 @dataclass(frozen=True)
@@ -38,7 +32,6 @@ def traverse(
     change before it is sure. Raises GapError when the classifier passes no gradient.
     """
     budget = budget or reach(images)
-    length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
     canvas = Pixels(images, budget)
     view = View({"": Taps(classifier.network, [LOGITS], run=classifier)})
     pictures: list[Tensor] = []
@@ -49,10 +42,5 @@ def traverse(
         shares.append(sight.look.layers[LOGITS].detach().float().softmax(dim=1))
 
     with view.still():
-        descend(canvas, Logit(classes), view, steps=steps, size=PATH * length / steps, tell=keep)
+        descend(canvas, Logit(classes), view, steps=steps, size=stride(budget, images, steps), tell=keep)
     return Walk(torch.stack(pictures), torch.stack(shares))
-
-
-def reach(images: Tensor) -> Budget:
-    """How far a walk leads where nobody says."""
-    return Budget("l2", round(REACH * math.sqrt(images[0].numel()), 2))

@@ -2,19 +2,26 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from gap.classifier import Classifier
-from gap.errors import GapError, first_line
+from gap.errors import GapError
 from gap.folding import Folding
 from gap.frozen import frozen
-from gap.models.taps import Taps, stages, with_average_pooling, with_padding
+from gap.models.taps import Taps, aliases, stages, with_average_pooling, with_padding
 
 Pooling = Literal["max", "average"]
 Padding = Literal["zeros", "reflect", "replicate"]
+# The layers that articles read style from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
+USUAL = {
+    "relu5_x": ["relu2_x", "relu3_x", "relu4_x", "relu5_x"],
+    "relu5_1": [f"relu{block}_1" for block in range(1, 6)],
+    "conv_5": [f"conv_{place}" for place in range(1, 5)],
+}
 
 
 class Backbone(nn.Module):
@@ -22,7 +29,7 @@ class Backbone(nn.Module):
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
-        self.classifier = classifier.eval()
+        self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
         logits: Tensor = self.classifier.network(self.classifier.normalised(images))
@@ -37,40 +44,63 @@ def prepared(
     pooling: Pooling = "max",
     padding: Padding = "zeros",
 ) -> Taps:
-    """These layers of a backbone made ready to draw with: no resizing, norms folded, channels last.
+    """These layers of a copy of a backbone made ready to draw with: no resizing, norms folded, channels last.
 
     Average pooling keeps the scale that these images (N x C x H x W) have under max pooling. Raises GapError for layers
     that are not there, and naming the least size that works where the images are too small.
     """
-    folding = Folding(classifier, classifier.facts.channels, classifier.facts.size)
-    asked = Taps(classifier.network, layers).modules.values()
-    # A convolution that is looked at itself must give what it gives before its norm.
-    whole = any(convolution in asked for convolution, _, _ in folding.pairs)
-    backbone = Backbone(classifier if whole else folding.lean)
+    backbone = deepcopy(Backbone(_lean(classifier, layers))).eval().requires_grad_(False)
+    check_size(_taps(backbone, layers), images, classifier.name)
     if pooling == "average":
         backbone = with_average_pooling(backbone, images)
     if padding != "zeros":
         backbone = with_padding(backbone, padding)
-    taps = Taps(backbone.classifier.network, layers, run=backbone.to(memory_format=torch.channels_last))
-    check_size(taps, images, classifier.name)
-    return taps
+    return _taps(backbone.to(memory_format=torch.channels_last), layers)
 
 
 def default_layers(classifier: Classifier) -> list[str]:
-    """The layers that style is read from where nobody says: the last at each of the first five resolutions.
+    """The layers that style is read from where nobody says.
 
-    Where the literature has its own choice for a kind of network, that one.
+    Where the literature has its choice for a kind of network, that one; else the last at each of the first five
+    resolutions. Raises GapError for a network that gives no maps.
     """
-    for usual in (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], [f"relu{block}_1" for block in range(1, 6)]):
-        try:
-            Taps(classifier.network, usual)
+    known = aliases(classifier.network)
+    for kind, usual in USUAL.items():
+        if kind in known:
             return usual
-        except GapError:
-            pass
     facts = classifier.facts
+    device = next(classifier.parameters()).device
     with frozen(classifier):
-        found = stages(classifier, torch.rand(1, facts.channels, *facts.size))
+        probe = torch.rand(1, facts.channels, *facts.size, device=device)
+        found = stages(classifier, probe, facts.classes)
+    if not found:
+        raise GapError(f"{classifier.name} has no layer that gives maps; draw with a convolutional network")
     return [name.removeprefix("network.") for name in found[:5]]
+
+
+def _taps(backbone: Backbone, layers: Sequence[str]) -> Taps:
+    return Taps(backbone.classifier.network, layers, run=backbone)
+
+
+@torch.no_grad()
+def _lean(classifier: Classifier, layers: Sequence[str]) -> Classifier:
+    """The classifier with its norms folded, if these layers give the same there; some lie where a norm went."""
+    facts = classifier.facts
+    plain = _taps(Backbone(classifier), layers)
+    lean = Folding(classifier, facts.channels, facts.size).lean
+    probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0))
+    probe = probe.to(next(classifier.parameters()).device)
+    with frozen(classifier, lean):
+        try:
+            found = _taps(Backbone(lean), layers)(probe)
+        except GapError:
+            return classifier
+        expected = plain(probe)
+    same = all(
+        torch.allclose(found[name], output, rtol=1e-3, atol=1e-3 * float(output.std()))
+        for name, output in expected.items()
+    )
+    return lean if same else classifier
 
 
 class View:
@@ -98,22 +128,25 @@ class View:
 
 def check_size(taps: Taps, images: Tensor, name: str) -> None:
     """Raise GapError, naming the least size that works, where a backbone's layers cannot take images of this size."""
-    try:
-        with torch.no_grad(), frozen(taps.run):
-            taps(images[:1])
-    except GapError:
-        raise
-    except RuntimeError as error:
-        least = next((side for side in range(1, 513) if _works(taps, images, side)), None)
-        mend = f"it takes {least} pixels or more" if least else first_line(error)
-        height, width = images.shape[-2:]
-        raise GapError(f"{name} cannot look at pictures of {height} x {width} pixels: {mend}") from error
+    if _works(taps, images[:1]):
+        return
+    least = next((side for side in range(1, 513) if _works(taps, _square(images, side))), None)
+    if least is None:
+        what = "nor of any size that was tried"
+    else:
+        beyond = next((side for side in range(least, 2 * least + 1) if not _works(taps, _square(images, side))), None)
+        what = f"it takes {least} pixels or more" if beyond is None else f"it takes {least} to {beyond - 1}"
+    raise GapError(f"{name} cannot look at pictures of {images.shape[2]} x {images.shape[3]} pixels: {what}")
 
 
-def _works(taps: Taps, images: Tensor, side: int) -> bool:
+def _square(images: Tensor, side: int) -> Tensor:
+    return images.new_zeros(1, images.shape[1], side, side)
+
+
+def _works(taps: Taps, images: Tensor) -> bool:
     try:
         with torch.no_grad(), frozen(taps.run):
-            taps(images.new_zeros(1, images.shape[1], side, side))
-        return True
-    except (RuntimeError, GapError):
+            taps(images)
+    except (RuntimeError, AssertionError, ValueError):  # what networks raise at sizes that they cannot take
         return False
+    return True

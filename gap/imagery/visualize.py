@@ -13,9 +13,8 @@ from gap.errors import GapError
 from gap.imagery.canvas import Canvas, Fourier, Pixels
 from gap.imagery.features import Channel, Content, Logit, maps
 from gap.imagery.objectives import Look, Objective
-from gap.imagery.optimise import Sight, descend, ignore, optimise
+from gap.imagery.optimise import Sight, descend, ignore, optimise, reach, stride
 from gap.imagery.transforms import Shaken
-from gap.imagery.traverse import PATH, reach
 from gap.imagery.view import View, prepared
 from gap.models.taps import LOGITS
 
@@ -56,8 +55,12 @@ def visualize(
     L2 distance between two pictures. Raises GapError for a layer or a channel that is not there, and for a size that
     the backbone cannot take.
     """
-    (layer,) = {feature.layer for feature in features}
-    channels = torch.tensor([feature.channel for feature in features])
+    layer = features[0].layer
+    if any(feature.layer != layer for feature in features):
+        raise GapError("features that are drawn together are of one layer; draw those of others apart")
+    if prior == "natural" and (start is not None or budget is not None):
+        raise GapError("the natural prior begins at noise and goes anywhere; leave out the start and the budget")
+    channels = torch.tensor([feature.channel for feature in features], device=_device(backbone))
     images = _beginning(backbone, len(features), size, start, seed)
     view = View({"": prepared(backbone, images, [layer])})
     with torch.no_grad(), view.still():
@@ -67,7 +70,8 @@ def visualize(
         torch.manual_seed(seed)
         if prior == "natural":
             shaken = Shaken()
-            canvas: Canvas = Fourier(len(features), images.shape[1], (images.shape[2], images.shape[3]), seed)
+            count, colours, height, width = images.shape
+            canvas: Canvas = Fourier(count, colours, (height, width), seed).to(images.device)
             optimise(
                 canvas,
                 objective,
@@ -78,9 +82,9 @@ def visualize(
                 tell=tell,
             )
         else:
-            canvas = Pixels(images, budget or reach(images))
-            length = canvas.budget.epsilon if canvas.budget else 0.0
-            descend(canvas, objective, view, steps=steps, size=PATH * length / steps, tell=tell)
+            within = budget or reach(images)
+            canvas = Pixels(images, within)
+            descend(canvas, objective, view, steps=steps, size=stride(within, images, steps), tell=tell)
     return canvas.drawn()
 
 
@@ -112,7 +116,11 @@ def _beginning(
         return start[None].repeat(count, 1, 1, 1)
     shape = (count, backbone.facts.channels, *(size or backbone.facts.size))
     noise = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-    return (0.5 + FAINT * noise).clamp(0, 1)
+    return (0.5 + FAINT * noise).clamp(0, 1).to(_device(backbone))
+
+
+def _device(backbone: Classifier) -> torch.device:
+    return next(backbone.parameters()).device
 
 
 def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:

@@ -1,12 +1,14 @@
-"""The report as one self-contained HTML page: pictures inside it, nothing fetched, nothing executed."""
+"""The report as one self-contained HTML page: pictures inside it, nothing fetched, and nothing run but its sliders."""
 
 import base64
+import hashlib
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
 from gap.errors import GapError
@@ -14,6 +16,11 @@ from gap.files import write_bytes
 from gap.report.tables import Table, html_table
 
 SCREEN_DENSITY = 96  # CSS pixels to the inch
+# Moves the line of each slider. The page allows no other script: it names this one's hash.
+SCRIPT = (
+    'for (const input of document.querySelectorAll(".slider input"))'
+    ' input.addEventListener("input", () => input.parentElement.style.setProperty("--at", input.value + "%"));'
+)
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,15 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Slider:
+    """Two pictures of one size over each other, parted by a line that is dragged, or moved with the arrow keys."""
+
+    before: Figure
+    after: Figure
+    caption: str
+
+
+@dataclass(frozen=True)
 class Act:
     """One section of the page: what was done (paragraphs parted by blank lines), what it looks like, the figures."""
 
@@ -54,6 +70,7 @@ class Act:
     figures: Sequence[Figure] = ()
     table: Table | None = None
     facts: Mapping[str, str] = field(default_factory=dict)
+    sliders: Sequence[Slider] = ()
 
     @property
     def paragraphs(self) -> list[str]:
@@ -73,5 +90,9 @@ def write_page(path: str | Path, title: str, lead: str, acts: Sequence[Act]) -> 
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.jinja")
-    page = template.render(title=title, lead=lead, acts=acts, html_table=html_table)
+    script = SCRIPT if any(act.sliders for act in acts) else ""
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
+    page = template.render(
+        title=title, lead=lead, acts=acts, html_table=html_table, script=Markup(script), digest=digest
+    )
     return write_bytes(path, page.encode("utf-8", errors="replace"))

@@ -7,8 +7,8 @@ from torch import nn
 def make_augmentation(size: tuple[int, int], *, shift: int = 0, flip: bool = False, crop: float = 1.0) -> nn.Module:
     """Changes images N x C x H x W of that size, each in its own way, and keeps their size.
 
-    Each is moved by up to `shift` whole pixels, its edge repeated; mirrored half of the time if `flip`; and cut to a random
-    part, at least `crop` of each side, and enlarged again.
+    Each is moved by up to `shift` whole pixels, its edge repeated; mirrored half of the time if `flip`; and cut to a
+    random part, at least `crop` of each side, and enlarged again.
     """
     height, width = size
     parts: list[nn.Module] = []

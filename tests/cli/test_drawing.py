@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
+from gap.cli.easel import Easel
 from gap.data.named import load_data
+from gap.imagery.optimise import Sight
 from gap.report.pictures import save_image, to_image
 
 
@@ -129,7 +131,9 @@ def test_visualize(
         (["stylize", "content.png", "style.png", "--out=a.jpg"], "a.jpg is not the name of a PNG"),
         (["stylize", "content.png", "style.png", "--weights=1,2"], "1 styles need as many weights"),
         (["stylize", "content.png", "style.png", "--mask=style.png", "--mask=style.png"], "each style needs a mask"),
-        (["stylize", "content.png", "style.png", "--content-backbone=mnist-cnn"], "it takes 28 pixels or more"),
+        (["stylize", "content.png", "style.png", "--lr=-1"], "a positive lr"),
+        (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
+        (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "layer2:5-3"], "cannot read 'layer2:5-3'"),
@@ -159,3 +163,34 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
     assert all(0 < row["robustness_interval"][0] <= row["robustness"] <= row["robustness_interval"][1] for row in rows)
     with Image.open(plot) as drawn:
         assert drawn.width > 600
+
+
+def test_an_interrupted_drawing_is_kept(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(self: Easel, sight: Sight) -> None:
+        listen(self, sight)
+        if sight.step == 2:
+            raise KeyboardInterrupt
+
+    listen = Easel.__call__
+    monkeypatch.setattr(Easel, "__call__", interrupted)
+    out = tmp_path / "s.png"
+    ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
+    assert ended.code == 130 and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
+    with Image.open(out) as drawn:
+        assert drawn.size == (32, 23)
+
+
+def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_path: Path) -> None:
+    net = tmp_path / "net.py"
+    net.write_text(
+        "from torch import nn\n\n\ndef net():\n"
+        "    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(), nn.Flatten()]\n"
+        "    return nn.Sequential(*layers, nn.Linear(8 * 12 * 12, 10))\n"
+    )
+    given = ["--input=1x28x28", "--mean=0.1", "--std=0.3", "--evaluations=2", "--size=28"]
+    ended = run("stylize", digit, digit, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
+    assert ended.code == 0, ended.err
+    with Image.open(tmp_path / "s.png") as drawn:
+        assert drawn.mode == "L"

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18, mnist_cnn
+from gap.models.taps import LOGITS, Taps
 from torch import Tensor
 
 from gap.budget import Budget
@@ -13,7 +14,7 @@ from gap.imagery.objectives import Leash
 from gap.imagery.optimise import Sight, optimise
 from gap.imagery.stylize import Manner, stylize, texture
 from gap.imagery.transforms import Shaken
-from gap.imagery.view import default_layers
+from gap.imagery.view import default_layers, prepared
 from gap.imagery.visualize import Feature, invert, visualize
 
 QUICK = Manner(evaluations=12)
@@ -51,14 +52,18 @@ def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
 
 def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
     sights: list[Sight] = []
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
+    backbone.train()
+    before = {name: (value.clone(), value.stride()) for name, value in backbone.state_dict().items()}
     drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, manner=QUICK, tell=sights.append)
     assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(sights)
     assert drawn.picture.min() >= 0 and drawn.picture.max() <= 1
     assert heard(sights)[-1] < 0.5 * heard(sights)[0]
     assert "style at relu2_x" in drawn.told and "content at relu4_x" in drawn.told
-    assert all(torch.equal(value, before[name]) for name, value in backbone.state_dict().items())
+    for name, value in backbone.state_dict().items():
+        assert torch.equal(value, before[name][0]) and value.stride() == before[name][1]
     assert all(weight.requires_grad for weight in backbone.parameters())
+    assert all(module.training for module in backbone.modules())
+    backbone.eval()
 
 
 def test_the_same_seed_draws_the_same(backbone: Classifier) -> None:
@@ -131,8 +136,10 @@ def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) 
 
 def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> None:
     start = picture(0)
-    drawn = visualize(backbone, [Feature("layer2", 0)], start=start, budget=Budget("linf", 0.1), steps=5)
-    assert drawn.shape[1:] == start.shape and 0.01 < (drawn[0] - start).abs().max() <= 0.1001
+    drawn = visualize(backbone, [Feature("layer2", 0)], start=start, budget=Budget("linf", 0.1), steps=15)
+    moved = drawn[0] - start
+    assert drawn.shape[1:] == start.shape and moved.abs().max() <= 0.1001
+    assert moved.square().mean().sqrt() > 0.05
 
 
 def test_with_natural_priors(backbone: Classifier) -> None:
@@ -176,6 +183,12 @@ def test_shaking_moves_each_picture_in_its_own_way() -> None:
         (lambda net: stylize(picture(0), [picture(1)], net, weights=[1, 2]), "1 styles need as many weights"),
         (lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]), "needs a mask of the size"),
         (lambda net: stylize(picture(0), [picture(1)], net, manner=Manner(layers=["relu9_x"])), "unknown layer"),
+        (lambda net: visualize(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
+        (lambda net: visualize(net, [Feature("layer1", 0)], prior="natural", start=picture(0)), "begins at noise"),
+        (lambda net: Manner(style="gramm"), "unknown way to compare styles 'gramm'; did you mean gram"),
+        (lambda net: Manner(start="here"), "unknown start"),
+        (lambda net: Manner(layers=[]), "style needs a layer"),
+        (lambda net: Manner(lr=-1.0), "a positive lr"),
     ],
 )
 def test_bad_requests(backbone: Classifier, act, message: str) -> None:
@@ -188,3 +201,39 @@ def test_the_least_size_is_named() -> None:
     small = Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
     with pytest.raises(GapError, match="pictures of 8 x 8 pixels: it takes 9 pixels or more"):
         visualize(small, [Feature("1", 0)], size=(8, 8))
+    grey = Classifier(mnist_cnn(1, 10), Facts(1, (28, 28), 10), name="cnn", architecture="net").eval()
+    with pytest.raises(GapError, match="pictures of 40 x 40 pixels: it takes 28 to 31"):
+        visualize(grey, [Feature("logits", 0)], size=(40, 40))
+    assert visualize(grey, [Feature("conv_2", 0)], size=(40, 40), steps=1).shape == (1, 1, 40, 40)
+
+
+class Apart(torch.nn.Module):
+    """Its stem ends before the norm that follows it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3))
+        self.norm = torch.nn.BatchNorm2d(4)
+        self.norm.running_mean += 1
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.norm(self.stem(images)).mean(dim=(2, 3))
+
+
+def test_layers_give_what_they_give_unfolded(backbone: Classifier) -> None:
+    apart = Classifier(Apart(), Facts(3, (16, 16), 4), name="net", architecture="net").eval()
+    images = torch.rand(2, 3, 16, 16)
+    for layers in (["stem"], ["stem.0"], ["norm"], [LOGITS]):
+        seen = prepared(apart, images, layers)(images)
+        with torch.no_grad():
+            torch.testing.assert_close(seen, Taps(apart.network, layers)(images), rtol=1e-3, atol=1e-4)
+    images = torch.rand(1, 3, 32, 32)
+    names = ["conv1", "layer1.0.bn1", "layer2", LOGITS]
+    with torch.no_grad():
+        expected = Taps(backbone.network, names)(images)
+        torch.testing.assert_close(prepared(backbone, images, names)(images), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -> None:
+    manner = Manner(evaluations=2, layers=["layer1", "layer3"])
+    assert "content at layer3" in stylize(picture(0), [picture(1)], backbone, manner=manner).told

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-from scipy.stats import wasserstein_distance
 
 from gap.errors import GapError
 from gap.imagery.features import Channel, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
@@ -61,14 +60,24 @@ def test_half_precision_does_not_overflow() -> None:
     assert gram(layer).isfinite().all() and gram(layer).dtype == torch.float32
 
 
-def test_sliced_wasserstein_along_one_axis_is_the_quantiles_distance() -> None:
-    """Against scipy's, which is of order 1: along each direction it is at most the root of the squared one."""
+def test_sliced_wasserstein_is_the_distance_of_sorted_projections() -> None:
     target, other = output(0, 1), output(1, 1)
-    distance = Sliced("a", target, directions=16)
-    ours = distance(seen(other)) * distance.scale
-    projected = [(distance.axes @ each.flatten(2))[0].numpy() for each in (target, other)]
-    first = [wasserstein_distance(a, b) ** 2 for a, b in zip(*projected, strict=True)]
-    assert np.mean(first) <= ours.item() <= 4 * np.mean(first)
+    distance = Sliced("a", target)
+    axes = distance.axes.numpy()
+    np.testing.assert_allclose(axes @ axes.T, np.eye(4), atol=1e-5)
+    projected = [np.sort(axes @ each.flatten(2)[0].numpy(), axis=1) for each in (target, other)]
+    expected = np.mean((projected[0] - projected[1]) ** 2) / projected[0].var(ddof=1)
+    assert distance(seen(other)).item() == pytest.approx(expected, rel=1e-4)
+
+
+def test_no_direction_goes_unseen() -> None:
+    """Of 64 channels, any one that moves is noticed."""
+    layer = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
+    distance = Sliced("a", layer)
+    for channel in range(0, 64, 9):
+        moved = layer.clone()
+        moved[:, channel] += 3
+        assert distance(seen(moved)).item() > 1e-2
 
 
 def test_what_excites() -> None:

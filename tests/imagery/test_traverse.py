@@ -12,8 +12,8 @@ from gap.classifier import Classifier, Facts
 from gap.errors import GapError
 from gap.imagery.canvas import Pixels
 from gap.imagery.objectives import Leash
-from gap.imagery.optimise import Sight, descend
-from gap.imagery.traverse import reach, traverse
+from gap.imagery.optimise import Sight, descend, reach
+from gap.imagery.traverse import traverse
 
 
 def classifier(net: nn.Module) -> Classifier:

@@ -133,16 +133,19 @@ def test_stages_end_at_each_resolution() -> None:
     assert stages(chain().eval(), torch.rand(1, 3, 8, 8)) == ["3", "7"]
 
 
-def test_average_pooling_keeps_the_scale() -> None:
+def test_average_pooling_keeps_the_scale_of_each_pool() -> None:
     torch.manual_seed(0)
-    network, images = chain().eval(), torch.rand(4, 3, 16, 16)
+    pools = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)]
+    parts = [nn.Sequential(nn.Conv2d(width, 8, 3, padding=1), nn.ReLU()) for width in (3, 8)]
+    network, images = nn.Sequential(parts[0], pools[0], parts[1], pools[1]).eval(), torch.rand(4, 3, 16, 16)
     swapped = with_average_pooling(network, images)
-    before, after = network[:5](images), swapped[:5](images)
-    assert after.square().mean().item() == pytest.approx(before.square().mean().item(), rel=1e-4)
-    assert not torch.allclose(before, after)
-    assert isinstance(network[4], nn.MaxPool2d)
-    plain = nn.functional.avg_pool2d(swapped[:4](images), 2)
-    torch.testing.assert_close(after, plain * (after.sum() / plain.sum()))
+    for end in (2, 4):
+        before, after = network[:end](images), swapped[:end](images)
+        assert after.square().mean().item() == pytest.approx(before.square().mean().item(), rel=1e-4)
+        assert not torch.allclose(before, after)
+    assert network[1] is pools[0]
+    plain = nn.functional.avg_pool2d(swapped[:1](images), 2)
+    torch.testing.assert_close(swapped[:2](images), plain * swapped[1].factor)
 
 
 def test_nothing_to_average() -> None:
@@ -155,3 +158,25 @@ def test_padding_that_does_not_ring() -> None:
     flat = torch.full((1, 3, 8, 8), 0.7)
     assert network[0](flat).flatten(2).std(dim=2).max() > 1e-2
     assert with_padding(network, "reflect")[0](flat).flatten(2).std(dim=2).max() < 1e-5
+
+
+def test_a_head_that_does_not_fit_is_no_matter() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
+    taps = Taps(network, ["0"])
+    for side in (8, 12, 12):
+        assert taps(torch.rand(1, 3, side, side))["0"].shape == (1, 4, side, side)
+    with pytest.raises(RuntimeError):
+        Taps(network, ["0", LOGITS])(torch.rand(1, 3, 12, 12))
+
+
+def test_of_several_chains_the_longest_has_the_names() -> None:
+    short = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
+    network = nn.ModuleDict({"stem": short, "body": chain()})
+    assert {path.partition(".")[0] for path in aliases(network).values()} == {"body"}
+
+
+def test_scores_are_no_stage() -> None:
+    with torch.device("meta"):
+        network = torchvision.models.squeezenet1_1(num_classes=7)
+    found = stages(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
+    assert len(found) > 2 and not {"classifier.1", "classifier.2", "classifier.3"} & set(found)

@@ -64,3 +64,11 @@ def test_crop_enlarges_by_no_more_than_asked(height: int, width: int, crop: floa
         assert kept.max() > 0.9
         starts = cut.amin(dim=(1, 2, 3))
         assert starts.min() < 0.1 and starts.max() > 0.7 * (1 - crop)
+
+
+def test_a_shift_blurs_nothing() -> None:
+    torch.manual_seed(0)
+    images = torch.rand(20, 1, 12, 12)
+    moved = make_augmentation((12, 12), shift=3)(images)
+    assert all(bool(torch.isin(after, before).all()) for after, before in zip(moved, images, strict=True))
+    assert not torch.equal(moved, images)
