@@ -194,3 +194,22 @@ def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_
     assert ended.code == 0, ended.err
     with Image.open(tmp_path / "s.png") as drawn:
         assert drawn.mode == "L"
+
+
+def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    content, style = pictures
+    given = ["--content", content, "--style", style, "--style", content, "--backbone", NET, "--backbone=cifar-resnet18"]
+    more = ["--judge", NET, "--weights=3,300", "--size=32", "--evaluations=2", "--out", tmp_path / "page"]
+    ended = run("compare-styles", *given, *more)
+    assert ended.code == 0, ended.err
+    page = Path(ended.out.splitlines()[-1])
+    assert page.read_text().count('type="range"') == 4
+    told = json.loads((tmp_path / "page" / "table.json").read_text())
+    assert [row["backbone"] for row in told["rows"]] == [NET, "cifar-resnet18"] and len(told["drawings"]) == 8
+    assert all((tmp_path / "page" / each["file"]).is_file() for each in told["drawings"])
+
+
+def test_one_backbone_cannot_be_compared(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    given = ["--content", pictures[0], "--style", pictures[1], "--backbone", NET, "--out", tmp_path / "page"]
+    ended = run("compare-styles", *given)
+    assert ended.code == 2 and "two or more backbones" in ended.complaint and not (tmp_path / "page").exists()

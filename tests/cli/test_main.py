@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from gap.cli import demo
+from gap.cli import acts
 from gap.process import Stopped
 
 
@@ -20,7 +20,7 @@ def test_a_signal_in_the_demo_ends_it_in_one_line(
     def stopped(options: object, folder: Path, listeners: object, resume: bool) -> None:
         raise Stopped(3, 9, folder, number)
 
-    monkeypatch.setattr(demo, "pretrain", stopped)
+    monkeypatch.setattr(acts, "pretrain", stopped)
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 128 + number
     assert ended.warnings == [

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from gap.cli import demo
+from gap.cli import acts
 from gap.cli.main import VERBS
 from gap.data.named import load_data
 from gap.data.pictures import save_picture
@@ -341,23 +341,25 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     def short(work: Callable[..., Any]) -> Callable[..., Any]:
         return lambda options, *rest, **named: work(options.model_copy(update={"epochs": 0.1}), *rest, **named)
 
-    monkeypatch.setattr(demo, "pretrain", short(demo.pretrain))
-    monkeypatch.setattr(demo, "train_generator", short(demo.train_generator))
-    monkeypatch.setattr(demo, "harden", short(demo.harden))
-    monkeypatch.setattr(demo, "IMAGES", 20)
-    monkeypatch.setattr(demo, "CURVE", (demo.BUDGET.epsilon,))
-    lineup = demo.run_lineup
-    monkeypatch.setattr(demo, "run_lineup", lambda *given, images: lineup(*given, images=20))
+    monkeypatch.setattr(acts, "pretrain", short(acts.pretrain))
+    monkeypatch.setattr(acts, "train_generator", short(acts.train_generator))
+    monkeypatch.setattr(acts, "harden", short(acts.harden))
+    monkeypatch.setattr(acts, "IMAGES", 20)
+    monkeypatch.setattr(acts, "EVALUATIONS", 3)
+    monkeypatch.setattr(acts, "CURVE", (acts.BUDGET.epsilon,))
+    lineup = acts.run_lineup
+    monkeypatch.setattr(acts, "run_lineup", lambda *given, images: lineup(*given, images=20))
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 0, ended.err
     page = Path(ended.out.splitlines()[-1])
     assert page == (tmp_path / "demo" / "index.html").resolve()
     text = page.read_text()
-    assert text.count("data:image/png;base64,") == 3
+    assert text.count("data:image/png;base64,") == 6
     assert "http://" not in text.replace("http://www.w3.org", "") and 'src="http' not in text
     attacks = [row["attack"] for row in table(tmp_path / "demo" / "table.json")]
     assert attacks == ["per-image", "universal", "pgd", "noise", "checkerboard"]
     assert (tmp_path / "demo" / "universal" / "card.yaml").is_file()
+    assert (tmp_path / "demo" / "walk.mp4").is_file() and (tmp_path / "demo" / "stylized-hardened.png").is_file()
     left = json.loads((tmp_path / "demo" / "hardened.json").read_text())
     for found in left.values():
         assert list(found) == ["none", "generator", "universal", "PGD", "AutoAttack (fast)"]

@@ -1,13 +1,17 @@
 import base64
 import os
 import re
+import shutil
+import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from gap.errors import GapError
-from gap.report.page import Act, Figure, write_page
+from gap.report.page import Act, Figure, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
 from gap.report.plots import bars
 from gap.report.tables import Column, Table
@@ -113,3 +117,28 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
 def test_names_that_are_not_unicode_are_written_all_the_same(tmp_path):
     path = write_page(tmp_path / "page.html", "a\udcff", "lead", [])
     assert "<h1>a?</h1>" in path.read_text(encoding="utf-8")
+
+
+CHROMIUM = shutil.which("chromium")
+
+
+def test_a_page_without_sliders_runs_nothing(tmp_path: Path) -> None:
+    page = write_page(tmp_path / "index.html", "t", "l", [Act("one", "text")]).read_text()
+    assert "<script" not in page and "script-src" not in page
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no chromium to drag the slider in")
+def test_the_slider_moves_its_line(tmp_path: Path) -> None:
+    """Under the page's own policy the script of the page runs, and no other would: the drag comes from outside."""
+    figures = [Figure(to_png_bytes(Image.new("RGB", (40, 30), colour)), colour, colour) for colour in ("red", "blue")]
+    page = write_page(tmp_path / "index.html", "t", "l", [Act("one", "", sliders=[Slider(*figures, "both")])])
+    drag = """<script>onload = () => {
+        const inside = frame.contentDocument, input = inside.querySelector(".slider input");
+        input.value = 80; input.dispatchEvent(new Event("input"));
+        document.title = inside.querySelector(".slider").style.getPropertyValue("--at");
+    }</script>"""
+    outside = tmp_path / "outside.html"
+    outside.write_text(f'<iframe id="frame" src="{page.as_uri()}"></iframe>{drag}')
+    flags = ["--headless", "--no-sandbox", "--disable-gpu", "--allow-file-access-from-files", "--dump-dom"]
+    dumped = subprocess.run([str(CHROMIUM), *flags, outside.as_uri()], capture_output=True, text=True, timeout=120)
+    assert "<title>80%</title>" in dumped.stdout, dumped.stdout[-2000:] + dumped.stderr[-500:]

@@ -1,0 +1,173 @@
+"""Compare backbones by what they draw: contents, styles, backbones, on one page with sliders."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import Tensor
+
+from gap.artefact import claim_output, mark
+from gap.cli.easel import Device, find_device, load_backbone, open_sized
+from gap.cli.options import parse_numbers
+from gap.data.pictures import save_picture
+from gap.errors import GapError
+from gap.files import write_json
+from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, draw_all, lead
+from gap.imagery.stylize import Manner
+from gap.report.page import Act, Figure, Slider, write_page
+from gap.report.pictures import to_image, to_png_bytes
+from gap.report.tables import Column, Table, print_table
+
+EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
+
+
+def compare_styles(
+    content: Annotated[list[Path], typer.Option("--content", help="a picture whose content is kept; repeatable")],
+    style: Annotated[list[Path], typer.Option("--style", help="a picture whose style is taken; repeatable")],
+    out: Annotated[Path, typer.Option("--out", help="the folder to leave the page, the table and the pictures in")],
+    backbone: Annotated[
+        list[str] | None, typer.Option("--backbone", help="a classifier to draw with; repeatable, two or more")
+    ] = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="the classifier that measures, and that no drawing looked through")
+    ] = "efficientnet-lite0",
+    weights: Annotated[
+        list[str] | None, typer.Option("--weights", help="the style weights that each backbone tries, as 3,30,300")
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of the longer side")] = 256,
+    evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of a backbone for each drawing")] = 100,
+    device: Device = "auto",
+) -> None:
+    """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders.
+
+    Each backbone draws every content in every style, once for each style weight and with the same evaluations. A judge
+    that no drawing looked through measures how far each is from its content and its style. The first backbone stands on
+    the left of the sliders; how far the others are ahead of it is taken at equal content distance.
+    """
+    names = backbone or ["drawing-standard", "drawing-hardened"]
+    if len(set(names)) < 2 or len(set(names)) < len(names):
+        raise GapError("name two or more backbones, each once, to compare")
+    claim_output(out)
+    where = find_device(device, 0)
+    backbones = [load_backbone(name, where) for name in names]
+    reader = load_backbone(judge, where)
+    channels = reader.facts.channels
+    if any(each.facts.channels != channels for each in backbones):
+        raise GapError("backbones and judge must look at the same pictures; these differ in channels")
+    contents = [open_sized(path, channels, size).to(where) for path in content]
+    styles = [open_sized(path, channels).to(where) for path in style]
+    tried = parse_numbers("--weights", weights) or list(WEIGHTS)
+    mark(out)
+    started = time.monotonic()
+    drawn: list[Drawn] = []
+    for each in draw_all(contents, styles, backbones, reader, weights=tried, manner=Manner(evaluations=evaluations)):
+        drawn.append(each)
+        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.backbone} x {each.weight:g}"
+        typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
+        save_picture(each.picture, out / _file(each, content, style))
+    pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
+    rows = [_row(name, pairs, names[0]) for name in names]
+    for row, network in zip(rows, backbones, strict=True):
+        row["entropy"] = sum(activation_entropy(network, each) for each in contents) / len(contents)
+    columns = [
+        Column("backbone", "backbone"),
+        Column("style", "style distance", ".3g"),
+        Column("content", "content distance", ".3g"),
+        Column("ahead", "pairs ahead"),
+        Column("lead", "lead", ".2f"),
+        Column("entropy", "activation entropy", ".3f"),
+    ]
+    print_table(rows, columns, f"read by {judge}")
+    write_json(
+        out / "table.json",
+        {
+            "judge": judge,
+            "evaluations": evaluations,
+            "weights": tried,
+            "rows": rows,
+            "drawings": [_told(each, content, style) for each in drawn],
+        },
+    )
+    seconds = time.monotonic() - started
+    budget = f"{evaluations} evaluations for each of the style weights {', '.join(f'{each:g}' for each in tried)}"
+    text = (
+        f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
+        f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
+        " content distance is smaller; the lead says how many times, in the geometric mean over the pairs."
+    )
+    table = Act("Measured", text, table=Table(rows, columns))
+    acts = [table, *(_act(pair, names, content, style, contents) for pair in pairs)]
+    lead_text = f"{len(contents)} contents, {len(styles)} styles, {len(names)} backbones, in {seconds:.0f} seconds."
+    typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
+
+
+def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
+    return [(of, like) for of in range(len(content)) for like in range(len(style))]
+
+
+def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
+    """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
+    own = [each for pair in pairs for each in pair if each.backbone == name]
+    leads = [
+        lead([each for each in pair if each.backbone == name], [each for each in pair if each.backbone == first])
+        for pair in pairs
+    ]
+    known = [each for each in leads if each is not None]
+    product = 1.0
+    for each in known:
+        product *= each
+    return {
+        "backbone": name,
+        "style": sum(each.style_distance for each in own) / len(own),
+        "content": sum(each.content_distance for each in own) / len(own),
+        "ahead": f"{sum(each > 1 for each in known)} of {len(known)}" if name != first else None,
+        "lead": product ** (1 / len(known)) if known and name != first else None,
+        "leads": leads,
+    }
+
+
+def _act(
+    pair: Sequence[Drawn],
+    names: Sequence[str],
+    content: Sequence[Path],
+    style: Sequence[Path],
+    contents: Sequence[Tensor],
+) -> Act:
+    """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
+    of, like = pair[0].content, pair[0].style
+    by = {(each.backbone, each.weight): each for each in pair}
+    sliders = [
+        Slider(
+            _figure(by[names[0], weight].picture, names[0]),
+            _figure(by[other, weight].picture, other),
+            f"style weight {weight:g}: {names[0]} | {other}",
+        )
+        for other in names[1:]
+        for weight in dict.fromkeys(each.weight for each in pair)
+    ]
+    original = _figure(contents[of], content[of].name)
+    return Act(f"{content[of].stem} in the style of {style[like].stem}", "", [original], sliders=sliders)
+
+
+def _figure(picture: Tensor, name: str) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), name, f"drawn by {name}")
+
+
+def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.backbone)
+    names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
+    return f"{names}-{backbone}-{drawn.weight:g}.png"
+
+
+def _told(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+    return {
+        "content": content[drawn.content].name,
+        "style": style[drawn.style].name,
+        "backbone": drawn.backbone,
+        "weight": drawn.weight,
+        "content_distance": drawn.content_distance,
+        "style_distance": drawn.style_distance,
+        "file": _file(drawn, content, style),
+    }

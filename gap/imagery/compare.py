@@ -1,0 +1,117 @@
+"""Backbones compared by what they draw, read by a network that none of them looked through."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gap.classifier import Classifier
+from gap.imagery.features import TINY, Content, Style, maps
+from gap.imagery.objectives import Look
+from gap.imagery.stylize import Manner, content_layers, stylize
+from gap.imagery.view import View, default_layers, prepared
+
+# The style weights that each backbone may try: its search budget.
+WEIGHTS = (3.0, 30.0, 300.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One drawing: of which content and style (by number), through which backbone, with which weight, and how far it is
+    from both as the judge sees them (shares, as the objectives give them)."""
+
+    content: int
+    style: int
+    backbone: str
+    weight: float
+    picture: Tensor
+    content_distance: float
+    style_distance: float
+
+
+def draw_all(
+    contents: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    backbones: Sequence[Classifier],
+    judge: Classifier,
+    *,
+    weights: Sequence[float] = WEIGHTS,
+    manner: Manner | None = None,
+) -> Iterator[Drawn]:
+    """Every content in every style through every backbone, once for each weight, one after the other."""
+    manner = manner or Manner()
+    for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
+        judged = Judge(judge, of, like)
+        for backbone, weight in product(backbones, weights):
+            picture = stylize(of, [like], backbone, manner=replace(manner, style_weight=weight)).picture
+            yield Drawn(content, style, backbone.name, weight, picture, *judged(picture))
+
+
+class Judge:
+    """How far a picture is from a content and a style, C x H x W each, in the layers usual for a network."""
+
+    def __init__(self, network: Classifier, content: Tensor, style: Tensor) -> None:
+        layers = default_layers(network)
+        kept = content_layers(layers)
+        self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
+        self.content = [Content(layer, self._maps(content, layer)) for layer in kept]
+        self.style = [Style(layer, self._maps(style, layer)) for layer in layers]
+
+    @torch.no_grad()
+    def __call__(self, picture: Tensor) -> tuple[float, float]:
+        """The distance to the content and to the style, each the mean over its layers."""
+        look = self._look(picture)
+        distances = [[part(look).item() for part in parts] for parts in (self.content, self.style)]
+        content, style = (sum(each) / len(each) for each in distances)
+        return content, style
+
+    def _maps(self, picture: Tensor, layer: str) -> Tensor:
+        return maps(self._look(picture), layer)
+
+    @torch.no_grad()
+    def _look(self, picture: Tensor) -> Look:
+        with self.view.still():
+            return Look(picture[None], self.view(picture[None]))
+
+
+def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
+    """How many times smaller the style distance of our drawings is, at equal content distance: above 1 is ahead.
+
+    Both are drawings of one content in one style, over some weights: curves of style distance against content distance,
+    compared in their geometric mean where both are. None where they share no content distance.
+    """
+    ours, theirs = (sorted(each, key=lambda drawn: drawn.content_distance) for each in (ours, theirs))
+    low = max(ours[0].content_distance, theirs[0].content_distance)
+    high = min(ours[-1].content_distance, theirs[-1].content_distance)
+    if low > high:
+        return None
+    places = np.linspace(low, high, 33)
+    curves = [
+        np.interp(
+            places,
+            [drawn.content_distance for drawn in each],
+            [math.log(max(drawn.style_distance, TINY)) for drawn in each],
+        )
+        for each in (theirs, ours)
+    ]
+    return float(np.exp(np.mean(curves[0] - curves[1])))
+
+
+@torch.no_grad()
+def activation_entropy(backbone: Classifier, picture: Tensor) -> float:
+    """How evenly a picture's activations are spread over a layer's channels and places: the entropy of their squares as
+    shares, 1 where all are alike and 0 where one is all; the mean over the layers usual for the backbone."""
+    layers = default_layers(backbone)
+    view = View({"": prepared(backbone, picture[None], layers)})
+    with view.still():
+        seen = Look(picture[None], view(picture[None]))
+    found = []
+    for layer in layers:
+        shares = maps(seen, layer).flatten().square()
+        shares = shares / shares.sum().clamp_min(TINY)
+        found.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
+    return sum(found) / len(found)
