@@ -71,7 +71,7 @@ def test_entropy_is_1_where_all_are_alike_and_0_where_one_is_all() -> None:
     def entropy(peak: bool) -> float:
         network = nn.Sequential(Stage(peak), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         return activation_entropy(
-            Classifier(network, Facts(3, (8, 8), 5), name="a", architecture="a"), torch.rand(3, 8, 8)
+            Classifier(network, Facts(3, (8, 8), 9), name="a", architecture="a"), torch.rand(3, 8, 8)
         )
 
     assert entropy(peak=False) == pytest.approx(1.0)
