@@ -71,7 +71,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
 
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
     """The same through gap."""
-    manner = Manner(evaluations=evaluations, least=10**6)
+    manner = Manner(evaluations=evaluations, least=10**6, smoothness=0.0)
     return float(stylize(content, [style], backbone, manner=manner).told.splitlines()[0].rpartition(":")[2])
 
 

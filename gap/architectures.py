@@ -81,7 +81,7 @@ def _from_zoo(name: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
     channels, classes = entry.channels, entry.classes
     mean, std, names = entry.mean, entry.std, None
     if entry.pretrained:
-        names = _imagenet_names(classes)
+        names = entry.class_names or _imagenet_names(classes)
     else:
         classes = wanted["classes"] or classes
         if wanted["channels"] not in (None, channels):

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import resources
 
+import safetensors.torch
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -22,6 +24,7 @@ class ZooEntry:
     std: tuple[float, ...]
     description: str
     pretrained: bool = False
+    class_names: tuple[str, ...] | None = None
 
 
 def mnist_cnn(channels: int, classes: int) -> nn.Module:
@@ -78,6 +81,18 @@ def _stage(inside: int, outside: int, stride: int) -> nn.Sequential:
     return nn.Sequential(_Residual(inside, outside, stride), _Residual(outside, outside, 1))
 
 
+def shipped(name: str) -> Callable[[int, int], nn.Module]:
+    """The narrow CIFAR ResNet with weights that come with gap; the card beside them says how they were made."""
+
+    def build(channels: int, classes: int) -> nn.Module:
+        network = CifarResNet18(channels, classes, width=16)
+        held = safetensors.torch.load((resources.files("gap.models") / "weights" / f"{name}.safetensors").read_bytes())
+        network.load_state_dict({key: value.float() for key, value in held.items()})
+        return network
+
+    return build
+
+
 def efficientnet_lite0(channels: int, classes: int) -> nn.Module:
     """EfficientNet-Lite0 with the ImageNet-1k weights that the extra `[imagenet]` installs (Apache-2.0)."""
     import timm
@@ -95,6 +110,7 @@ def efficientnet_lite0(channels: int, classes: int) -> nn.Module:
     return network
 
 
+CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 ZOO: dict[str, ZooEntry] = {
@@ -111,6 +127,23 @@ ZOO: dict[str, ZooEntry] = {
         CIFAR_STD,
         "the same at a quarter of the width, for CPUs",
     ),
+    **{
+        name: ZooEntry(
+            shipped(name),
+            3,
+            (32, 32),
+            10,
+            CIFAR_MEAN,
+            CIFAR_STD,
+            description,
+            pretrained=True,
+            class_names=CIFAR_CLASSES,
+        )
+        for name, description in (
+            ("drawing-standard", "cifar-resnet18-narrow, trained on CIFAR-10 (JPEG), weights included"),
+            ("drawing-hardened", "the same, hardened within l2:0.75: the backbone that the drawing verbs take"),
+        )
+    },
     "efficientnet-lite0": ZooEntry(
         efficientnet_lite0,
         3,

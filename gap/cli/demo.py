@@ -1,73 +1,27 @@
-"""Attack a classifier on data that comes with the package, harden it, and make a page of both."""
+"""Attack a classifier on data that comes with the package, harden it, draw with it, and make a page of it all."""
 
 import time
-import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from gap.artefact import Artefact, claim, claim_output, mark
-from gap.attacks.train import TrainOptions, train_generator
-from gap.budget import Budget
-from gap.cli.tables import columns_for, curves_of, for_display
-from gap.cli.work import run_work
-from gap.config import Options
-from gap.errors import GapWarning
-from gap.evaluation.evaluate import Evaluation
-from gap.evaluation.judge import judge
-from gap.evaluation.lineup import find_entrants, run_lineup
-from gap.files import write_json
-from gap.hardening.harden import HardenOptions, harden
+from gap.artefact import claim_output, mark
+from gap.cli.acts import ACTS, Stage
 from gap.process import Stopped
-from gap.report.page import Act, Figure, write_page
-from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
-from gap.report.plots import accuracy_against_epsilon
-from gap.report.tables import Column, Table
-from gap.setting import DataOptions, Setting, load_setting
-from gap.training.standard import PretrainOptions, pretrain
+from gap.report.page import write_page
 
 EXAMPLE = "gap demo --out runs/demo"
-
-BUDGET = Budget("l2", 2.4)
-CURVE = (0.6, 1.2, 1.8, 2.4)
-# How many held-out digits the hardened classifier is judged on.
-IMAGES = 150
-# What the hardened classifier is to withstand: half of the budget of the acts before.
-HARD = Budget("l2", 1.2)
-
-
-@dataclass
-class Stage:
-    """What the acts hand on to each other: a folder of artefacts, and the page so far."""
-
-    out: Path
-    acts: list[Act] = field(default_factory=list)
-
-    def make(self, name: str, work: Callable[..., Artefact], options: Options) -> Artefact:
-        """Run a training verb into a fresh folder of the stage."""
-        folder = self.out / name
-        claim(folder, overwrite=True)
-        return run_work(name, work, options, folder)
-
-    def path(self, name: str) -> str:
-        return str(self.out / name)
-
-    def setting(self) -> Setting:
-        """The demo's classifier and the data's test images."""
-        return load_setting([self.path("classifier")], DataOptions())
 
 
 def demo(
     out: Annotated[Path, typer.Option("--out", help="the folder to leave everything in")] = Path("runs/demo"),
 ) -> None:
-    """Attack a classifier on data that comes with the package, harden it, and make a page of both.
+    """Attack a classifier on data that comes with the package, harden it, draw with it, and make a page of it all.
 
     5,000 real digits; a classifier; a generator and a universal perturbation against it; PGD and the controls that
-    learn nothing beside them; the classifier hardened, and what attacks leave of it. The last line printed is the path
-    of the page.
+    learn nothing beside them; the classifier hardened, and what attacks leave of it; what hardened networks draw. The
+    last line printed is the path of the page.
     """
     claim_output(out)
     mark(out)
@@ -80,137 +34,5 @@ def demo(
         stopped.advice = f"in {out}; gap demo begins from its beginning"
         raise
     lead = f"{len(stage.acts)} acts on 5,000 real digits, made by gap demo in {time.monotonic() - started:.0f} seconds."
-    page = write_page(out / "index.html", "gap: attack a classifier, and harden it", lead, stage.acts)
+    page = write_page(out / "index.html", "gap: attack a classifier, harden it, draw with it", lead, stage.acts)
     typer.echo(page.resolve())
-
-
-def classifier_act(stage: Stage) -> None:
-    """A standard classifier, so that there is something to attack."""
-    made = stage.make("classifier", pretrain, PretrainOptions(classifier="mnist-cnn", epochs=12, batch_size=64))
-    share = made.card["figures"]["test"]["accuracy"]
-    images = made.card["data"]["images"]
-    text = (
-        f"A small network learns {images['train']:,} digits and reads {share:.1%} of {images['test']:,} held-out ones."
-    )
-    facts = {
-        "classifier": made.card["classifier"]["name"],
-        "test accuracy": f"{share:.2%}",
-        "folder": stage.path("classifier"),
-    }
-    stage.acts.append(Act("A classifier", text, facts=facts))
-
-
-def generator_act(stage: Stage) -> None:
-    """One network that perturbs any image in a single pass."""
-    options = {"classifier": [stage.path("classifier")], "budget": str(BUDGET), "epochs": 16, "batch_size": 64}
-    stage.make("per-image", train_generator, TrainOptions.read(options))
-    text = (
-        f"A U-Net learns to perturb any digit in one pass, within {BUDGET} (the L2 length in pixels of [0, 1], of"
-        " 28 x 28). Above each other: clean, the perturbation amplified, perturbed, and what the classifier says."
-    )
-    stage.acts.append(_pictures_act(stage, "A perturbation per image", text, "per-image"))
-
-
-def universal_act(stage: Stage) -> None:
-    """One perturbation for all images."""
-    options = {
-        "classifier": [stage.path("classifier")],
-        "budget": str(BUDGET),
-        "universal": True,
-        "epochs": 12,
-        "batch_size": 64,
-    }
-    stage.make("universal", train_generator, TrainOptions.read(options))
-    text = (
-        "The same kind of network, given one fixed noise image, learns a single perturbation for every digit at once."
-    )
-    stage.acts.append(_pictures_act(stage, "One perturbation for all images", text, "universal"))
-
-
-def comparison_act(stage: Stage) -> None:
-    """The generators beside a gradient attack and the controls that learn nothing, over several budgets."""
-    setting = stage.setting()
-    entrants = find_entrants([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
-    budgets = [Budget(BUDGET.norm, epsilon) for epsilon in CURVE]
-    measured = [evaluation.row for evaluation in run_lineup(entrants, setting, budgets, images=500)]
-    curves = curves_of(measured)
-    rows = [row for row in measured if row["budget"] == str(BUDGET)]
-    write_json(stage.out / "table.json", {"rows": rows, "data": setting.data.describe()})
-    plot = accuracy_against_epsilon(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
-    text = (
-        "PGD looks up the classifier's gradient up to 80 times for each image; the generator is one pass. Noise and the"
-        " checkerboard learn nothing: what they do to the classifier is what any perturbation of this size does."
-        f"\n\nThe table is at {BUDGET}, on 8-bit pictures, with 95% intervals."
-    )
-    figures = [Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}")]
-    stage.acts.append(Act("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
-
-
-def hardening_act(stage: Stage) -> None:
-    """The classifier hardened, beside its standard twin, under attacks made for each."""
-    options = {"classifier": stage.path("classifier"), "budget": str(HARD), "epochs": 9, "batch_size": 64}
-    stage.make("hardened", harden, HardenOptions.read(options))
-    against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 6, "batch_size": 64}
-    stage.make("adaptive", train_generator, TrainOptions.read(against))
-    found = {
-        "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),
-        "hardened": _withstood(stage, "hardened", {"generator": "adaptive", "universal": "universal"}),
-    }
-    left = {name: shares for name, (shares, _) in found.items()}
-    rows = [{"attack": each, **{name: shares[each] for name, shares in left.items()}} for each in left["hardened"]]
-    write_json(stage.out / "hardened.json", left)
-    text = (
-        f"The classifier learns on what attacks make of its digits, within {HARD}, while a generator learns beside it"
-        " where those attacks had best begin. Each column is under attacks that look at that classifier itself: the"
-        " generator is trained against it, PGD and AutoAttack (its two gradient attacks) follow its gradient. The"
-        " universal perturbation is the one from above, so for the hardened classifier it is a transfer."
-        f"\n\nThe table is the accuracy left of {IMAGES} held-out digits."
-    )
-    table = Table(
-        rows, [Column("attack", "attack"), Column("standard", "standard", ".1%"), Column("hardened", "hardened", ".1%")]
-    )
-    facts = {"is the hardness real? the masking gate": found["hardened"][1], "folder": stage.path("hardened")}
-    stage.acts.append(Act("Hardened", text, [], table, facts))
-
-
-def _withstood(stage: Stage, classifier: str, trained: dict[str, str]) -> tuple[dict[str, float], str]:
-    """The accuracy left of a classifier by each attack, clean first, and the verdict of the masking gate."""
-    setting = load_setting([stage.path(classifier)], DataOptions())
-    entrants = find_entrants([*(stage.path(folder) for folder in trained.values()), "pgd"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GapWarning)  # the text says what is a transfer
-        rows = [evaluation.row for evaluation in run_lineup(entrants, setting, [HARD], images=IMAGES)]
-    judged = judge(setting.classifiers[0], setting.data.test, HARD, images=IMAGES, fast=True)
-    names = [*trained, "PGD"]
-    found = {name: row["accuracy_under_attack"] for name, row in zip(names, rows, strict=True)}
-    found = {"none": rows[0]["clean_accuracy"], **found, "AutoAttack (fast)": judged["robust_accuracy"]}
-    return found, judged["verdict"]
-
-
-# The order of the page. A later chapter of the chain is a function here.
-ACTS: tuple[Callable[[Stage], None], ...] = (
-    classifier_act,
-    generator_act,
-    universal_act,
-    comparison_act,
-    hardening_act,
-)
-
-
-def _pictures_act(stage: Stage, title: str, text: str, name: str) -> Act:
-    (evaluation,) = run_lineup(find_entrants([stage.path(name)]), stage.setting(), [BUDGET], images=500)
-    row = evaluation.row
-    facts = {
-        "accuracy left": f"{row['accuracy_under_attack']:.1%}",
-        "before": f"{row['clean_accuracy']:.1%}",
-        "time per image": f"{row['seconds_per_image'] * 1000:.2f} ms",
-        "folder": stage.path(name),
-    }
-    return Act(
-        title, text, [Figure(_sheet(evaluation, title), title, f"{title}: clean, perturbation, perturbed")], None, facts
-    )
-
-
-def _sheet(evaluation: Evaluation, title: str) -> bytes:
-    example = evaluation.example
-    return to_png_bytes(contact_sheet([SheetRow(title, example.clean, example.adversarial, example.captions)]))

@@ -9,7 +9,7 @@ from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, 
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
-from gap.imagery.stylize import STYLE_WEIGHT, Manner
+from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Manner
 from gap.imagery.stylize import stylize as work
 
 EXAMPLE = "gap stylize photo.jpg painting.jpg --size 256 --out stylized.png"
@@ -33,13 +33,16 @@ Pooling = Annotated[
 Padding = Annotated[
     Literal["zeros", "reflect", "replicate"], typer.Option("--padding", help="of convolutions; zeros ring at borders")
 ]
+Smoothness = Annotated[
+    float, typer.Option("--smoothness", min=0, help="how much neighbouring pixels are to be alike, beside the content")
+]
 Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
 
 
 def stylize(
     content: Annotated[Path, typer.Argument(help="the picture whose content is kept")],
     styles: Annotated[list[Path], typer.Argument(help="one or several pictures whose style is taken")],
-    backbone: Backbone = "efficientnet-lite0",
+    backbone: Backbone = "drawing-hardened",
     content_backbone: Annotated[
         str | None, typer.Option("--content-backbone", help="another classifier, to see content with")
     ] = None,
@@ -50,6 +53,7 @@ def stylize(
     style_weight: Annotated[
         float, typer.Option("--style-weight", min=0, help="beside content; both are shares, so it suits any backbone")
     ] = STYLE_WEIGHT,
+    smoothness: Smoothness = SMOOTHNESS,
     weights: Annotated[
         list[str] | None, typer.Option("--weights", help="of several styles, as 2,1; by default even")
     ] = None,
@@ -89,6 +93,7 @@ def stylize(
         layers=split_names(layers),
         content_layers=split_names(content_layers),
         style_weight=style_weight,
+        smoothness=smoothness,
         style=style,
         start=start,
         evaluations=evaluations,

@@ -16,10 +16,11 @@ from gap.cli.stylize import (
     Padding,
     Pooling,
     Seed,
+    Smoothness,
     StyleMeasure,
 )
 from gap.data.pictures import save_picture
-from gap.imagery.stylize import Manner
+from gap.imagery.stylize import SMOOTHNESS, Manner
 from gap.imagery.stylize import texture as work
 
 EXAMPLE = "gap texture painting.jpg --out texture.png"
@@ -27,8 +28,9 @@ EXAMPLE = "gap texture painting.jpg --out texture.png"
 
 def texture(
     style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
-    backbone: Backbone = "efficientnet-lite0",
+    backbone: Backbone = "drawing-hardened",
     layers: Layers = None,
+    smoothness: Smoothness = SMOOTHNESS,
     size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
     measure: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
@@ -48,6 +50,7 @@ def texture(
     seer = load_backbone(backbone, where, input, mean, std)
     manner = Manner(
         layers=split_names(layers),
+        smoothness=smoothness,
         style=measure,
         evaluations=evaluations,
         method=optimiser,

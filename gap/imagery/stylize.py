@@ -12,7 +12,7 @@ from gap.classifier import Classifier
 from gap.errors import GapError, unknown
 from gap.imagery.canvas import Pixels, resized, within
 from gap.imagery.features import Content, Moments, Sliced, Style, maps
-from gap.imagery.objectives import Look, Objective
+from gap.imagery.objectives import Look, Objective, Variation
 from gap.imagery.optimise import Method, Sight, ignore, optimise
 from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
 from gap.models.taps import Taps, resolve
@@ -21,6 +21,8 @@ from gap.models.taps import Taps, resolve
 BESIDE = "content "
 # The weight of style beside content, both as shares of what they were in the pictures they come from.
 STYLE_WEIGHT = 30.0
+# That of the mean squared difference of neighbouring pixels: enough to take the grain out that strides leave.
+SMOOTHNESS = 10.0
 STYLES = ("gram", "moments", "sliced")
 STARTS = ("content", "noise")
 
@@ -29,14 +31,16 @@ STARTS = ("content", "noise")
 class Manner:
     """How to stylize.
 
-    Layers are by name, None for those usual for the backbone. `start` is `content` or `noise`. Sizes below that of the
-    content are drawn first, each from the one before, halving down to `least` pixels of the shorter side. Evaluations
-    are of the network, there and back, shared out evenly among the sizes.
+    Layers are by name, None for those usual for the backbone. `smoothness` weighs the total variation. `start` is
+    `content` or `noise`. Sizes below that of the content are drawn first, each from the one before, halving down to
+    `least` pixels of the shorter side. Evaluations are of the network, there and back, shared out evenly among the
+    sizes.
     """
 
     layers: Sequence[str] | None = None
     content_layers: Sequence[str] | None = None
     style_weight: float = STYLE_WEIGHT
+    smoothness: float = SMOOTHNESS
     style: str = "gram"
     start: str = "content"
     evaluations: int = 300
@@ -56,8 +60,10 @@ class Manner:
             raise unknown("start", self.start, STARTS)
         if self.layers is not None and not self.layers:
             raise GapError("style needs a layer to be read from; name one, or none of them for the usual")
-        if self.evaluations < 1 or not self.style_weight >= 0 or not (self.lr is None or self.lr > 0):
-            raise GapError("drawing needs 1 evaluation or more, a style weight of 0 or more, and a positive lr")
+        if self.evaluations < 1 or not (self.lr is None or self.lr > 0):
+            raise GapError("drawing needs 1 evaluation or more, and a positive lr")
+        if not min(self.style_weight, self.smoothness) >= 0:
+            raise GapError("the style weight and the smoothness are 0 or more")
 
 
 @dataclass(frozen=True)
@@ -173,6 +179,8 @@ def _asked(
         if kept:
             seen = Look(content[None], view(content[None]))
             parts += [Content(name, maps(seen, name)) * (1 / len(kept)) for name in kept]
+    if manner.smoothness:
+        parts.append(manner.smoothness * Variation())
     first, *rest = parts
     return view, sum(rest, start=first)
 

@@ -47,7 +47,12 @@ def test_every_pair_by_every_backbone_and_weight() -> None:
     backbones = [net("one"), net("two", 1)]
     drawn = list(
         draw_all(
-            pictures[:1], pictures[1:], backbones, net("judge", 2), weights=(1.0, 90.0), manner=Manner(evaluations=6)
+            pictures[:1],
+            pictures[1:],
+            backbones,
+            net("judge", 2),
+            weights=(1.0, 90.0),
+            manner=Manner(evaluations=6, smoothness=0.0),
         )
     )
     assert [(each.style, each.backbone, each.weight) for each in drawn] == [
