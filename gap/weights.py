@@ -98,7 +98,7 @@ def read_plain(path: Path) -> Any:
         raise GapError(f"{path} asks for more memory than there is") from error
     try:
         if path.suffix == ".safetensors":
-            return safetensors.torch.load(content)
+            return dict(sorted(safetensors.torch.load(content).items()))
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise GapError(f"{path} asks for more memory than there is") from error

@@ -85,27 +85,30 @@ def optimise(
     """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
 
     `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do; `adam`
-    takes steps of about `lr` (by default 0.02). Neither stops before its evaluations are used up. Raises GapError when
+    takes steps of about `lr` (by default 0.02). Neither stops before its evaluations are used up; what is kept is the
+    best that was met. Raises GapError when
     the network passes no gradient, or the objective is no longer a number.
     """
-    seen = 0
+    seen, best, least = 0, canvas.weights.detach().clone(), math.inf
     optimizer = _optimizer(canvas, method, lr, evaluations)
 
     def evaluate() -> float:
-        nonlocal seen
+        nonlocal seen, best, least
         canvas.settle()
         sight = _look(canvas, objective, view, seen, evaluations)
         tell(sight)
         seen += 1
         # The values are shares, about 1: L-BFGS wants the gradient by a pixel, not the value, to be of that order.
         value = sight.values.sum() * canvas.weights[0].numel()
+        if value < least:
+            best, least = canvas.weights.detach().clone(), value.item()
         (gradient,) = torch.autograd.grad(value, canvas.weights)
         canvas.weights.grad = gradient.contiguous()
         return value.item()
 
     while seen < evaluations:
         optimizer.step(evaluate)
-    canvas.settle()
+    canvas.weights.data = best
 
 
 def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:

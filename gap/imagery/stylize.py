@@ -97,8 +97,10 @@ def stylize(
     shares = _shares(weights, len(styles))
     if masks is not None and manner.style != "gram":
         raise GapError(f"masks go with the style measure gram, not {manner.style}")
-    if masks is not None and [mask.shape[-2:] for mask in masks] != [content.shape[-2:]] * len(styles):
-        raise GapError("each style needs a mask of the size of the content")
+    if masks is not None and len(masks) != len(styles):
+        raise GapError(f"{len(styles)} styles need as many masks, in their order; got {len(masks)}")
+    if masks is not None and any(mask.shape[-2:] != content.shape[-2:] for mask in masks):
+        raise GapError("each mask must have the size of the content")
     picture: Tensor | None = None
     done, told, sizes = 0, "", _sizes(content, manner.least)[-manner.evaluations :]
     for size, evaluations in zip(sizes, _dealt(manner.evaluations, len(sizes)), strict=True):

@@ -130,7 +130,10 @@ def test_visualize(
         (["stylize", "content.png", "style.png", "--pooling=average"], "no max pooling to average"),
         (["stylize", "content.png", "style.png", "--out=a.jpg"], "a.jpg is not the name of a PNG"),
         (["stylize", "content.png", "style.png", "--weights=1,2"], "1 styles need as many weights"),
-        (["stylize", "content.png", "style.png", "--mask=style.png", "--mask=style.png"], "each style needs a mask"),
+        (
+            ["stylize", "content.png", "style.png", "--mask=style.png", "--mask=style.png"],
+            "1 styles need as many masks, in their order; got 2",
+        ),
         (["stylize", "content.png", "style.png", "--lr=-1"], "a positive lr"),
         (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),

@@ -38,7 +38,7 @@ def test_a_hardened_classifier_withstands_more(run: Callable[..., Any], classifi
     )  # fmt: skip
     assert ended.code == 0, ended.err
     before, after = (row["accuracy_under_attack"] for row in json.loads((hardened / "table.json").read_text())["rows"])
-    assert after > before + 0.3
+    assert after > before + 0.2
 
 
 def test_a_budget_that_leaves_nothing_to_learn(run: Callable[..., Any], tmp_path: Path) -> None:

@@ -50,6 +50,13 @@ def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
     assert canvas.drawn().min() >= 0 and canvas.drawn().max() <= 1
 
 
+def test_what_is_kept_is_the_best_that_was_met() -> None:
+    """With steps far too long, Adam leaves the start for worse."""
+    canvas, goal = Pixels(torch.full((1, 3, 6, 6), 0.5)), torch.full((1, 3, 6, 6), 0.52)
+    optimise(canvas, Leash(goal), lambda images: {}, evaluations=8, method="adam", lr=0.4)
+    assert (canvas.drawn() - goal).abs().max() < 0.021
+
+
 def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
     sights: list[Sight] = []
     backbone.train()
@@ -181,7 +188,10 @@ def test_shaking_moves_each_picture_in_its_own_way() -> None:
         (lambda net: visualize(net, [Feature("logits", 10)]), "logits of net has the classes 0 to 9, not 10"),
         (lambda net: visualize(net, [Feature("layer9", 0)]), "unknown layer 'layer9'; did you mean layer"),
         (lambda net: stylize(picture(0), [picture(1)], net, weights=[1, 2]), "1 styles need as many weights"),
-        (lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]), "needs a mask of the size"),
+        (
+            lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]),
+            "have the size of the content",
+        ),
         (lambda net: stylize(picture(0), [picture(1)], net, manner=Manner(layers=["relu9_x"])), "unknown layer"),
         (lambda net: visualize(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
         (lambda net: visualize(net, [Feature("layer1", 0)], prior="natural", start=picture(0)), "begins at noise"),
