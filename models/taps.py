@@ -16,6 +16,8 @@ T = TypeVar("T", bound=nn.Module)
 
 # The name of what a network returns, beside those of its layers.
 LOGITS = "logits"
+# What torch's and timm's layers raise at pictures of a size that they cannot take.
+UNFIT = (RuntimeError, AssertionError, ValueError)
 
 
 class _Enough(Exception):  # noqa: N818  # nothing failed
@@ -72,8 +74,8 @@ class Taps:
             read[LOGITS] = self.run(images)
         except _Enough:
             pass
-        except Exception:
-            # A head that does not fit pictures of this size, say, is no matter where it is not looked at.
+        except UNFIT:
+            # What fails after the last layer asked for, as a head made for one size of pictures does, is not looked at.
             if not read.keys() >= set(self.paths.values()):
                 raise
         finally:

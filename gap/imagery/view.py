@@ -12,7 +12,7 @@ from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.folding import Folding
 from gap.frozen import frozen
-from gap.models.taps import Taps, aliases, stages, with_average_pooling, with_padding
+from gap.models.taps import UNFIT, Taps, aliases, stages, with_average_pooling, with_padding
 
 Pooling = Literal["max", "average"]
 Padding = Literal["zeros", "reflect", "replicate"]
@@ -147,6 +147,6 @@ def _works(taps: Taps, images: Tensor) -> bool:
     try:
         with torch.no_grad(), frozen(taps.run):
             taps(images)
-    except (RuntimeError, AssertionError, ValueError):  # what networks raise at sizes that they cannot take
+    except UNFIT:
         return False
     return True
