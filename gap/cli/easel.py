@@ -17,11 +17,12 @@ from torch import Tensor
 
 from gap.classifier import Classifier
 from gap.cli.options import parse_numbers
-from gap.data.pictures import open_picture
+from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
 from gap.files import writing
 from gap.imagery.canvas import resized, within
 from gap.imagery.optimise import Sight
+from gap.imagery.stylize import Stylized
 from gap.setting import load_classifiers, parse_input
 from gap.training.machine import MachineOptions, make_accelerator
 
@@ -72,6 +73,14 @@ def easel(keep: Callable[[Tensor], None]) -> Iterator[Easel]:
         except (KeyboardInterrupt, GapError):
             stand.stop()
             raise
+
+
+def draw(out: Path, work: Callable[[Easel], Stylized]) -> None:
+    """Do a drawing's work at an easel, leave the picture in `out`, and say how the objective ended."""
+    with easel(lambda picture: save_picture(picture, out)) as stand:
+        drawn = work(stand)
+        save_picture(drawn.picture, out)
+    typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")
 
 
 def check_out(out: Path) -> None:

@@ -5,9 +5,9 @@ from typing import Annotated, Literal
 
 import typer
 
-from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized, split_names
+from gap.cli.easel import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
 from gap.cli.options import Input, Mean, Std, parse_numbers
-from gap.data.pictures import open_picture, save_picture
+from gap.data.pictures import open_picture
 from gap.errors import GapError
 from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Manner
 from gap.imagery.stylize import stylize as work
@@ -105,16 +105,18 @@ def stylize(
         seed=seed,
     )
     masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).to(where) / 255 for path in mask or []]
-    with easel(lambda drawn: save_picture(drawn, out)) as stand:
-        drawn = work(
+    paintings = [open_sized(path, channels).to(where) for path in styles]
+    shares = parse_numbers("--weights", weights)
+    draw(
+        out,
+        lambda stand: work(
             picture,
-            [open_sized(path, channels).to(where) for path in styles],
+            paintings,
             seer,
             content_backbone=beside,
-            weights=parse_numbers("--weights", weights),
+            weights=shares,
             masks=masks or None,
             manner=manner,
             tell=stand,
-        )
-        save_picture(drawn.picture, out)
-    typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")
+        ),
+    )

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized, split_names
+from gap.cli.easel import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
 from gap.cli.options import Input, Mean, Std
 from gap.cli.stylize import (
     Backbone,
@@ -19,7 +19,6 @@ from gap.cli.stylize import (
     Smoothness,
     StyleMeasure,
 )
-from gap.data.pictures import save_picture
 from gap.imagery.stylize import SMOOTHNESS, Manner
 from gap.imagery.stylize import texture as work
 
@@ -59,7 +58,4 @@ def texture(
         seed=seed,
     )
     painting = open_sized(style, seer.facts.channels).to(where)
-    with easel(lambda drawn: save_picture(drawn, out)) as stand:
-        drawn = work(painting, (size, size), seer, manner=manner, tell=stand)
-        save_picture(drawn.picture, out)
-    typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")
+    draw(out, lambda stand: work(painting, (size, size), seer, manner=manner, tell=stand))
