@@ -39,7 +39,7 @@ OURS = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
 EVENTS = "tensorboard/events.out.tfevents.*"
 # Keys that only a card, and only a config, of gap's has together.
 IN_CARD = {"kind", "versions"}
-IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
+IN_CONFIG = {"epochs", "batch_size", "precision", "deterministic"}
 
 T = TypeVar("T", bound=BaseModel)
 

@@ -20,6 +20,7 @@ VERBS = (
     "export",
     "stylize",
     "texture",
+    "train-stylizer",
     "visualize",
     "compare-styles",
     "traverse",

@@ -94,7 +94,7 @@ def stylize(
     of another size than the content.
     """
     manner = manner or Manner()
-    shares = _shares(weights, len(styles))
+    shares = shares_of(weights, len(styles))
     if masks is not None and manner.style != "gram":
         raise GapError(f"masks go with the style measure gram, not {manner.style}")
     if masks is not None and len(masks) != len(styles):
@@ -202,7 +202,8 @@ def _distance(manner: Manner, layer: str, target: Tensor, mask: Tensor | None) -
             return Sliced(layer, target, manner.seed)
 
 
-def _shares(weights: Sequence[float] | None, count: int) -> list[float]:
+def shares_of(weights: Sequence[float] | None, count: int) -> list[float]:
+    """The weights of so many styles, by default even, as shares of 1; raises GapError where they do not fit."""
     given = list(weights) if weights is not None else [1.0] * count
     if len(given) != count or min(given) < 0 or not sum(given) > 0:
         raise GapError(f"{count} styles need as many weights, none below 0 and not all 0; got {given}")

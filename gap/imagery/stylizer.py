@@ -1,0 +1,91 @@
+"""A trained network that draws any content in any style in one pass, and the artefact that holds it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field, PositiveInt
+from torch import Tensor
+
+from gap.architectures import is_code
+from gap.artefact import CARD, Artefact, open_artefact
+from gap.classifier import Classifier, Told, load_classifier
+from gap.errors import GapError, first_line
+from gap.frozen import frozen
+from gap.imagery.stylize import shares_of
+from gap.imagery.view import check_size, prepared
+from gap.models.stylizers import Stylizer, make_stylizer
+from gap.models.taps import Taps
+
+KIND = "stylizer"
+Form = Literal["adaptive", "gram-maps"]
+
+
+class StylizerCard(BaseModel):
+    """What the card of a stylizer tells."""
+
+    backbone: Told
+    form: Form
+    layers: list[str] = Field(min_length=1)
+    widths: list[PositiveInt]
+
+
+class FastStylizer:
+    """Draws with a stylizer and the backbone that it sees through, both held still."""
+
+    def __init__(self, network: Stylizer, taps: Taps) -> None:
+        self.network, self.taps = network, taps
+
+    @torch.no_grad()
+    def __call__(self, content: Tensor, styles: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+        """A content, C x H x W in [0, 1], in the style of one picture or a mix of several, of any sizes; C x H x W.
+
+        Raises GapError for pictures that the backbone cannot look at, and weights that do not fit.
+        """
+        shares = shares_of(weights, len(styles))
+        for picture in (content, *styles):
+            check_size(self.taps, picture[None], "the backbone")
+        with frozen(self.network, self.taps.run):
+            codes = [self.network.code(see(self.taps, style[None])) for style in styles]
+            mixed = [
+                sum((share * part for share, part in zip(shares, parts, strict=True)), start=torch.zeros_like(parts[0]))
+                for parts in zip(*codes, strict=True)
+            ]
+            height, width = content.shape[-2:]
+            drawn: Tensor = self.network(see(self.taps, content[None]), mixed, (height, width))
+        return drawn[0]
+
+
+def see(taps: Taps, images: Tensor) -> list[Tensor]:
+    """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
+    return list(taps(images.contiguous(memory_format=torch.channels_last)).values())
+
+
+def load_stylizer(
+    folder: Path | str, backbone: Classifier | None = None, device: torch.device | str = "cpu"
+) -> FastStylizer:
+    """The stylizer in a folder that `gap train-stylizer` left, with its backbone, by default the one its card names.
+
+    Raises GapError when the folder holds none or is damaged, and where the backbone is not the one it was trained with,
+    or is code of your own, which a card alone never runs.
+    """
+    artefact = open_artefact(Path(folder), KIND)
+    card = artefact.read(StylizerCard)
+    backbone = backbone or _backbone(card.backbone, artefact)
+    if backbone.fingerprint() != card.backbone.fingerprint:
+        raise GapError(f"{folder} was trained with {card.backbone.name} as it then was; {backbone.name} is another")
+    network = make_stylizer(card.form, card.widths, backbone.facts.channels)
+    try:
+        network.load_state_dict(artefact.tensors())
+    except RuntimeError as error:
+        raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
+    probe = torch.rand(1, backbone.facts.channels, *backbone.facts.size)
+    taps = prepared(backbone.to(device), probe.to(device), card.layers)
+    return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps)
+
+
+def _backbone(told: Told, artefact: Artefact) -> Classifier:
+    if is_code(told.architecture):
+        raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
+    return load_classifier(told.name, channels=told.channels, size=told.size, lenient=True)

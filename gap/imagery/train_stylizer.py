@@ -1,0 +1,182 @@
+"""Train a network that draws any content in any style in one pass, from options to artefact."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+from pydantic import Field
+from torch import Tensor
+from torch.nn import functional as F
+
+from gap.artefact import Artefact, save_artefact
+from gap.data.named import load_data
+from gap.data.splits import Dataset, Split
+from gap.errors import GapError
+from gap.frozen import frozen
+from gap.imagery.features import Content, Style
+from gap.imagery.objectives import Look, Variation
+from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, content_layers
+from gap.imagery.stylizer import KIND, Form, see
+from gap.imagery.view import default_layers, prepared
+from gap.models.stylizers import Stylizer, make_stylizer
+from gap.models.taps import Taps
+from gap.setting import load_classifiers
+from gap.training.augmentation import make_augmentation
+from gap.training.identity import identify
+from gap.training.job import Backward, Job, adam
+from gap.training.loop import Listener, Plan, train
+from gap.training.machine import MachineOptions, main_first, make_accelerator
+
+# Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
+ROOM = 2
+
+
+class StylizerOptions(MachineOptions):
+    """Options of `gap train-stylizer`."""
+
+    content: Annotated[str, Field(description="pictures whose content is drawn: a data set by name, or folder:PATH")]
+    style: Annotated[str, Field(description="pictures whose style is learned: folder:PATH; photos have style too")]
+    data_root: Annotated[
+        Path | None, Field(description="where downloaded data sets live; also the variable GAP_DATA")
+    ] = None
+    backbone: Annotated[str, Field(description="any classifier: what both are seen with, and what is compared")] = (
+        "drawing-hardened"
+    )
+    form: Annotated[
+        Form, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
+    ] = "adaptive"
+    style_weight: Annotated[float, Field(ge=0, description="of style beside content, as in gap stylize")] = STYLE_WEIGHT
+    smoothness: Annotated[float, Field(ge=0, description="and of neighbouring pixels being alike")] = SMOOTHNESS
+    size: Annotated[int, Field(ge=16, le=512, description="pixels of each side while training; it draws any size")] = (
+        128
+    )
+    epochs: Annotated[float, Field(gt=0, description="passes over the content pictures")] = 20.0
+    batch_size: Annotated[int, Field(ge=1, description="pictures a step, over all processes")] = 8
+    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-3
+
+
+class StylizerJob(Job):
+    """The objective of stylizing, asked of a network that draws in one pass (Johnson et al., 2016), for styles that
+    change from picture to picture."""
+
+    def __init__(self, network: Stylizer, taps: Taps, styles: Dataset, options: StylizerOptions) -> None:
+        self.players = {"stylizer": adam(network, options.lr)}
+        self.code = network.code
+        self.taps, self.styles, self.options = taps, styles, options
+        self.kept = content_layers(list(taps.paths))
+        self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / ROOM)
+
+    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        chosen = torch.randint(len(self.styles.train), (len(images),))
+        styles = self.augmentation(_pictures(self.styles.train, chosen, images.device))
+        _, figures = self._drawn(self.augmentation(images), styles)
+        loss = figures["objective"].mean()
+        self.players["stylizer"].learn(loss, backward)
+        return {"loss": loss} | {
+            name: values.detach().mean() for name, values in figures.items() if name != "objective"
+        }
+
+    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        parts = [self._drawn(*self._held_out(part)) for part in images.split(self.options.batch_size)]
+        return {name: torch.cat([figures[name] for _, figures in parts]) for name in parts[0][1]}
+
+    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+        contents, styles = self._held_out(images)
+        return {"content": contents, "style": styles, "drawn": self._drawn(contents, styles)[0]}
+
+    def _held_out(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Contents and held-out styles at the size they are trained on, the same ones every time."""
+        split = self.styles.validation
+        styles = _pictures(split, torch.arange(len(images)) % len(split), images.device)
+        size = (self.options.size, self.options.size)
+        contents, styles = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (images, styles))
+        return contents, styles
+
+    def _drawn(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Contents in styles, and the objective of each with its parts."""
+        player, names = self.players["stylizer"], list(self.taps.paths)
+        with frozen(self.taps.run):
+            with torch.no_grad():
+                of, like = see(self.taps, contents), see(self.taps, styles)
+                code = self.code(like)
+            drawn = player.network(of, code, tuple(contents.shape[-2:]))
+            look = Look(drawn, dict(zip(names, see(self.taps, drawn), strict=True)))
+            style = _mean([Style(name, each)(look) for name, each in zip(names, like, strict=True)])
+            content = _mean([Content(name, of[names.index(name)])(look) for name in self.kept])
+        whole = self.options.style_weight * style + content + self.options.smoothness * Variation()(look)
+        return drawn, {"objective": whole, "style": style, "content": content}
+
+
+def train_stylizer(
+    options: StylizerOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
+) -> Artefact:
+    """Train a stylizer and leave it as an artefact in `folder`, which the caller has made ready.
+
+    Raises GapError when backbone and pictures do not fit.
+    """
+    folder = Path(folder)
+    accelerator = make_accelerator(options)
+    room = (ROOM * options.size, ROOM * options.size)
+    with main_first(accelerator):
+        (backbone,) = load_classifiers([options.backbone], None, (3, room))
+        channels = backbone.facts.channels
+        contents, styles = (
+            load_data(name, options.data_root, channels=channels, size=room)
+            for name in (options.content, options.style)
+        )
+    if not len(styles.train):
+        raise GapError(f"{options.style} has no pictures to train on beside those held out; give five or more")
+    layers = default_layers(backbone)
+    backbone.to(accelerator.device)
+    some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), accelerator.device)
+    taps = prepared(backbone, some, layers)
+    network, widths = _fresh(options.form, taps, some, channels)
+    job = StylizerJob(network, taps, styles, options)
+    plan = Plan(options.epochs, options.batch_size, options.seed)
+    figures = train(
+        job,
+        contents.train,
+        contents.validation,
+        plan,
+        folder,
+        accelerator,
+        listeners,
+        resume=resume,
+        identity=identify(contents, [backbone]) | identify(styles),
+    )
+    card: dict[str, Any] = {
+        "backbone": backbone.describe(),
+        "form": options.form,
+        "layers": layers,
+        "widths": widths,
+        "content": contents.describe(),
+        "style": styles.describe(),
+        "figures": {"validation": figures},
+        "options": options.dump(),
+    }
+    if not accelerator.is_main_process:
+        return Artefact(folder, {"kind": KIND, **card})
+    return save_artefact(folder, KIND, network.state_dict(), card)
+
+
+@torch.no_grad()
+def _fresh(form: str, taps: Taps, images: Tensor, channels: int) -> tuple[Stylizer, list[int]]:
+    """A fresh stylizer that knows how large each layer's output is for these images, and the layers' widths."""
+    with frozen(taps.run):
+        maps = see(taps, images)
+    if any(each.ndim != 4 for each in maps):
+        raise GapError("a stylizer needs layers that give maps; take a convolutional backbone")
+    widths = [each.shape[1] for each in maps]
+    network = make_stylizer(form, widths, channels)
+    network.scales = torch.stack([each.float().square().mean().sqrt() for each in maps]).cpu()
+    return network.to(images.device).to(memory_format=torch.channels_last), widths
+
+
+def _pictures(split: Split, chosen: Tensor, device: torch.device) -> Tensor:
+    images, _ = next(iter(split.batches([chosen], device)))
+    return images
+
+
+def _mean(values: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(values)).mean(dim=0)
