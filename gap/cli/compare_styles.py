@@ -14,6 +14,7 @@ from gap.cli.options import parse_numbers
 from gap.data.pictures import save_picture
 from gap.errors import GapError
 from gap.files import write_json
+from gap.imagery.ablations import Hand, ablated
 from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, draw_all, lead
 from gap.imagery.stylize import Manner
 from gap.report.page import Act, Figure, Slider, write_page
@@ -29,6 +30,10 @@ def compare_styles(
     out: Annotated[Path, typer.Option("--out", help="the folder to leave the page, the table and the pictures in")],
     backbone: Annotated[
         list[str] | None, typer.Option("--backbone", help="a classifier to draw with; repeatable, two or more")
+    ] = None,
+    ablation: Annotated[
+        list[str] | None,
+        typer.Option("--ablation", help="the first backbone again: smoothed, shallow or random (weights); repeatable"),
     ] = None,
     judge: Annotated[
         str, typer.Option("--judge", help="the classifier that measures, and that no drawing looked through")
@@ -47,7 +52,7 @@ def compare_styles(
     the left of the sliders; how far the others are ahead of it is taken at equal content distance.
     """
     names = backbone or ["drawing-standard", "drawing-hardened"]
-    if len(set(names)) < 2 or len(set(names)) < len(names):
+    if len({*names, *(ablation or [])}) < 2 or len(set(names)) < len(names):
         raise GapError("name two or more backbones, each once, to compare")
     claim_output(out)
     where = find_device(device, 0)
@@ -58,19 +63,23 @@ def compare_styles(
         raise GapError("backbones and judge must look at the same pictures; these differ in channels")
     contents = [open_sized(path, channels, size).to(where) for path in content]
     styles = [open_sized(path, channels).to(where) for path in style]
+    manner = Manner(evaluations=evaluations)
+    hands = [Hand(each.name, each, manner) for each in backbones]
+    hands += [ablated(hands[0], kind) for kind in dict.fromkeys(ablation or [])]
+    names = [hand.name for hand in hands]
     tried = parse_numbers("--weights", weights) or list(WEIGHTS)
     mark(out)
     started = time.monotonic()
     drawn: list[Drawn] = []
-    for each in draw_all(contents, styles, backbones, reader, weights=tried, manner=Manner(evaluations=evaluations)):
+    for each in draw_all(contents, styles, hands, reader, weights=tried):
         drawn.append(each)
-        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.backbone} x {each.weight:g}"
+        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.hand} x {each.weight:g}"
         typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
         save_picture(each.picture, out / _file(each, content, style))
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
-    for row, network in zip(rows, backbones, strict=True):
-        row["entropy"] = sum(activation_entropy(network, each) for each in contents) / len(contents)
+    for row, hand in zip(rows, hands, strict=True):
+        row["entropy"] = sum(activation_entropy(hand.backbone, each) for each in contents) / len(contents)
     columns = [
         Column("backbone", "backbone"),
         Column("style", "style distance", ".3g"),
@@ -109,9 +118,9 @@ def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, in
 
 def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
     """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
-    own = [each for pair in pairs for each in pair if each.backbone == name]
+    own = [each for pair in pairs for each in pair if each.hand == name]
     leads = [
-        lead([each for each in pair if each.backbone == name], [each for each in pair if each.backbone == first])
+        lead([each for each in pair if each.hand == name], [each for each in pair if each.hand == first])
         for pair in pairs
     ]
     known = [each for each in leads if each is not None]
@@ -137,7 +146,7 @@ def _act(
 ) -> Act:
     """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
     of, like = pair[0].content, pair[0].style
-    by = {(each.backbone, each.weight): each for each in pair}
+    by = {(each.hand, each.weight): each for each in pair}
     sliders = [
         Slider(
             _figure(by[names[0], weight].picture, names[0]),
@@ -156,7 +165,7 @@ def _figure(picture: Tensor, name: str) -> Figure:
 
 
 def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:
-    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.backbone)
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.hand)
     names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
     return f"{names}-{backbone}-{drawn.weight:g}.png"
 
@@ -165,7 +174,7 @@ def _told(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> dict[
     return {
         "content": content[drawn.content].name,
         "style": style[drawn.style].name,
-        "backbone": drawn.backbone,
+        "backbone": drawn.hand,
         "weight": drawn.weight,
         "content_distance": drawn.content_distance,
         "style_distance": drawn.style_distance,

@@ -1,11 +1,13 @@
 """What every drawing verb does around its work: the bar, the preview, and the picture kept on Ctrl-C."""
 
 import os
+import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import FrameType
 from typing import Annotated, Literal
 
 import torch
@@ -14,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 from torch import Tensor
+from torch.utils.tensorboard import SummaryWriter
 
 from gap.classifier import Classifier
 from gap.cli.options import parse_numbers
@@ -34,8 +37,8 @@ EVERY = 10.0
 class Easel:
     """Hears of a drawing: a progress bar, and every ten seconds the picture so far, handed to `keep`."""
 
-    def __init__(self, keep: Callable[[Tensor], None], bar: Bar) -> None:
-        self.keep, self.bar = keep, bar
+    def __init__(self, keep: Callable[[Tensor], None], bar: Bar, diary: SummaryWriter | None = None) -> None:
+        self.keep, self.bar, self.diary = keep, bar, diary
         self.task = bar.add_task("drawing", total=None, figures="")
         self.told = time.monotonic()
         self.step = self.steps = 0
@@ -45,11 +48,16 @@ class Easel:
         self.step, self.steps = sight.step + 1, sight.steps
         # Not the sight itself, which holds what every layer saw.
         self.picture = sight.look.images[0].detach()
-        figures = f"objective {sight.values.detach().mean().item():.4g}"
+        objective = sight.values.detach().mean().item()
+        figures = f"objective {objective:.4g}"
+        if self.diary:
+            self.diary.add_scalar("objective", objective, self.step)
         self.bar.update(self.task, completed=self.step, total=self.steps, figures=figures)
         if time.monotonic() - self.told > EVERY:
             self.told = time.monotonic()
             self.keep(self.picture)
+            if self.diary:
+                self.diary.add_image("picture", self.picture.cpu(), self.step)
             if not self.bar.console.is_terminal:
                 sys.stderr.write(f"evaluation {self.step}/{self.steps} {figures}\n")
 
@@ -61,23 +69,46 @@ class Easel:
 
 
 @contextmanager
-def easel(keep: Callable[[Tensor], None]) -> Iterator[Easel]:
+def easel(keep: Callable[[Tensor], None], log: Path | None = None) -> Iterator[Easel]:
     """An easel for a drawing; where it is interrupted, or comes apart, the picture so far (C x H x W) is kept."""
     console = Console(stderr=True)
     figures = TextColumn("{task.fields[figures]}")
     columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar:
-        stand = Easel(keep, bar)
+    diary = SummaryWriter(log) if log else nullcontext()
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar, diary as writer:
+        stand = Easel(keep, bar, writer)
         try:
-            yield stand
+            with _terminated():
+                yield stand
         except (KeyboardInterrupt, GapError):
             stand.stop()
             raise
 
 
-def draw(out: Path, work: Callable[[Easel], Stylized]) -> None:
-    """Do a drawing's work at an easel, leave the picture in `out`, and say how the objective ended."""
-    with easel(lambda picture: save_picture(picture, out)) as stand:
+@contextmanager
+def _terminated() -> Iterator[None]:
+    """Have SIGTERM end the block by an error, as Ctrl-C does."""
+
+    def end(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    try:
+        before = signal.signal(signal.SIGTERM, end)
+    except ValueError:  # only the main thread may set handlers; elsewhere the caller keeps its own
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def draw(out: Path, work: Callable[[Easel], Stylized], log: Path | None = None) -> None:
+    """Do a drawing's work at an easel, leave the picture in `out`, and say how the objective ended.
+
+    With `log`, TensorBoard gets the objective there and the pictures on the way.
+    """
+    with easel(lambda picture: save_picture(picture, out), log) as stand:
         drawn = work(stand)
         save_picture(drawn.picture, out)
     typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")

@@ -1,6 +1,6 @@
 """Measure how far perturbations move what each layer gives: the robustness R of features."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -9,11 +9,17 @@ import typer
 from pydantic import Field
 
 from gap.budget import Budget
+from gap.classifier import Classifier
+from gap.cli.easel import check_out, open_sized
 from gap.cli.options import with_options
+from gap.errors import GapError
 from gap.evaluation.layers import STEPS, LayerRobustness, as_rows, layer_robustness
 from gap.files import write_bytes, write_json
+from gap.imagery.stylize import Manner, stylize
 from gap.imagery.view import default_layers
+from gap.report.pictures import save_image, to_image
 from gap.report.plots import grouped_bars
+from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, print_table
 from gap.setting import DataOptions, load_setting
 from gap.training.machine import MachineOptions, make_accelerator
@@ -38,6 +44,16 @@ def layers(
     classifiers: Annotated[list[str], typer.Argument(help="one or several classifiers, to compare")],
     json: Annotated[Path | None, typer.Option("--json", help="write the table there")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="write the plot there, .png")] = None,
+    content: Annotated[
+        Path | None, typer.Option("--content", help="for --sweep: a picture whose content is kept")
+    ] = None,
+    style: Annotated[Path | None, typer.Option("--style", help="for --sweep: a picture whose style is taken")] = None,
+    sweep: Annotated[
+        Path | None,
+        typer.Option("--sweep", help="write a sheet there, .png: the style through each layer alone, with R"),
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of a drawing's longer side")] = 192,
+    evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of the network for each drawing")] = 100,
 ) -> None:
     """Measure how far perturbations move what each layer gives: the robustness R of features.
 
@@ -45,6 +61,10 @@ def layers(
     nothing moves, 1 for one that a perturbation moves as far as another picture would.
     """
     options = read()
+    if (sweep is None) != (content is None) or (sweep is None) != (style is None):
+        raise GapError("a sweep needs --sweep, --content and --style together")
+    if sweep:
+        check_out(sweep)
     accelerator = make_accelerator(options)
     setting = load_setting(classifiers, options, accelerator.device)
     budget = Budget.parse(options.budget)
@@ -73,3 +93,28 @@ def layers(
         series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
         write_bytes(out, grouped_bars(series, f"Robustness of layers within {budget}", "R"))
         typer.echo(out)
+    if sweep and content and style:
+        _sweep(setting.classifiers, found, content, style, size, evaluations, sweep)
+
+
+def _sweep(
+    classifiers: Sequence[Classifier],
+    found: Mapping[str, Sequence[LayerRobustness]],
+    content: Path,
+    style: Path,
+    size: int,
+    evaluations: int,
+    out: Path,
+) -> None:
+    """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
+    drawn: list[Captioned] = []
+    for classifier in classifiers:
+        channels, device = classifier.facts.channels, next(classifier.parameters()).device
+        picture, painting = (open_sized(content, channels, size), open_sized(style, channels))
+        for each in found[classifier.name]:
+            manner = Manner(layers=[each.layer], evaluations=evaluations)
+            made = stylize(picture.to(device), [painting.to(device)], classifier, manner=manner).picture
+            drawn.append(Captioned(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
+            typer.echo(drawn[-1].caption, err=True)
+            save_image(sheet(drawn, columns=len(found[classifier.name])), out)
+    typer.echo(out)

@@ -1,21 +1,33 @@
 """Draw a picture in the style of others."""
 
+import time
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
 from gap.cli.easel import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
+from gap.cli.grid import keep_best
 from gap.cli.options import Input, Mean, Std, parse_numbers
-from gap.data.pictures import open_picture
+from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
-from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Manner
+from gap.imagery.compare import Judge
+from gap.imagery.grid import search
+from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Manner, shares_of
 from gap.imagery.stylize import stylize as work
+from gap.imagery.stylizer import FastStylizer, load_stylizer
+from gap.imagery.view import default_layers
 
 EXAMPLE = "gap stylize photo.jpg painting.jpg --size 256 --out stylized.png"
 
 # Shared with `gap texture`.
-Backbone = Annotated[str, typer.Option("--backbone", help="any classifier: what is seen of style, and of content")]
+BACKBONE = "drawing-hardened"
+Backbone = Annotated[
+    str | None,
+    typer.Option("--backbone", help="any classifier: what is seen of style, and of content", show_default=BACKBONE),
+]
 Layers = Annotated[
     list[str] | None, typer.Option("--layers", help="of style, as a,b,c (gap inspect lists them); by default the usual")
 ]
@@ -36,13 +48,23 @@ Padding = Annotated[
 Smoothness = Annotated[
     float, typer.Option("--smoothness", min=0, help="how much neighbouring pixels are to be alike, beside the content")
 ]
+Log = Annotated[
+    Path | None, typer.Option("--log", help="a folder for TensorBoard: the objective, and pictures on the way")
+]
 Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
 
 
 def stylize(
     content: Annotated[Path, typer.Argument(help="the picture whose content is kept")],
     styles: Annotated[list[Path], typer.Argument(help="one or several pictures whose style is taken")],
-    backbone: Backbone = "drawing-hardened",
+    backbone: Backbone = None,
+    fast: Annotated[
+        Path | None,
+        typer.Option(
+            "--fast",
+            help="draw in one pass, with what gap train-stylizer left, at --size",
+        ),
+    ] = None,
     content_backbone: Annotated[
         str | None, typer.Option("--content-backbone", help="another classifier, to see content with")
     ] = None,
@@ -69,11 +91,21 @@ def stylize(
     lr: Annotated[float | None, typer.Option("--lr", help="step of the optimiser; by default its usual one")] = None,
     pooling: Pooling = "max",
     padding: Padding = "zeros",
+    grid: Annotated[
+        bool,
+        typer.Option(
+            "--grid", help="draw nine, of three style weights and sets of layers: the best, and a sheet of all"
+        ),
+    ] = False,
+    judge: Annotated[
+        str, typer.Option("--judge", help="the classifier that chooses the best of a grid, and that draws none of it")
+    ] = "drawing-standard",
     seed: Seed = 0,
     input: Input = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
+    log: Log = None,
     out: Out = Path("stylized.png"),
 ) -> None:
     """Draw a picture in the style of others.
@@ -83,7 +115,11 @@ def stylize(
     """
     check_out(out)
     where = find_device(device, seed)
-    seer = load_backbone(backbone, where, input, mean, std)
+    shares = shares_of(parse_numbers("--weights", weights), len(styles))
+    seer = load_backbone(backbone or BACKBONE, where, input, mean, std) if backbone or not fast else None
+    if fast:
+        return _in_one_pass(load_stylizer(fast, seer, where), content, styles, shares, size, out)
+    assert seer is not None
     channels = seer.facts.channels
     beside = load_backbone(content_backbone, where, input) if content_backbone else None
     if beside and beside.facts.channels != channels:
@@ -106,17 +142,19 @@ def stylize(
     )
     masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).to(where) / 255 for path in mask or []]
     paintings = [open_sized(path, channels).to(where) for path in styles]
-    shares = parse_numbers("--weights", weights)
-    draw(
-        out,
-        lambda stand: work(
-            picture,
-            paintings,
-            seer,
-            content_backbone=beside,
-            weights=shares,
-            masks=masks or None,
-            manner=manner,
-            tell=stand,
-        ),
-    )
+    ready = partial(work, picture, paintings, seer, content_backbone=beside, weights=shares, masks=masks or None)
+    if grid:
+        reader = Judge(load_backbone(judge, where), picture, paintings, shares)
+        tries = search(lambda tried: ready(manner=tried).picture, reader, default_layers(seer), manner)
+        return keep_best(tries, judge, out)
+    draw(out, lambda stand: ready(manner=manner, tell=stand), log)
+
+
+def _in_one_pass(
+    swift: FastStylizer, content: Path, styles: Sequence[Path], shares: Sequence[float], size: int, out: Path
+) -> None:
+    """Draw with a trained stylizer; styles are looked at as large as the content, which is how it learned them."""
+    picture, *paintings = (open_sized(path, swift.channels, size).to(swift.device) for path in (content, *styles))
+    started = time.monotonic()
+    save_picture(swift(picture, paintings, shares), out)
+    typer.echo(f"{time.monotonic() - started:.2f} seconds\n{out}")

@@ -8,9 +8,11 @@ import typer
 from gap.cli.easel import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
 from gap.cli.options import Input, Mean, Std
 from gap.cli.stylize import (
+    BACKBONE,
     Backbone,
     Evaluations,
     Layers,
+    Log,
     Optimiser,
     Out,
     Padding,
@@ -27,7 +29,7 @@ EXAMPLE = "gap texture painting.jpg --out texture.png"
 
 def texture(
     style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
-    backbone: Backbone = "drawing-hardened",
+    backbone: Backbone = None,
     layers: Layers = None,
     smoothness: Smoothness = SMOOTHNESS,
     size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
@@ -41,12 +43,13 @@ def texture(
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
+    log: Log = None,
     out: Out = Path("texture.png"),
 ) -> None:
     """Draw the style of a picture alone, from noise."""
     check_out(out)
     where = find_device(device, seed)
-    seer = load_backbone(backbone, where, input, mean, std)
+    seer = load_backbone(backbone or BACKBONE, where, input, mean, std)
     manner = Manner(
         layers=split_names(layers),
         smoothness=smoothness,
@@ -58,4 +61,4 @@ def texture(
         seed=seed,
     )
     painting = open_sized(style, seer.facts.channels).to(where)
-    draw(out, lambda stand: work(painting, (size, size), seer, manner=manner, tell=stand))
+    draw(out, lambda stand: work(painting, (size, size), seer, manner=manner, tell=stand), log)

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gap.classifier import Classifier
+from gap.imagery.ablations import Hand
 from gap.imagery.features import TINY, Content, Style, maps
-from gap.imagery.objectives import Look
-from gap.imagery.stylize import Manner, content_layers, stylize
+from gap.imagery.objectives import Look, Objective
+from gap.imagery.stylize import content_layers, shares_of, stylize
 from gap.imagery.view import View, default_layers, prepared
 
 # The style weights that each backbone may try: its search budget.
@@ -21,12 +22,12 @@ WEIGHTS = (3.0, 30.0, 300.0)
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """One drawing: of which content and style (by number), through which backbone, with which weight, and how far it is
-    from both as the judge sees them (shares, as the objectives give them)."""
+    """One drawing: of which content and style (by number), by which hand, with which weight, and how far it is from
+    both as the judge sees them (shares, as the objectives give them)."""
 
     content: int
     style: int
-    backbone: str
+    hand: str
     weight: float
     picture: Tensor
     content_distance: float
@@ -36,38 +37,41 @@ class Drawn:
 def draw_all(
     contents: Sequence[Tensor],
     styles: Sequence[Tensor],
-    backbones: Sequence[Classifier],
+    hands: Sequence[Hand],
     judge: Classifier,
     *,
     weights: Sequence[float] = WEIGHTS,
-    manner: Manner | None = None,
 ) -> Iterator[Drawn]:
-    """Every content in every style through every backbone, once for each weight, one after the other."""
-    manner = manner or Manner()
+    """Every content in every style by every hand, once for each weight, one after the other."""
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
-        judged = Judge(judge, of, like)
-        for backbone, weight in product(backbones, weights):
-            picture = stylize(of, [like], backbone, manner=replace(manner, style_weight=weight)).picture
-            yield Drawn(content, style, backbone.name, weight, picture, *judged(picture))
+        judged = Judge(judge, of, [like])
+        for hand, weight in product(hands, weights):
+            picture = stylize(of, [like], hand.backbone, manner=replace(hand.manner, style_weight=weight)).picture
+            yield Drawn(content, style, hand.name, weight, picture, *judged(picture))
 
 
 class Judge:
-    """How far a picture is from a content and a style, C x H x W each, in the layers usual for a network."""
+    """How far a picture is from a content and its styles, C x H x W each, in the layers usual for a network.
 
-    def __init__(self, network: Classifier, content: Tensor, style: Tensor) -> None:
+    `shares` weigh the styles, by default evenly.
+    """
+
+    def __init__(
+        self, network: Classifier, content: Tensor, styles: Sequence[Tensor], shares: Sequence[float] | None = None
+    ) -> None:
         layers = default_layers(network)
         kept = content_layers(layers)
         self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
-        self.content = [Content(layer, self._maps(content, layer)) for layer in kept]
-        self.style = [Style(layer, self._maps(style, layer)) for layer in layers]
+        self.content = _even([Content(layer, self._maps(content, layer)) for layer in kept])
+        given = zip(shares_of(shares, len(styles)), styles, strict=True)
+        parts = [share * _even([Style(layer, self._maps(style, layer)) for layer in layers]) for share, style in given]
+        self.style: Objective = sum(parts[1:], start=parts[0])
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> tuple[float, float]:
-        """The distance to the content and to the style, each the mean over its layers."""
+        """The distance to the content and to the styles, each the mean over its layers."""
         look = self._look(picture)
-        distances = [[part(look).item() for part in parts] for parts in (self.content, self.style)]
-        content, style = (sum(each) / len(each) for each in distances)
-        return content, style
+        return self.content(look).item(), self.style(look).item()
 
     def _maps(self, picture: Tensor, layer: str) -> Tensor:
         return maps(self._look(picture), layer)
@@ -76,6 +80,12 @@ class Judge:
     def _look(self, picture: Tensor) -> Look:
         with self.view.still():
             return Look(picture[None], self.view(picture[None]))
+
+
+def _even(parts: Sequence[Objective]) -> Objective:
+    """The mean of objectives."""
+    first, *rest = parts
+    return sum(rest, start=first) * (1 / len(parts))
 
 
 def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:

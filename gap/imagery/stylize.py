@@ -12,6 +12,7 @@ from gap.classifier import Classifier
 from gap.errors import GapError, unknown
 from gap.imagery.canvas import Pixels, resized, within
 from gap.imagery.features import Content, Moments, Sliced, Style, maps
+from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective, Variation
 from gap.imagery.optimise import Method, Sight, ignore, optimise
 from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
@@ -34,7 +35,7 @@ class Manner:
     Layers are by name, None for those usual for the backbone. `smoothness` weighs the total variation. `start` is
     `content` or `noise`. Sizes below that of the content are drawn first, each from the one before, halving down to
     `least` pixels of the shorter side. Evaluations are of the network, there and back, shared out evenly among the
-    sizes.
+    sizes. `smoothed` takes the peaks out of what layers give, by a softmax.
     """
 
     layers: Sequence[str] | None = None
@@ -50,6 +51,7 @@ class Manner:
     keep_colours: bool = False
     pooling: Pooling = "max"
     padding: Padding = "zeros"
+    smoothed: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -109,6 +111,7 @@ def stylize(
         small = [resized(style, within(style, max(size))) for style in styles]
         regions = [resized(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
         view, objective = _asked(target, small, shares, regions, backbone, content_backbone, manner)
+        check_memory(view, start[None])
         canvas = Pixels(start[None])
         with view.still():
             optimise(
@@ -174,8 +177,10 @@ def _asked(
     view = View(taps)
     parts: list[Objective] = []
     with torch.no_grad(), view.still():
+        if manner.smoothed:
+            view.smooth(styles[0][None])
         for style, share, mask in zip(styles, shares, masks, strict=True):
-            seen = Look(style[None], taps[""](style[None]))
+            seen = Look(style[None], view(style[None]))
             weight = share * manner.style_weight / len(layers)
             parts += [weight * _distance(manner, name, maps(seen, name), mask) for name in layers]
         if kept:

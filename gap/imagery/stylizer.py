@@ -32,10 +32,15 @@ class StylizerCard(BaseModel):
 
 
 class FastStylizer:
-    """Draws with a stylizer and the backbone that it sees through, both held still."""
+    """Draws with a stylizer and the backbone that it sees through, both held still; pictures have `channels`."""
 
-    def __init__(self, network: Stylizer, taps: Taps) -> None:
-        self.network, self.taps = network, taps
+    def __init__(self, network: Stylizer, taps: Taps, channels: int) -> None:
+        self.network, self.taps, self.channels = network, taps, channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where it draws."""
+        return self.network.scales.device
 
     @torch.no_grad()
     def __call__(self, content: Tensor, styles: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
@@ -82,7 +87,7 @@ def load_stylizer(
         raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
     probe = torch.rand(1, backbone.facts.channels, *backbone.facts.size)
     taps = prepared(backbone.to(device), probe.to(device), card.layers)
-    return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps)
+    return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps, backbone.facts.channels)
 
 
 def _backbone(told: Told, artefact: Artefact) -> Classifier:

@@ -16,6 +16,9 @@ from gap.models.taps import UNFIT, Taps, aliases, stages, with_average_pooling, 
 
 Pooling = Literal["max", "average"]
 Padding = Literal["zeros", "reflect", "replicate"]
+# Of smoothed outputs, none outweighs another by more than e to the power of twice this.
+STEEPEST = 3.0
+TINY = 1e-12
 # The layers that articles read style from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
 USUAL = {
     "relu5_x": ["relu2_x", "relu3_x", "relu4_x", "relu5_x"],
@@ -111,13 +114,25 @@ class View:
 
     def __init__(self, taps: Mapping[str, Taps]) -> None:
         self.taps = dict(taps)
+        self.peaks: dict[str, float] = {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
         seen: dict[str, Tensor] = {}
         for prefix, taps in self.taps.items():
             seen |= {prefix + name: output for name, output in taps(images).items()}
-        return seen
+        return {name: self._calm(name, output) for name, output in seen.items()}
+
+    def smooth(self, images: Tensor) -> None:
+        """From now on give a softmax over each layer's outputs for an image, times their number (SWAG, Wang et al.,
+        2021). They are scaled so that the greatest that it gives for these images is STEEPEST before it."""
+        self.peaks = {name: max(output.abs().max().item(), TINY) for name, output in self(images).items()}
+
+    def _calm(self, name: str, output: Tensor) -> Tensor:
+        if name not in self.peaks:
+            return output
+        flat = output.float().flatten(1) * (STEEPEST / self.peaks[name])
+        return (flat.softmax(dim=1) * flat.shape[1]).view_as(output)
 
     @contextmanager
     def still(self) -> Iterator[None]:

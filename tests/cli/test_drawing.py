@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from gap.cli.easel import Easel
 from gap.data.named import load_data
@@ -168,6 +169,51 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
         assert drawn.width > 600
 
 
+def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
+    sheet = tmp_path / "sweep.png"
+    given = ["--budget=l2:0.5", "--images=4", "--steps=1", "--evaluations=2", "--size=28", "--content", digit]
+    ended = run("layers", classifier, *given, "--style", digit, "--sweep", sheet)
+    assert ended.code == 0, ended.err
+    assert [line.split(": R ")[0] for line in ended.err.splitlines() if ": R " in line] == [
+        f"{classifier} 1",
+        f"{classifier} 3",
+    ]
+    with Image.open(sheet) as drawn:
+        assert drawn.width > 300
+    assert "need" in run("layers", classifier, *given, "--sweep", sheet).complaint
+
+
+def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "s.png"
+    given = ["--backbone", NET, "--size=32", "--evaluations=2", "--out", out]
+    ended = run("stylize", *pictures, "--grid", *given)
+    assert ended.code == 0, ended.err
+    rows = json.loads((tmp_path / "s-grid" / "table.json").read_text())["rows"]
+    assert len(rows) == 9 and all(row["score"] == row["content"] + row["style"] for row in rows)
+    assert len({row["layers"] for row in rows}) == 3 and {row["weight"] for row in rows} == {3, 30, 300}
+    best = min(rows, key=lambda row: row["score"])
+    assert out.read_bytes() == (tmp_path / "s-grid" / best["file"]).read_bytes()
+    assert (tmp_path / "s-grid" / "sheet.png").is_file()
+
+
+def test_a_drawing_logs_to_tensorboard(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    given = ["--backbone", NET, "--size=32", "--evaluations=3", "--out", tmp_path / "s.png", "--log", tmp_path / "log"]
+    assert run("stylize", *pictures, *given).code == 0
+    (events,) = (tmp_path / "log").glob("events*")
+    log = EventAccumulator(str(events)).Reload()
+    assert [event.step for event in log.Scalars("objective")] == [1, 2, 3]
+
+
+def test_memory_that_will_not_suffice_is_said_before(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gap.imagery.memory.available", lambda device: 2.0**28)
+    given = ["--backbone", NET, "--evaluations=1", "--size=2048", "--out", tmp_path / "s.png"]
+    ended = run("stylize", *pictures, *given)
+    assert ended.code == 2 and "needs about" in ended.complaint and "--size" in ended.complaint
+    assert not (tmp_path / "s.png").exists()
+
+
 def test_an_interrupted_drawing_is_kept(
     run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,14 +247,24 @@ def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_
 
 def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
     content, style = pictures
-    given = ["--content", content, "--style", style, "--style", content, "--backbone", NET, "--backbone=cifar-resnet18"]
-    more = ["--judge", NET, "--weights=3,300", "--size=32", "--evaluations=2", "--out", tmp_path / "page"]
+    given = ["--content", content, "--style", style, "--style", content, "--backbone", NET, "--backbone=drawing-standard"]
+    more = [
+        "--judge",
+        NET,
+        "--weights=3,300",
+        "--ablation=smoothed",
+        "--size=32",
+        "--evaluations=2",
+        "--out",
+        tmp_path / "page",
+    ]
     ended = run("compare-styles", *given, *more)
     assert ended.code == 0, ended.err
     page = Path(ended.out.splitlines()[-1])
-    assert page.read_text().count('type="range"') == 4
+    assert page.read_text().count('type="range"') == 8
     told = json.loads((tmp_path / "page" / "table.json").read_text())
-    assert [row["backbone"] for row in told["rows"]] == [NET, "cifar-resnet18"] and len(told["drawings"]) == 8
+    assert [row["backbone"] for row in told["rows"]] == [NET, "drawing-standard", f"{NET} smoothed"]
+    assert len(told["drawings"]) == 12
     assert all((tmp_path / "page" / each["file"]).is_file() for each in told["drawings"])
 
 
@@ -216,3 +272,25 @@ def test_one_backbone_cannot_be_compared(run: Callable[..., Any], pictures: list
     given = ["--content", pictures[0], "--style", pictures[1], "--backbone", NET, "--out", tmp_path / "page"]
     ended = run("compare-styles", *given)
     assert ended.code == 2 and "two or more backbones" in ended.complaint and not (tmp_path / "page").exists()
+
+
+def test_a_stylizer_from_training_to_a_picture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+    content, style = pictures
+    for number in range(6):
+        for folder, picture in (("contents", content), ("styles", style)):
+            (tmp_path / folder).mkdir(exist_ok=True)
+            (tmp_path / folder / f"{number}.png").write_bytes(picture.read_bytes())
+    data = ["--content", f"folder:{tmp_path / 'contents'}", "--style", f"folder:{tmp_path / 'styles'}"]
+    trained, out = tmp_path / "stylizer", tmp_path / "s.png"
+    ended = run("train-stylizer", *data, "--size=32", "--epochs=2", "--batch-size=2", "--out", trained)
+    assert ended.code == 0, ended.err
+    assert "validation objective" in ended.out and ended.out.splitlines()[-1] == str(trained)
+    ended = run("stylize", content, style, style, "--weights=2,1", "--fast", trained, "--size=48", "--out", out)
+    assert ended.code == 0, ended.err
+    assert "seconds" in ended.out and ended.out.splitlines()[-1] == str(out)
+    with Image.open(out) as drawn:
+        assert drawn.size == (48, 34)
+    ended = run("stylize", content, style, "--fast", trained, "--backbone", NET, "--out", out)
+    assert ended.code == 2 and "is another" in ended.complaint
+    ended = run("evaluate", trained, "--classifier", NET, "--data=mnist-5k", "--budget=l2:1")
+    assert ended.code == 2 and "holds a stylizer" in ended.complaint

@@ -1,13 +1,18 @@
 """Backbones compared by what they draw."""
 
+import math
+
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18
 from torch import nn
 
 from gap.classifier import Classifier, Facts
+from gap.errors import GapError
+from gap.imagery.ablations import Hand, ablated
 from gap.imagery.compare import Drawn, Judge, activation_entropy, draw_all, lead
 from gap.imagery.stylize import Manner
+from gap.imagery.view import View, prepared
 
 
 def net(name: str = "net", seed: int = 0) -> Classifier:
@@ -36,26 +41,63 @@ def test_only_where_both_are() -> None:
 
 def test_the_judge_sees_no_distance_from_the_pictures_themselves() -> None:
     content, style = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    judge = Judge(net(), content, style)
+    judge = Judge(net(), content, [style])
     to_content, to_style = judge(content), judge(style)
     assert to_content[0] == pytest.approx(0, abs=1e-6) and to_content[1] > 1e-4
     assert to_style[1] == pytest.approx(0, abs=1e-6) and to_style[0] > 1e-2
 
 
+def test_the_judge_weighs_styles() -> None:
+    content, one, other = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    apart = [Judge(net(), content, [style])(content)[1] for style in (one, other)]
+    assert Judge(net(), content, [one, other], [3.0, 1.0])(content)[1] == pytest.approx(
+        0.75 * apart[0] + 0.25 * apart[1]
+    )
+
+
+def test_ablations_change_what_they_say_and_nothing_else() -> None:
+    hand = Hand("net", net(seed=3), Manner(evaluations=3))
+    same = [parameter.clone() for parameter in hand.backbone.parameters()]
+    shallow = ablated(hand, "shallow")
+    assert (shallow.name, shallow.manner.layers, shallow.manner.content_layers) == (
+        "net shallow",
+        ["relu2_x", "relu3_x"],
+        ["relu3_x"],
+    )
+    assert ablated(hand, "smoothed").manner == Manner(evaluations=3, smoothed=True)
+    random = ablated(hand, "random")
+    changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]
+    assert all(changed) and random.manner == hand.manner
+    assert all(torch.equal(a, b) for a, b in zip(hand.backbone.parameters(), same, strict=True))
+    with pytest.raises(GapError, match="did you mean smoothed"):
+        ablated(hand, "smooth")
+
+
+def test_smoothing_takes_the_peaks_out() -> None:
+    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    view = View({"": prepared(net(), picture, ["relu3_x"])})
+    with view.still(), torch.no_grad():
+        order = view(picture)["relu3_x"].flatten().argsort()
+        view.smooth(picture)
+        after = view(picture)["relu3_x"]
+        assert (after.flatten()[order].diff() >= 0).all() and after.mean().item() == pytest.approx(1.0, abs=1e-4)
+        assert after.max() / after.min() <= math.exp(3) * 1.01
+
+
 def test_every_pair_by_every_backbone_and_weight() -> None:
     pictures = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    backbones = [net("one"), net("two", 1)]
+    manner = Manner(evaluations=6, smoothness=0.0)
+    hands = [Hand("one", net("one"), manner), Hand("two", net("two", 1), manner)]
     drawn = list(
         draw_all(
             pictures[:1],
             pictures[1:],
-            backbones,
+            hands,
             net("judge", 2),
             weights=(1.0, 90.0),
-            manner=Manner(evaluations=6, smoothness=0.0),
         )
     )
-    assert [(each.style, each.backbone, each.weight) for each in drawn] == [
+    assert [(each.style, each.hand, each.weight) for each in drawn] == [
         (style, name, weight) for style in (0, 1) for name in ("one", "two") for weight in (1.0, 90.0)
     ]
     for light, heavy in zip(drawn[::2], drawn[1::2], strict=True):

@@ -1,0 +1,58 @@
+"""Other explanations of why a backbone draws well, made ready to draw beside it."""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+
+from gap.classifier import Classifier
+from gap.errors import unknown
+from gap.imagery.stylize import Manner
+from gap.imagery.view import default_layers
+
+
+@dataclass(frozen=True, eq=False)
+class Hand:
+    """What draws: a backbone and its manner, under a name."""
+
+    name: str
+    backbone: Classifier
+    manner: Manner
+
+
+def smoothed(hand: Hand) -> Hand:
+    """The same with the peaks of its layers' outputs smoothed by a softmax (SWAG, Wang et al., 2021)."""
+    return replace(hand, manner=replace(hand.manner, smoothed=True))
+
+
+def shallow(hand: Hand) -> Hand:
+    """The same looking at the first half of its layers only."""
+    layers = list(hand.manner.layers or default_layers(hand.backbone))
+    half = layers[: max(1, len(layers) // 2)]
+    return replace(hand, manner=replace(hand.manner, layers=half, content_layers=half[-1:]))
+
+
+def random(hand: Hand, seed: int = 0) -> Hand:
+    """The same network with weights that have learned nothing."""
+    backbone = deepcopy(hand.backbone)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        for module in backbone.modules():
+            reset = getattr(module, "reset_parameters", None)
+            if callable(reset):
+                reset()
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                module.reset_running_stats()
+    return replace(hand, backbone=backbone.eval())
+
+
+ABLATIONS: dict[str, Callable[[Hand], Hand]] = {"smoothed": smoothed, "shallow": shallow, "random": random}
+
+
+def ablated(hand: Hand, kind: str) -> Hand:
+    """A hand by the name of its ablation; raises GapError for an unknown one."""
+    if kind not in ABLATIONS:
+        raise unknown("ablation", kind, ABLATIONS)
+    return replace(ABLATIONS[kind](hand), name=f"{hand.name} {kind}")

@@ -1,0 +1,45 @@
+"""The small search of the articles: a few style weights and sets of layers, the best chosen by a score."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from torch import Tensor
+
+from gap.imagery.compare import WEIGHTS, Judge
+from gap.imagery.stylize import Manner
+
+
+@dataclass(frozen=True, eq=False)
+class Try:
+    """One drawing of a search, and how far it is from content and styles as the judge sees them (shares)."""
+
+    weight: float
+    layers: list[str]
+    picture: Tensor
+    content_distance: float
+    style_distance: float
+
+    @property
+    def score(self) -> float:
+        """The sum of both distances: the least is the best."""
+        return self.content_distance + self.style_distance
+
+
+def search(
+    draw: Callable[[Manner], Tensor],
+    judge: Judge,
+    usual: Sequence[str],
+    manner: Manner,
+    weights: Sequence[float] = WEIGHTS,
+) -> Iterator[Try]:
+    """Draw once for each style weight and each of `layer_sets`, of the manner's layers or the `usual`."""
+    for layers, weight in product(layer_sets(list(manner.layers or usual)), weights):
+        picture = draw(replace(manner, layers=layers, style_weight=weight))
+        yield Try(weight, layers, picture, *judge(picture))
+
+
+def layer_sets(layers: list[str]) -> list[list[str]]:
+    """All of the layers, all but the deepest, and all but the shallowest."""
+    sets = [layers, layers[:-1], layers[1:]]
+    return [each for place, each in enumerate(sets) if each and each not in sets[:place]]

@@ -1,0 +1,98 @@
+"""Networks that draw any style in one pass: what they are made of, and that training makes them better."""
+
+import math
+import statistics
+from pathlib import Path
+
+import pytest
+import torch
+from gap.models.stylizers import make_stylizer
+from torch import Tensor
+
+from gap.classifier import load_classifier
+from gap.errors import GapError
+from gap.imagery.stylizer import load_stylizer
+from gap.imagery.train_stylizer import StylizerOptions, train_stylizer
+from gap.report.pictures import save_image, to_image
+
+WIDTHS = [4, 8]
+
+
+def maps(count: int, seed: int, side: int = 16) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return [
+        torch.rand(count, width, side >> place, side >> place, generator=generator)
+        for place, width in enumerate(WIDTHS)
+    ]
+
+
+@pytest.fixture
+def folders(tmp_path: Path) -> tuple[Path, Path]:
+    """Waves to draw, and stripes of several colours to learn."""
+    torch.manual_seed(0)
+    down, across = torch.arange(40)[:, None], torch.arange(40)[None, :]
+    for number in range(12):
+        waves = ((down * 0.1 * (1 + number % 4)).sin() * (across * 0.07 * (1 + number % 3)).cos() * 0.5 + 0.5)[None]
+        stripes = (((down + number * across) * 0.8).sin()[None] * 0.3 + torch.rand(3, 1, 1)).clamp(0, 1)
+        save_image(to_image(waves.expand(3, -1, -1)), tmp_path / "contents" / f"{number}.png")
+        save_image(to_image(stripes), tmp_path / "styles" / f"{number}.png")
+    return tmp_path / "contents", tmp_path / "styles"
+
+
+@pytest.mark.parametrize("form", ["adaptive", "gram-maps"])
+def test_a_stylizer_draws_any_size_and_heeds_the_style(form: str) -> None:
+    torch.manual_seed(0)
+    network = make_stylizer(form, WIDTHS, 3)
+    one, other = (network.code(maps(1, seed, side)) for seed, side in ((1, 16), (2, 24)))
+    content = maps(1, 0)
+    drawn, again = network(content, one, (33, 31)), network(content, other, (33, 31))
+    assert drawn.shape == (1, 3, 33, 31) and drawn.min() >= 0 and drawn.max() <= 1
+    assert (drawn - again).abs().max() > 1e-4
+
+
+def test_adaptive_maps_take_on_the_moments_of_the_style() -> None:
+    network = make_stylizer("adaptive", WIDTHS, 3)
+    seen: list[Tensor] = []
+    network.decoder.forward = lambda given, size: seen.extend(given) or given[0]  # type: ignore[method-assign]
+    styles = maps(2, 1)
+    network(maps(2, 0), network.code(styles), (16, 16))
+    for given, style in zip(seen, styles, strict=True):
+        torch.testing.assert_close(given.mean(dim=(2, 3)), style.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(given.std(dim=(2, 3)), style.std(dim=(2, 3)), rtol=1e-2, atol=1e-2)
+
+
+def test_an_unknown_form() -> None:
+    with pytest.raises(GapError, match="did you mean adaptive"):
+        make_stylizer("adaptve", WIDTHS, 3)
+
+
+@pytest.mark.parametrize("form", ["adaptive", "gram-maps"])
+def test_training_lowers_the_objective_and_the_artefact_draws(
+    folders: tuple[Path, Path], tmp_path: Path, form: str
+) -> None:
+    contents, styles = folders
+    given = {
+        "content": f"folder:{contents}",
+        "style": f"folder:{styles}",
+        "form": form,
+        "size": 16,
+        "batch_size": 4,
+        "epochs": 40,
+        "device": "cpu",
+    }
+    losses: list[float] = []
+    folder = tmp_path / form
+    folder.mkdir()
+    artefact = train_stylizer(
+        StylizerOptions.read(given), folder, [lambda progress: losses.append(progress.figures.get("loss", math.inf))]
+    )
+    # The first is told before anything is learned.
+    assert statistics.median(losses[-5:]) < 0.8 * statistics.median(losses[1:6]), losses
+    assert set(artefact.card["figures"]["validation"]) == {"objective", "style", "content"}
+    swift = load_stylizer(folder)
+    content, style = torch.rand(3, 20, 30), torch.rand(3, 24, 18)
+    drawn = swift(content, [style, content], [1, 0])
+    assert drawn.shape == content.shape
+    torch.testing.assert_close(drawn, swift(content, [style]))
+    with pytest.raises(GapError, match="drawing-standard is another"):
+        load_stylizer(folder, load_classifier("drawing-standard"))
