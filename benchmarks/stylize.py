@@ -1,20 +1,25 @@
 """Seconds per evaluation of stylizing beside a plain loop over the same network and layers, in one run.
 
-    python benchmarks/stylize.py CONTENT STYLE [--backbone drawing-hardened] [--size 256] [--evaluations 20]
+    python benchmarks/stylize.py CONTENT STYLE [--backbone drawing-hardened] [--size 256] [--pystiche]
 
 The plain loop is the usual one: float32, contiguous, hooks, the whole network run, its weights frozen, Gram matrices,
 torch's L-BFGS with the same history. Both are handed the same objective (shares of style and content at the same layers
-with the same weights), and take turns; medians, ratios, and the objective that each reached are printed.
+with the same weights), and take turns; medians, ratios, and the objective that each reached are printed. `--pystiche`
+has pystiche (pip install pystiche --no-deps) take its turn, on a backbone that is one chain of layers such as VGG's; it
+weighs its losses in its own way, so that only its time can be compared.
 """
 
 import argparse
 import statistics
 import time
+from collections import defaultdict
+from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 
 import torch
 from gap.models.taps import aliases
-from torch import Tensor
+from torch import Tensor, nn
 
 from gap.classifier import Classifier, load_classifier
 from gap.cli.easel import open_sized
@@ -69,6 +74,63 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
         return objective(image.clamp(0, 1)).item()
 
 
+def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+    """pystiche's own loop over the same chain and layers, until it has looked so often."""
+    for name in ("alexnet", "vgg"):  # tables of addresses that torchvision no longer has, and pystiche asks for
+        vars(import_module(f"torchvision.models.{name}"))["model_urls"] = defaultdict(str)
+    from pystiche import enc, loss, optim
+
+    paths = [aliases(backbone.network).get(name, name) for name in default_layers(backbone)]
+    root = paths[0].rpartition(".")[0]
+    chain = backbone.network.get_submodule(root).eval().requires_grad_(False)
+    encoder = enc.MultiLayerEncoder([("start", _Start(backbone)), *chain.named_children()])
+    names = [path.removeprefix(f"{root}.") for path in paths]
+    criterion = loss.PerceptualLoss(
+        content_loss=loss.FeatureReconstructionLoss(encoder.extract_encoder(names[-2])),
+        style_loss=loss.MultiLayerEncodingLoss(
+            encoder, names, lambda part, weight: loss.GramLoss(part, score_weight=weight), score_weight=1e4
+        ),
+    )
+    criterion.set_content_image(content[None])
+    criterion.set_style_image(style[None])
+    looks = 0
+
+    def counted(image: Tensor) -> object:
+        nonlocal looks
+        looks += 1
+        return criterion(image)
+
+    optim.image_optimization(
+        content[None].clone().requires_grad_(True),
+        counted,
+        lambda image: torch.optim.LBFGS(
+            [image],
+            max_iter=evaluations,
+            max_eval=evaluations,
+            history_size=HISTORY,
+            tolerance_grad=0,
+            tolerance_change=0,
+        ),
+        num_steps=1,
+        quiet=True,
+    )
+    return looks
+
+
+class _Start(nn.Module):
+    """What stands before the chain: the normaliser, and the network's own beginning where it has one (`prepare`)."""
+
+    def __init__(self, backbone: Classifier) -> None:
+        super().__init__()
+        self.backbone = [backbone]
+
+    def forward(self, images: Tensor) -> Tensor:
+        (backbone,) = self.backbone
+        prepare = getattr(backbone.network, "prepare", None)
+        images = backbone.normalised(images)
+        return prepare(images) if prepare else images
+
+
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
     """The same through gap."""
     manner = Manner(evaluations=evaluations, least=10**6, smoothness=0.0)
@@ -83,21 +145,28 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--evaluations", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--pystiche", action="store_true")
     arguments = parser.parse_args()
     content, style = (open_sized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
-    seconds: dict[str, list[float]] = {"gap": [], "plain": []}
+    contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int], float]] = {"gap": ours, "plain": plain}
+    if arguments.pystiche:
+        contestants["pystiche"] = pystiche
+    seconds: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(arguments.rounds + 1):
-        for name, run in (("gap", ours), ("plain", plain)):
+        for name, run in contestants.items():
             backbone = load_classifier(arguments.backbone, channels=3, size=(224, 224), lenient=True)
             started = time.perf_counter()
             reached = run(content, style, backbone, arguments.evaluations)
             if turn:  # the first one warms up
                 seconds[name].append((time.perf_counter() - started) / arguments.evaluations)
-            print(f"{name:6} reached {reached:.4g}", flush=True)
+            print(f"{name:8} {'looked' if name == 'pystiche' else 'reached'} {reached:.4g}", flush=True)
     for name, each in seconds.items():
-        print(f"{name:6} {1000 * statistics.median(each):7.1f} ms an evaluation")
-    ratios = [slow / fast for slow, fast in zip(seconds["plain"], seconds["gap"], strict=True)]
-    print(f"gap is {statistics.median(ratios):.2f} times as fast (from {min(ratios):.2f} to {max(ratios):.2f})")
+        print(f"{name:8} {1000 * statistics.median(each):7.1f} ms an evaluation")
+    for name in list(seconds)[1:]:
+        ratios = [slow / fast for slow, fast in zip(seconds[name], seconds["gap"], strict=True)]
+        print(
+            f"gap is {statistics.median(ratios):.2f} times as fast as {name} ({min(ratios):.2f} to {max(ratios):.2f})"
+        )
 
 
 if __name__ == "__main__":

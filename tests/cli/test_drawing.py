@@ -247,7 +247,17 @@ def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_
 
 def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
     content, style = pictures
-    given = ["--content", content, "--style", style, "--style", content, "--backbone", NET, "--backbone=drawing-standard"]
+    given = [
+        "--content",
+        content,
+        "--style",
+        style,
+        "--style",
+        content,
+        "--backbone",
+        NET,
+        "--backbone=drawing-standard",
+    ]
     more = [
         "--judge",
         NET,

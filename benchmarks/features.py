@@ -1,0 +1,45 @@
+"""How well a classifier that had no part in it reads pictures drawn to excite a class, without any prior.
+
+    python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8]
+
+For each backbone, `--each` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
+mean probability that the reader gives to the class drawn, its 95% interval over the pictures, and how often it reads that
+class.
+"""
+
+import argparse
+
+import torch
+from gap.models.taps import LOGITS
+
+from gap.classifier import load_classifier
+from gap.frozen import frozen
+from gap.imagery.visualize import Feature, visualize
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("backbones", nargs="+")
+    parser.add_argument("--reader", required=True)
+    parser.add_argument("--each", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=128)
+    arguments = parser.parse_args()
+    reader = load_classifier(arguments.reader)
+    for name in arguments.backbones:
+        backbone = load_classifier(name)
+        features = [Feature(LOGITS, index) for index in range(backbone.facts.classes)]
+        seeds = range(arguments.each)
+        drawn = torch.cat([visualize(backbone, features, seed=seed, steps=arguments.steps) for seed in seeds])
+        classes = torch.arange(backbone.facts.classes).repeat(arguments.each)
+        with frozen(reader, backbone), torch.no_grad():
+            shares, own = (
+                each(drawn).softmax(dim=1).gather(1, classes[:, None]).squeeze(1) for each in (reader, backbone)
+            )
+            right = (reader(drawn).argmax(dim=1) == classes).float().mean()
+        mean, error = shares.mean(), 1.96 * shares.std() / len(shares) ** 0.5
+        print(f"{name}: {len(drawn)} pictures, {reader.name} gives the class {mean:.3f} (give or take {error:.3f})")
+        print(f"  and reads it in {right:.1%}; {name} itself gives it {own.mean():.3f}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
