@@ -3,8 +3,8 @@
     python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8]
 
 For each backbone, `--each` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
-mean probability that the reader gives to the class drawn, its 95% interval over the pictures, and how often it reads that
-class.
+mean probability that the reader gives to the class drawn, its 95% interval over the pictures, and how often it reads
+that class.
 """
 
 import argparse

@@ -194,6 +194,25 @@ def with_average_pooling(network: T, images: Tensor) -> T:
     return copy
 
 
+def with_smooth_strides(network: T) -> T:
+    """A copy whose convolutions with a stride take every place, and average over as many as they stepped over: where a
+    stride does not divide its kernel, some pixels are looked at more often than others, and drawings show it.
+
+    Costs the time of the places that were left out. Raises GapError where no convolution has a stride.
+    """
+    copy = deepcopy(network)
+    strided = [module for module in copy.modules() if isinstance(module, nn.Conv2d) and max(module.stride) > 1]
+    if not strided:
+        raise GapError("this backbone has no strides to smooth; leave out --strides")
+    for module in strided:
+        down, across = module.stride
+        averaged = nn.AvgPool2d((down, across), ceil_mode=True, count_include_pad=False)
+        module.stride = (1, 1)
+        # Not a module around it: layers keep their names.
+        module.register_forward_hook(lambda module, inputs, output, averaged=averaged: averaged(output))
+    return copy
+
+
 def with_padding(network: T, mode: Literal["zeros", "reflect", "replicate"]) -> T:
     """A copy whose convolutions pad by `reflect` or `replicate` and not by zeros, which ring at the borders.
 

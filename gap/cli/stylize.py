@@ -45,6 +45,12 @@ Pooling = Annotated[
 Padding = Annotated[
     Literal["zeros", "reflect", "replicate"], typer.Option("--padding", help="of convolutions; zeros ring at borders")
 ]
+Strides = Annotated[
+    Literal["own", "smooth"], typer.Option("--strides", help="smooth averages where convolutions step over pixels")
+]
+Precise = Annotated[
+    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware has it")
+]
 Smoothness = Annotated[
     float, typer.Option("--smoothness", min=0, help="how much neighbouring pixels are to be alike, beside the content")
 ]
@@ -91,6 +97,8 @@ def stylize(
     lr: Annotated[float | None, typer.Option("--lr", help="step of the optimiser; by default its usual one")] = None,
     pooling: Pooling = "max",
     padding: Padding = "zeros",
+    strides: Strides = "own",
+    precision: Precise = "auto",
     grid: Annotated[
         bool,
         typer.Option(
@@ -138,6 +146,8 @@ def stylize(
         keep_colours=keep_colours,
         pooling=pooling,
         padding=padding,
+        strides=strides,
+        precision=precision,
         seed=seed,
     )
     masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).to(where) / 255 for path in mask or []]

@@ -17,8 +17,10 @@ from gap.cli.stylize import (
     Out,
     Padding,
     Pooling,
+    Precise,
     Seed,
     Smoothness,
+    Strides,
     StyleMeasure,
 )
 from gap.imagery.stylize import SMOOTHNESS, Manner
@@ -38,6 +40,8 @@ def texture(
     optimiser: Optimiser = "lbfgs",
     pooling: Pooling = "max",
     padding: Padding = "zeros",
+    strides: Strides = "own",
+    precision: Precise = "auto",
     seed: Seed = 0,
     input: Input = None,
     mean: Mean = None,
@@ -58,6 +62,8 @@ def texture(
         method=optimiser,
         pooling=pooling,
         padding=padding,
+        strides=strides,
+        precision=precision,
         seed=seed,
     )
     painting = open_sized(style, seer.facts.channels).to(where)

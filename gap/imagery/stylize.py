@@ -15,8 +15,9 @@ from gap.imagery.features import Content, Moments, Sliced, Style, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective, Variation
 from gap.imagery.optimise import Method, Sight, ignore, optimise
-from gap.imagery.view import Padding, Pooling, View, check_size, default_layers, prepared
+from gap.imagery.view import Padding, Pooling, Strides, View, check_size, default_layers, prepared
 from gap.models.taps import Taps, resolve
+from gap.training.machine import Precision, is_half
 
 # Under which name the layers of a content network of its own are seen.
 BESIDE = "content "
@@ -51,6 +52,8 @@ class Manner:
     keep_colours: bool = False
     pooling: Pooling = "max"
     padding: Padding = "zeros"
+    strides: Strides = "own"
+    precision: Precision = "auto"
     smoothed: bool = False
     seed: int = 0
 
@@ -157,7 +160,9 @@ def _asked(
     """What is looked at and what is asked of it, for a content at the size of the picture."""
 
     def ready(network: Classifier, names: Sequence[str]) -> Taps:
-        taps = prepared(network, styles[0][None], names, pooling=manner.pooling, padding=manner.padding)
+        taps = prepared(
+            network, styles[0][None], names, pooling=manner.pooling, padding=manner.padding, strides=manner.strides
+        )
         for picture in (content, *styles):
             check_size(taps, picture[None], network.name)
         return taps
@@ -174,7 +179,7 @@ def _asked(
         named = {resolve(backbone.network, name): name for name in layers}
         kept = [named.get(resolve(backbone.network, name), name) for name in kept]
         taps = {"": ready(backbone, [*layers, *(name for name in kept if name not in layers)])}
-    view = View(taps)
+    view = View(taps, half=is_half(manner.precision, content.device))
     parts: list[Objective] = []
     with torch.no_grad(), view.still():
         if manner.smoothed:

@@ -12,10 +12,11 @@ from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.folding import Folding
 from gap.frozen import frozen
-from gap.models.taps import UNFIT, Taps, aliases, stages, with_average_pooling, with_padding
+from gap.models.taps import UNFIT, Taps, aliases, stages, with_average_pooling, with_padding, with_smooth_strides
 
 Pooling = Literal["max", "average"]
 Padding = Literal["zeros", "reflect", "replicate"]
+Strides = Literal["own", "smooth"]
 # Of smoothed outputs, none outweighs another by more than e to the power of twice this.
 STEEPEST = 3.0
 TINY = 1e-12
@@ -46,6 +47,7 @@ def prepared(
     *,
     pooling: Pooling = "max",
     padding: Padding = "zeros",
+    strides: Strides = "own",
 ) -> Taps:
     """These layers of a copy of a backbone made ready to draw with: no resizing, norms folded, channels last.
 
@@ -58,6 +60,8 @@ def prepared(
         backbone = with_average_pooling(backbone, images)
     if padding != "zeros":
         backbone = with_padding(backbone, padding)
+    if strides == "smooth":
+        backbone = with_smooth_strides(backbone)
     return _taps(backbone.to(memory_format=torch.channels_last), layers)
 
 
@@ -109,18 +113,21 @@ def _lean(classifier: Classifier, layers: Sequence[str]) -> Classifier:
 class View:
     """The layers of a style network and of a content network, which may be one and the same, by name.
 
-    Where they are two, `content` layers are named with that word before them.
+    Where they are two, `content` layers are named with that word before them. With `half` the networks multiply in
+    bfloat16; what objectives make of their outputs stays float32.
     """
 
-    def __init__(self, taps: Mapping[str, Taps]) -> None:
+    def __init__(self, taps: Mapping[str, Taps], half: bool = False) -> None:
         self.taps = dict(taps)
+        self.half = half
         self.peaks: dict[str, float] = {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
         images = images.contiguous(memory_format=torch.channels_last)
         seen: dict[str, Tensor] = {}
-        for prefix, taps in self.taps.items():
-            seen |= {prefix + name: output for name, output in taps(images).items()}
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
+            for prefix, taps in self.taps.items():
+                seen |= {prefix + name: output for name, output in taps(images).items()}
         return {name: self._calm(name, output) for name, output in seen.items()}
 
     def smooth(self, images: Tensor) -> None:

@@ -13,14 +13,14 @@ from pydantic import Field
 from gap.config import Options
 from gap.errors import GapError
 
+Precision = Literal["auto", "fp32", "bf16"]
+
 
 class MachineOptions(Options):
     """Where and how exactly to compute."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto, cpu or cuda")] = "auto"
-    precision: Annotated[
-        Literal["auto", "fp32", "bf16"], Field(description="auto takes bf16 where the hardware multiplies in it")
-    ] = "auto"
+    precision: Annotated[Precision, Field(description="auto takes bf16 where the hardware multiplies in it")] = "auto"
     seed: Annotated[int, Field(ge=0, description="of every random choice")] = 0
     deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
 
@@ -40,10 +40,10 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     torch.use_deterministic_algorithms(options.deterministic)
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
-    precision = options.precision if options.precision != "auto" else "bf16" if _multiplies_bf16(cpu) else "fp32"
+    half = is_half(options.precision, torch.device("cpu" if cpu else "cuda"))
     # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    return Accelerator(cpu=cpu, mixed_precision="no" if precision == "fp32" else precision)
+    return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
 
 
 @contextmanager
@@ -61,7 +61,12 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
             accelerator.wait_for_everyone()
 
 
-def _multiplies_bf16(cpu: bool) -> bool:
-    if not cpu:
+def is_half(precision: Precision, device: torch.device) -> bool:
+    """Whether networks are to multiply in bfloat16 on a device."""
+    return precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
+
+
+def _multiplies_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -207,8 +207,8 @@ def test_a_drawing_logs_to_tensorboard(run: Callable[..., Any], pictures: list[P
 def test_memory_that_will_not_suffice_is_said_before(
     run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gap.imagery.memory.available", lambda device: 2.0**28)
-    given = ["--backbone", NET, "--evaluations=1", "--size=2048", "--out", tmp_path / "s.png"]
+    monkeypatch.setattr("gap.imagery.memory.available", lambda device: 2.0**20)
+    given = ["--backbone", NET, "--evaluations=1", "--size=384", "--out", tmp_path / "s.png"]
     ended = run("stylize", *pictures, *given)
     assert ended.code == 2 and "needs about" in ended.complaint and "--size" in ended.complaint
     assert not (tmp_path / "s.png").exists()

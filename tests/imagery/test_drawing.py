@@ -247,3 +247,22 @@ def test_layers_give_what_they_give_unfolded(backbone: Classifier) -> None:
 def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -> None:
     manner = Manner(evaluations=2, layers=["layer1", "layer3"])
     assert "content at layer3" in stylize(picture(0), [picture(1)], backbone, manner=manner).told
+
+
+@pytest.mark.parametrize("manner", [Manner(evaluations=12, strides="smooth"), Manner(evaluations=12, smoothed=True)])
+def test_other_ways_to_look_draw_too(backbone: Classifier, manner: Manner) -> None:
+    content, style = picture(0), picture(1)
+    drawn = stylize(content, [style], backbone, manner=manner)
+    plain = stylize(content, [style], backbone, manner=QUICK)
+    assert (drawn.picture - content).abs().mean() > 1e-3 and (drawn.picture - plain.picture).abs().mean() > 1e-3
+
+
+def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
+    sights: dict[str, list[Sight]] = {"bf16": [], "fp32": []}
+    for precision, seen in sights.items():
+        manner = Manner(evaluations=2, precision=precision, start="noise")
+        stylize(picture(0), [picture(1)], backbone, manner=manner, tell=seen.append)
+    half, whole = (seen[0] for seen in sights.values())
+    assert half.values.dtype == torch.float32
+    assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
+    assert half.values.item() != whole.values.item()

@@ -7,7 +7,7 @@ import timm
 import torch
 import torchvision
 from gap.models.classifiers import CifarResNet18
-from gap.models.taps import LOGITS, Taps, aliases, stages, with_average_pooling, with_padding
+from gap.models.taps import LOGITS, Taps, aliases, stages, with_average_pooling, with_padding, with_smooth_strides
 from torch import Tensor, nn
 
 from gap.errors import GapError
@@ -180,3 +180,20 @@ def test_scores_are_no_stage() -> None:
         network = torchvision.models.squeezenet1_1(num_classes=7)
     found = stages(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
     assert len(found) > 2 and not {"classifier.1", "classifier.2", "classifier.3"} & set(found)
+
+
+@pytest.mark.parametrize("size", [32, 31])
+def test_smooth_strides_keep_sizes_and_names_and_look_at_every_pixel_alike(size: int) -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1))
+    smooth = with_smooth_strides(network)
+    images = torch.rand(1, 3, size, size, requires_grad=True)
+    for name in ("conv_1", "conv_2"):
+        given, before = Taps(smooth, [name])(images)[name], Taps(network, [name])(images)[name]
+        assert given.shape == before.shape
+    (seen,) = torch.autograd.grad(Taps(smooth, ["conv_1"])(images)["conv_1"].sum(), images)
+    assert (seen[..., :30, :30] != 0).all()
+    (seen,) = torch.autograd.grad(Taps(network, ["conv_1"])(images)["conv_1"].sum(), images)
+    assert (seen != 0).float().mean() < 0.3
+    with pytest.raises(GapError, match="no strides"):
+        with_smooth_strides(nn.Conv2d(3, 3, 3))
