@@ -75,6 +75,7 @@ def layers(
     found: dict[str, list[LayerRobustness]] = {}
     for classifier in setting.classifiers:
         names = options.layers or default_layers(classifier)
+        typer.echo(f"{classifier.name}: {', '.join(names)}, {options.steps} steps each", err=True)
         found[classifier.name] = layer_robustness(
             classifier,
             names,

@@ -79,7 +79,9 @@ class Multiple(Objective):
         return self.factor * self.part(look)
 
     def told(self, look: Look) -> str:
-        return "\n".join([super().told(look), _indented(self.part.told(look))])
+        own, *beneath = self.part.told(look).splitlines()
+        value = self.part(look).mean().item()
+        return "\n".join([f"{own}, times {self.factor:g}: {self.factor * value:.4g}", *beneath])
 
 
 class Leash(Objective):
