@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from gap.imagery.stylize import Manner as Manner
     from gap.imagery.stylize import stylize as stylize
     from gap.imagery.stylize import texture as texture
+    from gap.imagery.stylizer import load_stylizer as load_stylizer
+    from gap.imagery.train_stylizer import StylizerOptions as StylizerOptions
+    from gap.imagery.train_stylizer import train_stylizer as train_stylizer
     from gap.imagery.traverse import traverse as traverse
     from gap.imagery.visualize import Feature as Feature
     from gap.imagery.visualize import visualize as visualize
@@ -37,6 +40,7 @@ HOMES = {
     "HardenOptions": "gap.hardening.harden",
     "Manner": "gap.imagery.stylize",
     "PretrainOptions": "gap.training.standard",
+    "StylizerOptions": "gap.imagery.train_stylizer",
     "TrainOptions": "gap.attacks.train",
     "evaluate": "gap.evaluation.evaluate",
     "harden": "gap.hardening.harden",
@@ -44,11 +48,13 @@ HOMES = {
     "load_attack": "gap.attacks.trained",
     "load_classifier": "gap.classifier",
     "load_data": "gap.data.named",
+    "load_stylizer": "gap.imagery.stylizer",
     "named_attack": "gap.attacks.named",
     "pretrain": "gap.training.standard",
     "stylize": "gap.imagery.stylize",
     "texture": "gap.imagery.stylize",
     "train_generator": "gap.attacks.train",
+    "train_stylizer": "gap.imagery.train_stylizer",
     "traverse": "gap.imagery.traverse",
     "visualize": "gap.imagery.visualize",
 }

@@ -1,6 +1,5 @@
 """Objectives add and scale like numbers, and say what they are made of."""
 
-import pytest
 import torch
 
 from gap.imagery.features import Logit
