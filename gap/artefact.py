@@ -37,9 +37,10 @@ MARK = ".gap-toolkit"
 # What a training run leaves. The config goes last: until then it says whose the rest is.
 OURS = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
 EVENTS = "tensorboard/events.out.tfevents.*"
-# Keys that only a card, and only a config, of gap's has together.
+# Keys that only a card, and only a config, of gap's has together: one of a training on a classifier, or of a stylizer.
 IN_CARD = {"kind", "versions"}
-IN_CONFIG = {"epochs", "batch_size", "precision", "deterministic"}
+IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
+IN_STYLIZER = {"backbone", "form", "content", "style", "epochs", "precision", "deterministic"}
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -81,7 +82,7 @@ def is_artefact(folder: Path) -> bool:
 def open_artefact(folder: Path, *kinds: str) -> Artefact:
     """The artefact of one of these kinds in a folder; raises GapError saying what is there instead."""
     if not is_artefact(folder):
-        if _holds(folder / CONFIG, IN_CONFIG):
+        if _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER):
             raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
         raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
     try:
@@ -139,7 +140,8 @@ def mark(folder: Path) -> None:
 
 def is_ours(folder: Path) -> bool:
     """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
-    return (folder / MARK).is_file() or _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG)
+    told = _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER)
+    return told or (folder / MARK).is_file()
 
 
 def clear(folder: Path) -> None:
@@ -160,13 +162,13 @@ def claim_folder(folder: Path) -> None:
         raise GapError(f"cannot write to {folder}: {error.strerror}") from error
 
 
-def _holds(path: Path, keys: set[str]) -> bool:
-    """Whether a file is a YAML mapping with all of these keys."""
+def _holds(path: Path, *sets: set[str]) -> bool:
+    """Whether a file is a YAML mapping with all the keys of one of these sets."""
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
         return False
-    return isinstance(content, dict) and keys <= content.keys()
+    return isinstance(content, dict) and any(keys <= content.keys() for keys in sets)
 
 
 def versions() -> dict[str, str]:

@@ -85,23 +85,28 @@ class Adaptive(Stylizer):
 
 
 class GramMaps(Stylizer):
-    """The style's Gram matrices, laid out as pictures: each is resized to the content's deepest map and stacked onto it
-    as one more channel. The plain form, for comparison: rows and columns of a Gram matrix mean channels, and next to
-    one another on a canvas they mean nothing."""
+    """The style's Gram matrices, laid out as pictures: those of all layers, resized to each map of the content, are
+    stacked onto it as further channels.
+
+    The plain form, for comparison: rows and columns of a Gram matrix mean channels, and next to one another on a canvas
+    they mean nothing.
+    """
 
     def __init__(self, widths: Sequence[int], channels: int) -> None:
         super().__init__(len(widths))
-        *shallower, deepest = widths
-        self.decoder = Decoder([*shallower, deepest + len(widths)], channels)
+        self.decoder = Decoder([width + len(widths) for width in widths], channels)
 
     def code(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        flat = [each.flatten(2) for each in self.even(maps)]
-        return [each @ each.transpose(1, 2) / each.shape[2] for each in flat]
+        with torch.autocast(maps[0].device.type, enabled=False):
+            flat = [each.flatten(2) for each in self.even(maps)]
+            return [each @ each.transpose(1, 2) / each.shape[2] for each in flat]
 
     def forward(self, maps: Sequence[Tensor], code: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
-        *shallower, deepest = self.even(maps)
-        laid = [F.interpolate(gram[:, None], deepest.shape[-2:], mode="bilinear", antialias=True) for gram in code]
-        return self.decoder([*shallower, torch.cat([deepest, *laid], dim=1)], size)
+        stacked = []
+        for each in self.even(maps):
+            laid = [F.interpolate(gram[:, None], each.shape[-2:], mode="bilinear", antialias=True) for gram in code]
+            stacked.append(torch.cat([each, *laid], dim=1))
+        return self.decoder(stacked, size)
 
 
 FORMS: dict[str, type[Adaptive] | type[GramMaps]] = {"adaptive": Adaptive, "gram-maps": GramMaps}
@@ -115,8 +120,8 @@ def make_stylizer(form: str, widths: Sequence[int], channels: int) -> Stylizer:
 
 
 def _moments(maps: Tensor) -> tuple[Tensor, Tensor]:
-    return maps.mean(dim=(2, 3), keepdim=True), (maps.var(dim=(2, 3), keepdim=True) + TINY).sqrt()
+    return maps.mean(dim=(2, 3), keepdim=True), (maps.var(dim=(2, 3), correction=0, keepdim=True) + TINY).sqrt()
 
 
 def _conv(inside: int, outside: int) -> nn.Conv2d:
-    return nn.Conv2d(inside, outside, 3, padding=1, padding_mode="reflect")
+    return nn.Conv2d(inside, outside, 3, padding=1, padding_mode="replicate")

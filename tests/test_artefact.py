@@ -173,3 +173,11 @@ def test_a_card_is_read_checked(tmp_path: Path, card: dict[str, object], key: st
         Artefact(tmp_path, card).read(Wanted)
     assert "\n" not in str(refused.value)
     assert Artefact(tmp_path, {"budget": "b", "size": [1, 2], "more": 0}).read(Wanted).size == (1, 2)
+
+
+def test_a_training_config_of_somebody_else_s_is_not_ours(tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text("{epochs: 3, batch_size: 8, precision: bf16, deterministic: true}")
+    assert not is_ours(tmp_path)
+    keys = ("content", "style", "backbone", "form", "epochs", "precision", "deterministic")
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(keys, 1)))
+    assert is_ours(tmp_path)

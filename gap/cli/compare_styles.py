@@ -3,25 +3,35 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import Annotated
 
+import torch
 import typer
 from torch import Tensor
 
 from gap.artefact import claim_output, mark
+from gap.budget import Budget
 from gap.cli.easel import Device, find_device, load_backbone, open_sized
 from gap.cli.options import parse_numbers
 from gap.data.pictures import save_picture
 from gap.errors import GapError
+from gap.evaluation.layers import layer_robustness
 from gap.files import write_json
 from gap.imagery.ablations import Hand, ablated
-from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, draw_all, lead
+from gap.imagery.canvas import resized
+from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, check_held_out, draw_all, lead
 from gap.imagery.stylize import Manner
+from gap.imagery.view import default_layers
 from gap.report.page import Act, Figure, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
+from gap.report.plots import lines
 from gap.report.tables import Column, Table, print_table
 
 EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
+
+# How many pictures R is measured on.
+MOST = 6
 
 
 def compare_styles(
@@ -68,6 +78,8 @@ def compare_styles(
     hands += [ablated(hands[0], kind) for kind in dict.fromkeys(ablation or [])]
     names = [hand.name for hand in hands]
     tried = parse_numbers("--weights", weights) or list(WEIGHTS)
+    for network in backbones:
+        check_held_out(reader, network)
     mark(out)
     started = time.monotonic()
     drawn: list[Drawn] = []
@@ -79,7 +91,8 @@ def compare_styles(
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
     for row, hand in zip(rows, hands, strict=True):
-        row["entropy"] = sum(activation_entropy(hand.backbone, each) for each in contents) / len(contents)
+        row["entropy"] = sum(activation_entropy(hand, each) for each in contents) / len(contents)
+        row["robustness"] = _robustness(hand, [*contents, *styles][:MOST])
     columns = [
         Column("backbone", "backbone"),
         Column("style", "style distance", ".3g"),
@@ -87,6 +100,7 @@ def compare_styles(
         Column("ahead", "pairs ahead"),
         Column("lead", "lead", ".2f"),
         Column("entropy", "activation entropy", ".3f"),
+        Column("robustness", "R of layers", ".3f"),
     ]
     print_table(rows, columns, f"read by {judge}")
     write_json(
@@ -104,12 +118,36 @@ def compare_styles(
     text = (
         f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
         f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
-        " content distance is smaller; the lead says how many times, in the geometric mean over the pairs."
+        " content distance is smaller; the lead says how many times, in the geometric mean over the pairs. Pairs whose"
+        " content distances do not overlap are apart. R is within an L2 budget of a hundredth of the largest distance,"
+        " over these pictures."
     )
-    table = Act("Measured", text, table=Table(rows, columns))
+    curves = {name: _pareto([each for each in drawn if each.hand == name]) for name in names}
+    plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
+    figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
+    table = Act("Measured", text, [figure], Table(rows, columns))
     acts = [table, *(_act(pair, names, content, style, contents) for pair in pairs)]
     lead_text = f"{len(contents)} contents, {len(styles)} styles, {len(names)} backbones, in {seconds:.0f} seconds."
     typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
+
+
+def _pareto(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
+    """The mean content and style distance of each style weight."""
+    by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
+    return [
+        (fmean(each.content_distance for each in same), fmean(each.style_distance for each in same))
+        for same in by_weight
+    ]
+
+
+def _robustness(hand: Hand, pictures: Sequence[Tensor]) -> float:
+    """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
+    mean over the layers that the hand looks at. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
+    size = hand.backbone.facts.size
+    images = torch.stack([resized(each, size) for each in pictures])
+    budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
+    layers = list(hand.manner.layers or default_layers(hand.backbone))
+    return fmean(each.value for each in layer_robustness(hand.backbone, layers, images, budget, steps=5))
 
 
 def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
@@ -131,10 +169,16 @@ def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, o
         "backbone": name,
         "style": sum(each.style_distance for each in own) / len(own),
         "content": sum(each.content_distance for each in own) / len(own),
-        "ahead": f"{sum(each > 1 for each in known)} of {len(known)}" if name != first else None,
+        "ahead": f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}" if name != first else None,
         "lead": product ** (1 / len(known)) if known and name != first else None,
         "leads": leads,
     }
+
+
+def _left_out(leads: Sequence[float | None]) -> str:
+    """How many pairs share no content distance, and cannot be compared."""
+    apart = sum(each is None for each in leads)
+    return f" ({apart} apart)" if apart else ""
 
 
 def _act(

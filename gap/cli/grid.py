@@ -1,11 +1,12 @@
 """What `gap stylize --grid` leaves: every drawing of a search, a sheet of them, and the best."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import typer
 
 from gap.artefact import claim_output, mark
+from gap.cli.easel import Easel, easel
 from gap.data.pictures import save_picture
 from gap.files import write_json
 from gap.imagery.grid import Try
@@ -14,41 +15,58 @@ from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, print_table
 
 COLUMNS = [
+    Column("file", "file"),
     Column("weight", "style weight", "g"),
     Column("layers", "layers"),
     Column("content", "content distance", ".3g"),
     Column("style", "style distance", ".3g"),
     Column("score", "score", ".3g"),
 ]
+UNFINISHED = "unfinished.png"
 
 
-def keep_best(tries: Iterable[Try], judge: str, out: Path) -> None:
-    """Save each drawing of a search beside `out` as it comes, a sheet and a table of all, and in `out` the best."""
+def keep_best(search: Callable[[Easel], Iterable[Try]], judge: str, out: Path) -> None:
+    """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
+    the best so far in `out`."""
     folder = out.with_name(f"{out.stem}-grid")
     claim_output(folder)
     mark(folder)
-    rows: list[dict[str, object]] = []
+    for old in folder.glob("[0-9][0-9].png"):
+        old.unlink()
     drawn: list[Try] = []
-    for each in tries:
-        drawn.append(each)
-        file = f"{len(drawn):02}.png"
-        save_picture(each.picture, folder / file)
-        captions = [f"{number}: {one.weight:g}, score {one.score:.3g}" for number, one in enumerate(drawn, start=1)]
-        shown = [Captioned(to_image(one.picture), caption) for one, caption in zip(drawn, captions, strict=True)]
-        save_image(sheet(shown, columns=3), folder / "sheet.png")
-        best = min(drawn, key=lambda one: one.score)
-        save_picture(best.picture, out)
-        rows.append(
-            {
-                "file": file,
-                "weight": each.weight,
-                "layers": ",".join(each.layers),
-                "content": each.content_distance,
-                "style": each.style_distance,
-                "score": each.score,
-            }
-        )
-        typer.echo(f"{captions[-1]}, layers {','.join(each.layers)}", err=True)
-    print_table(sorted(rows, key=lambda row: float(str(row["score"]))), COLUMNS, f"read by {judge}, the best first")
-    write_json(folder / "table.json", {"judge": judge, "rows": rows})
+    with easel(lambda picture: save_picture(picture, folder / UNFINISHED)) as stand:
+        for each in search(stand):
+            drawn.append(each)
+            _keep(drawn, judge, folder, out)
+            layers = ",".join(each.layers)
+            typer.echo(f"{len(drawn)}: {each.weight:g}, {layers}, score {each.score:.3g}", err=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    ranked = sorted(_rows(drawn), key=lambda row: float(str(row["score"])))
+    print_table(ranked, COLUMNS, f"read by {judge}, the best first")
     typer.echo(f"{folder / 'sheet.png'}\n{out}")
+
+
+def _keep(drawn: Sequence[Try], judge: str, folder: Path, out: Path) -> None:
+    rows = _rows(drawn)
+    save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
+    save_picture(min(drawn, key=lambda each: each.score).picture, out)
+    shown = [
+        Captioned(to_image(each.picture), f"{row['file']}: {each.weight:g}, score {each.score:.3g}")
+        for each, row in zip(drawn, rows, strict=True)
+    ]
+    save_image(sheet(shown, columns=3), folder / "sheet.png")
+    write_json(folder / "table.json", {"judge": judge, "rows": rows})
+
+
+def _rows(drawn: Sequence[Try]) -> list[dict[str, object]]:
+    return [
+        {
+            "file": f"{number:02}.png",
+            "weight": each.weight,
+            "layers": ",".join(each.layers),
+            "content": each.content_distance,
+            "style": each.style_distance,
+            "score": each.score,
+        }
+        for number, each in enumerate(drawn, start=1)
+    ]

@@ -6,12 +6,14 @@ from typing import Annotated
 
 import torch
 import typer
+from PIL import Image
 from pydantic import Field
 
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.cli.easel import check_out, open_sized
 from gap.cli.options import with_options
+from gap.data.pictures import open_picture
 from gap.errors import GapError
 from gap.evaluation.layers import STEPS, LayerRobustness, as_rows, layer_robustness
 from gap.files import write_bytes, write_json
@@ -63,8 +65,10 @@ def layers(
     options = read()
     if (sweep is None) != (content is None) or (sweep is None) != (style is None):
         raise GapError("a sweep needs --sweep, --content and --style together")
-    if sweep:
+    if sweep and content and style:
         check_out(sweep)
+        for path in (content, style):
+            open_picture(path, 3)
     accelerator = make_accelerator(options)
     setting = load_setting(classifiers, options, accelerator.device)
     budget = Budget.parse(options.budget)
@@ -109,6 +113,7 @@ def _sweep(
 ) -> None:
     """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
     drawn: list[Captioned] = []
+    columns = max(map(len, found.values()))
     for classifier in classifiers:
         channels, device = classifier.facts.channels, next(classifier.parameters()).device
         picture, painting = (open_sized(content, channels, size), open_sized(style, channels))
@@ -117,5 +122,6 @@ def _sweep(
             made = stylize(picture.to(device), [painting.to(device)], classifier, manner=manner).picture
             drawn.append(Captioned(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
             typer.echo(drawn[-1].caption, err=True)
-            save_image(sheet(drawn, columns=len(found[classifier.name])), out)
+            save_image(sheet(drawn, columns=columns), out)
+        drawn += [Captioned(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(found[classifier.name]))
     typer.echo(out)

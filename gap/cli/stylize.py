@@ -1,26 +1,34 @@
 """Draw a picture in the style of others."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import typer
+from torch import Tensor
 
-from gap.cli.easel import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
+from gap.cli.easel import Device, Easel, check_out, draw, find_device, load_backbone, open_sized, split_names
 from gap.cli.grid import keep_best
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
-from gap.imagery.compare import Judge
-from gap.imagery.grid import search
-from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Manner, shares_of
+from gap.imagery.canvas import resized
+from gap.imagery.compare import Judge, check_held_out
+from gap.imagery.grid import Try, search
+from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Begin, Manner, Measure, shares_of
 from gap.imagery.stylize import stylize as work
 from gap.imagery.stylizer import FastStylizer, load_stylizer
-from gap.imagery.view import default_layers
+from gap.imagery.view import Padding, Pooling, Strides, default_layers
+from gap.training.machine import Precision
 
 EXAMPLE = "gap stylize photo.jpg painting.jpg --size 256 --out stylized.png"
+
+# What goes with `--fast`.
+IN_ONE_PASS = ("content", "styles", "fast", "backbone", "weights", "size", "input", "mean", "std", "device", "out")
+# By what share a mask's proportions may differ from the content's: sizes are whole numbers.
+LENIENCE = 0.02
 
 # Shared with `gap texture`.
 BACKBONE = "drawing-hardened"
@@ -36,21 +44,11 @@ Evaluations = Annotated[
     int, typer.Option("--evaluations", min=1, help="of the backbone, there and back, over all sizes together")
 ]
 Optimiser = Annotated[Literal["lbfgs", "adam"], typer.Option("--optimiser", help="lbfgs or adam")]
-StyleMeasure = Annotated[
-    Literal["gram", "moments", "sliced"], typer.Option("--style", help="how styles are compared: by Gram matrices, ...")
-]
-Pooling = Annotated[
-    Literal["max", "average"], typer.Option("--pooling", help="average swaps max pooling for smoother pictures")
-]
-Padding = Annotated[
-    Literal["zeros", "reflect", "replicate"], typer.Option("--padding", help="of convolutions; zeros ring at borders")
-]
-Strides = Annotated[
-    Literal["own", "smooth"], typer.Option("--strides", help="smooth averages where convolutions step over pixels")
-]
-Precise = Annotated[
-    Literal["auto", "fp32", "bf16"], typer.Option("--precision", help="auto takes bf16 where the hardware has it")
-]
+StyleMeasure = Annotated[Measure, typer.Option("--measure", help="how styles are compared: by Gram matrices, ...")]
+Pooled = Annotated[Pooling, typer.Option("--pooling", help="average swaps max pooling for smoother pictures")]
+Padded = Annotated[Padding, typer.Option("--padding", help="of convolutions; zeros ring at borders")]
+Strided = Annotated[Strides, typer.Option("--strides", help="smooth averages where convolutions step over pixels")]
+Precise = Annotated[Precision, typer.Option("--precision", help="auto takes bf16 where the hardware has it")]
 Smoothness = Annotated[
     float, typer.Option("--smoothness", min=0, help="how much neighbouring pixels are to be alike, beside the content")
 ]
@@ -61,6 +59,7 @@ Seed = Annotated[int, typer.Option("--seed", help="of every random choice")]
 
 
 def stylize(
+    context: typer.Context,
     content: Annotated[Path, typer.Argument(help="the picture whose content is kept")],
     styles: Annotated[list[Path], typer.Argument(help="one or several pictures whose style is taken")],
     backbone: Backbone = None,
@@ -89,15 +88,17 @@ def stylize(
         list[Path] | None, typer.Option("--mask", help="a grey picture: white where the style goes; one for each style")
     ] = None,
     size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of the longer side")] = 512,
-    start: Annotated[Literal["content", "noise"], typer.Option("--start", help="where the drawing begins")] = "content",
+    start: Annotated[
+        str, typer.Option("--start", help="where the drawing begins: content, noise, or a picture file")
+    ] = "content",
     keep_colours: Annotated[bool, typer.Option("--keep-colours", help="take only light from the styles")] = False,
-    style: StyleMeasure = "gram",
+    measure: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
     optimiser: Optimiser = "lbfgs",
     lr: Annotated[float | None, typer.Option("--lr", help="step of the optimiser; by default its usual one")] = None,
-    pooling: Pooling = "max",
-    padding: Padding = "zeros",
-    strides: Strides = "own",
+    pooling: Pooled = "max",
+    padding: Padded = "zeros",
+    strides: Strided = "own",
     precision: Precise = "auto",
     grid: Annotated[
         bool,
@@ -121,6 +122,10 @@ def stylize(
     After Gatys et al.: the picture comes to have the Gram matrices that the styles have in some layers of the backbone,
     and the content's own output in another. Large pictures are drawn small first.
     """
+    if fast:
+        _refuse(context, "--fast", lambda name: name in IN_ONE_PASS)
+    if grid:
+        _refuse(context, "--grid", lambda name: name not in ("style_weight", "log", "mask"))
     check_out(out)
     where = find_device(device, seed)
     shares = shares_of(parse_numbers("--weights", weights), len(styles))
@@ -138,8 +143,8 @@ def stylize(
         content_layers=split_names(content_layers),
         style_weight=style_weight,
         smoothness=smoothness,
-        style=style,
-        start=start,
+        measure=measure,
+        start="noise" if start == "noise" else "content",
         evaluations=evaluations,
         method=optimiser,
         lr=lr,
@@ -150,14 +155,43 @@ def stylize(
         precision=precision,
         seed=seed,
     )
-    masks = [open_picture(path, 1, (picture.shape[1], picture.shape[2])).to(where) / 255 for path in mask or []]
+    masks = [_open_mask(path, picture).to(where) for path in mask or []]
+    begin = None if start in get_args(Begin) else open_sized(Path(start), channels).to(where)
     paintings = [open_sized(path, channels).to(where) for path in styles]
-    ready = partial(work, picture, paintings, seer, content_backbone=beside, weights=shares, masks=masks or None)
+    ready = partial(
+        work, picture, paintings, seer, content_backbone=beside, weights=shares, masks=masks or None, start=begin
+    )
     if grid:
-        reader = Judge(load_backbone(judge, where), picture, paintings, shares)
-        tries = search(lambda tried: ready(manner=tried).picture, reader, default_layers(seer), manner)
+        reader = load_backbone(judge, where)
+        check_held_out(reader, seer)
+        judged = Judge(reader, picture, paintings, shares)
+        usual = default_layers(seer)
+
+        def tries(stand: Easel) -> Iterator[Try]:
+            return search(lambda tried: ready(manner=tried, tell=stand).picture, judged, usual, manner)
+
         return keep_best(tries, judge, out)
     draw(out, lambda stand: ready(manner=manner, tell=stand), log)
+
+
+def _refuse(context: typer.Context, flag: str, fits: Callable[[str], bool]) -> None:
+    """Raise GapError where an option was given that does not go with a flag."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE" and not fits(name):
+            raise GapError(f"{flag} does not go with --{name.replace('_', '-')}; leave one of them out")
+
+
+def _open_mask(path: Path, content: Tensor) -> Tensor:
+    """A mask, 1 x H x W in [0, 1], at the size of the content; raises GapError where it has another shape."""
+    mask = open_picture(path, 1) / 255
+    height, width = content.shape[1:]
+    if abs(mask.shape[1] * width / (mask.shape[2] * height) - 1) > LENIENCE:
+        raise GapError(
+            f"{path} is {mask.shape[2]} x {mask.shape[1]} pixels, of another shape than the content"
+            f" ({width} x {height}); make it as wide and high as that"
+        )
+    return resized(mask, (height, width))
 
 
 def _in_one_pass(

@@ -5,10 +5,9 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
-from torch import nn
 
 from gap.classifier import Classifier
-from gap.errors import unknown
+from gap.errors import GapError, unknown
 from gap.imagery.stylize import Manner
 from gap.imagery.view import default_layers
 
@@ -35,16 +34,17 @@ def shallow(hand: Hand) -> Hand:
 
 
 def random(hand: Hand, seed: int = 0) -> Hand:
-    """The same network with weights that have learned nothing."""
+    """The same network with weights that have learned nothing; raises GapError where some cannot be drawn anew."""
     backbone = deepcopy(hand.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in backbone.modules():
+            own = list(module.parameters(recurse=False))
             reset = getattr(module, "reset_parameters", None)
+            if own and not callable(reset):
+                raise GapError(f"{hand.name} has weights that cannot be drawn anew ({type(module).__name__})")
             if callable(reset):
                 reset()
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                module.reset_running_stats()
     return replace(hand, backbone=backbone.eval())
 
 

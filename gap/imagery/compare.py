@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from gap.classifier import Classifier
+from gap.errors import GapError
 from gap.imagery.ablations import Hand
 from gap.imagery.features import TINY, Content, Style, maps
 from gap.imagery.objectives import Look, Objective
-from gap.imagery.stylize import content_layers, shares_of, stylize
-from gap.imagery.view import View, default_layers, prepared
+from gap.imagery.stylize import shares_of, stylize
+from gap.imagery.view import View, default_content_layers, default_layers, prepared
 
 # The style weights that each backbone may try: its search budget.
 WEIGHTS = (3.0, 30.0, 300.0)
@@ -42,12 +43,23 @@ def draw_all(
     *,
     weights: Sequence[float] = WEIGHTS,
 ) -> Iterator[Drawn]:
-    """Every content in every style by every hand, once for each weight, one after the other."""
+    """Every content in every style by every hand, once for each weight, one after the other.
+
+    Raises GapError where the judge is the backbone of a hand.
+    """
+    for hand in hands:
+        check_held_out(judge, hand.backbone)
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
         judged = Judge(judge, of, [like])
         for hand, weight in product(hands, weights):
             picture = stylize(of, [like], hand.backbone, manner=replace(hand.manner, style_weight=weight)).picture
             yield Drawn(content, style, hand.name, weight, picture, *judged(picture))
+
+
+def check_held_out(judge: Classifier, backbone: Classifier) -> None:
+    """Raise GapError where a judge would measure what it drew itself."""
+    if judge.fingerprint() == backbone.fingerprint():
+        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with --judge")
 
 
 class Judge:
@@ -60,7 +72,7 @@ class Judge:
         self, network: Classifier, content: Tensor, styles: Sequence[Tensor], shares: Sequence[float] | None = None
     ) -> None:
         layers = default_layers(network)
-        kept = content_layers(layers)
+        kept = default_content_layers(network)
         self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
         self.content = _even([Content(layer, self._maps(content, layer)) for layer in kept])
         given = zip(shares_of(shares, len(styles)), styles, strict=True)
@@ -112,12 +124,14 @@ def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
 
 
 @torch.no_grad()
-def activation_entropy(backbone: Classifier, picture: Tensor) -> float:
-    """How evenly a picture's activations are spread over a layer's channels and places: the entropy of their squares as
-    shares, 1 where all are alike and 0 where one is all; the mean over the layers usual for the backbone."""
-    layers = default_layers(backbone)
-    view = View({"": prepared(backbone, picture[None], layers)})
+def activation_entropy(hand: Hand, picture: Tensor) -> float:
+    """How evenly a picture's activations, as a hand sees them, are spread over a layer's channels and places: the
+    entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
+    layers = list(hand.manner.layers or default_layers(hand.backbone))
+    view = View({"": prepared(hand.backbone, picture[None], layers)})
     with view.still():
+        if hand.manner.smoothed:
+            view.smooth(picture[None])
         seen = Look(picture[None], view(picture[None]))
     found = []
     for layer in layers:

@@ -8,30 +8,32 @@ from torch import Tensor, nn
 from torch.autograd.graph import saved_tensors_hooks
 
 from gap.errors import GapError
+from gap.imagery.optimise import HISTORY
 from gap.imagery.view import View
 
-# The side of a part of the picture that is looked at to learn what each pixel costs; smaller pictures always pass.
+# The side of a part of the picture that is looked at to learn what each pixel costs.
 SIDE = 256
 # What is held at the worst moment, as a multiple of what a way back needs.
 BESIDES = 1.5
+# Pictures that the optimiser remembers: steps and gradients, and what it works on.
+REMEMBERED = 2 * HISTORY + 6
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_memory(view: View, images: Tensor) -> None:
-    """Raise GapError where looking at images (N x C x H x W), there and back, needs more memory than there is."""
-    if images.shape[-2:].numel() <= SIDE**2:
-        return
-    needed, free = estimate(view, images), available(images.device)
+def check_memory(view: View, images: Tensor, size: tuple[int, int]) -> None:
+    """Raise GapError where drawing at a size (H, W) needs more memory than there is; images (N x C x H' x W') of
+    another size show what it costs."""
+    needed, free = estimate(view, images, size), available(images.device)
     if needed > free:
-        height, width = images.shape[-2:]
+        height, width = size
         raise GapError(
             f"a drawing of {height} x {width} pixels needs about {needed / 2**30:.1f} GiB,"
             f" and {free / 2**30:.1f} GiB are free; make it smaller (--size)"
         )
 
 
-def estimate(view: View, images: Tensor) -> float:
-    """Bytes that a look at these images needs, by what one at a part of them keeps for its way back."""
+def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
+    """Bytes that drawing images like these at a size needs, by what a look at a part of them keeps for its way back."""
     part = images[..., :SIDE, :SIDE].detach().clone().requires_grad_(True)
     kept: dict[int, int] = {}
 
@@ -43,13 +45,15 @@ def estimate(view: View, images: Tensor) -> float:
     with torch.enable_grad(), view.still(), saved_tensors_hooks(keep, lambda tensor: tensor):
         seen = view(part)
         held = sum(output.nbytes for output in seen.values())
-    return BESIDES * (sum(kept.values()) + held) * images[0, 0].numel() / part[0, 0].numel()
+    scale = size[0] * size[1] / part[0, 0].numel()
+    return scale * (BESIDES * (sum(kept.values()) + held) + REMEMBERED * part.nbytes)
 
 
 def available(device: torch.device) -> float:
     """Bytes that are free on a device; on a CPU, within what its container may take."""
     if device.type == "cuda":
-        return float(torch.cuda.mem_get_info(device)[0])
+        spare = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return float(torch.cuda.mem_get_info(device)[0] + spare)
     free = float(psutil.virtual_memory().available)
     try:
         return min(free, float(LIMIT.read_text()) - psutil.Process().memory_info().rss)

@@ -17,6 +17,8 @@ from gap.imagery.objectives import Look, Objective
 # What names the layers of one network, or several, sees of images: their outputs.
 View = Callable[[Tensor], Mapping[str, Tensor]]
 Method = Literal["lbfgs", "adam"]
+# How many of its steps L-BFGS remembers.
+HISTORY = 20
 # The length of all steps together, as a multiple of how far they may lead.
 PATH = 3.0
 # How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
@@ -119,7 +121,7 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
         lr=1.0 if lr is None else lr,
         max_iter=evaluations,
         max_eval=evaluations,
-        history_size=20,
+        history_size=HISTORY,
         tolerance_grad=0.0,
         tolerance_change=0.0,
     )

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 from kornia.color import rgb_to_yuv, yuv_to_rgb
@@ -15,7 +16,16 @@ from gap.imagery.features import Content, Moments, Sliced, Style, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective, Variation
 from gap.imagery.optimise import Method, Sight, ignore, optimise
-from gap.imagery.view import Padding, Pooling, Strides, View, check_size, default_layers, prepared
+from gap.imagery.view import (
+    Padding,
+    Pooling,
+    Strides,
+    View,
+    check_size,
+    default_content_layers,
+    default_layers,
+    prepared,
+)
 from gap.models.taps import Taps, resolve
 from gap.training.machine import Precision, is_half
 
@@ -25,8 +35,18 @@ BESIDE = "content "
 STYLE_WEIGHT = 30.0
 # That of the mean squared difference of neighbouring pixels: enough to take the grain out that strides leave.
 SMOOTHNESS = 10.0
-STYLES = ("gram", "moments", "sliced")
-STARTS = ("content", "noise")
+Measure = Literal["gram", "moments", "sliced"]
+Begin = Literal["content", "noise"]
+# The fields of a manner of which each is one of a few words.
+CHOICES = {
+    "measure": Measure,
+    "start": Begin,
+    "method": Method,
+    "pooling": Pooling,
+    "padding": Padding,
+    "strides": Strides,
+    "precision": Precision,
+}
 
 
 @dataclass(frozen=True)
@@ -43,8 +63,8 @@ class Manner:
     content_layers: Sequence[str] | None = None
     style_weight: float = STYLE_WEIGHT
     smoothness: float = SMOOTHNESS
-    style: str = "gram"
-    start: str = "content"
+    measure: Measure = "gram"
+    start: Begin = "content"
     evaluations: int = 300
     method: Method = "lbfgs"
     lr: float | None = None
@@ -59,10 +79,9 @@ class Manner:
 
     def __post_init__(self) -> None:
         """Raises GapError for what is no manner of drawing."""
-        if self.style not in STYLES:
-            raise unknown("way to compare styles", self.style, STYLES)
-        if self.start not in STARTS:
-            raise unknown("start", self.start, STARTS)
+        for name, kind in CHOICES.items():
+            if (given := getattr(self, name)) not in get_args(kind):
+                raise unknown(name, given, get_args(kind))
         if self.layers is not None and not self.layers:
             raise GapError("style needs a layer to be read from; name one, or none of them for the usual")
         if self.evaluations < 1 or not (self.lr is None or self.lr > 0):
@@ -88,6 +107,7 @@ def stylize(
     content_backbone: Classifier | None = None,
     weights: Sequence[float] | None = None,
     masks: Sequence[Tensor] | None = None,
+    start: Tensor | None = None,
     manner: Manner | None = None,
     tell: Callable[[Sight], None] = ignore,
 ) -> Stylized:
@@ -95,13 +115,14 @@ def stylize(
 
     `content` is C x H x W in [0, 1]; `styles` are C x H' x W' of any sizes, weighed by `weights` (by default evenly);
     with `masks`, 1 x H x W in [0, 1], each style is for its own region. Content is read from `content_backbone` where
-    that is another network. Raises GapError for layers that are not there, sizes that a backbone cannot take, and masks
-    of another size than the content.
+    that is another network. The drawing begins as `manner` says, or at `start`, C x H' x W'. Raises GapError for layers
+    that are not there, sizes that a backbone cannot take, masks of another size than the content, and before anything
+    is drawn where memory will not suffice.
     """
     manner = manner or Manner()
     shares = shares_of(weights, len(styles))
-    if masks is not None and manner.style != "gram":
-        raise GapError(f"masks go with the style measure gram, not {manner.style}")
+    if masks is not None and manner.measure != "gram":
+        raise GapError(f"masks go with the style measure gram, not {manner.measure}")
     if masks is not None and len(masks) != len(styles):
         raise GapError(f"{len(styles)} styles need as many masks, in their order; got {len(masks)}")
     if masks is not None and any(mask.shape[-2:] != content.shape[-2:] for mask in masks):
@@ -110,12 +131,13 @@ def stylize(
     done, told, sizes = 0, "", _sizes(content, manner.least)[-manner.evaluations :]
     for size, evaluations in zip(sizes, _dealt(manner.evaluations, len(sizes)), strict=True):
         target = resized(content, size)
-        start = _start(target, manner) if picture is None else resized(picture, size)
+        begin = _beginning(target, start, manner) if picture is None else resized(picture, size)
         small = [resized(style, within(style, max(size))) for style in styles]
         regions = [resized(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
         view, objective = _asked(target, small, shares, regions, backbone, content_backbone, manner)
-        check_memory(view, start[None])
-        canvas = Pixels(start[None])
+        if picture is None:
+            check_memory(view, begin[None], (content.shape[1], content.shape[2]))
+        canvas = Pixels(begin[None])
         with view.still():
             optimise(
                 canvas,
@@ -170,7 +192,7 @@ def _asked(
     layers = list(default_layers(backbone) if manner.layers is None else manner.layers)
     kept = manner.content_layers
     if kept is None:
-        kept = content_layers(default_layers(content_backbone or backbone))
+        kept = default_content_layers(content_backbone or backbone)
     if content_backbone:
         taps = {"": ready(backbone, layers)} | ({BESIDE: ready(content_backbone, kept)} if kept else {})
         kept = [BESIDE + name for name in kept]
@@ -197,13 +219,8 @@ def _asked(
     return view, sum(rest, start=first)
 
 
-def content_layers(usual: Sequence[str]) -> list[str]:
-    """Where content is read from if nobody says: the last but one of the usual layers, which knows what is where."""
-    return [usual[max(0, len(usual) - 2)]]
-
-
 def _distance(manner: Manner, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
-    match manner.style:
+    match manner.measure:
         case "gram":
             return Style(layer, target, mask)
         case "moments":
@@ -233,7 +250,9 @@ def _dealt(evaluations: int, sizes: int) -> list[int]:
     return [*([each] * (sizes - 1)), evaluations - each * (sizes - 1)]
 
 
-def _start(content: Tensor, manner: Manner) -> Tensor:
+def _beginning(content: Tensor, start: Tensor | None, manner: Manner) -> Tensor:
+    if start is not None:
+        return resized(start, (content.shape[1], content.shape[2]))
     if manner.start == "content":
         return content
     generator = torch.Generator().manual_seed(manner.seed)

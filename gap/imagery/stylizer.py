@@ -16,7 +16,7 @@ from gap.frozen import frozen
 from gap.imagery.stylize import shares_of
 from gap.imagery.view import check_size, prepared
 from gap.models.stylizers import Stylizer, make_stylizer
-from gap.models.taps import Taps
+from gap.models.taps import UNFIT, Taps
 
 KIND = "stylizer"
 Form = Literal["adaptive", "gram-maps"]
@@ -49,17 +49,22 @@ class FastStylizer:
         Raises GapError for pictures that the backbone cannot look at, and weights that do not fit.
         """
         shares = shares_of(weights, len(styles))
-        for picture in (content, *styles):
-            check_size(self.taps, picture[None], "the backbone")
         with frozen(self.network, self.taps.run):
-            codes = [self.network.code(see(self.taps, style[None])) for style in styles]
+            codes = [self.network.code(self._see(style)) for style in styles]
             mixed = [
                 sum((share * part for share, part in zip(shares, parts, strict=True)), start=torch.zeros_like(parts[0]))
                 for parts in zip(*codes, strict=True)
             ]
             height, width = content.shape[-2:]
-            drawn: Tensor = self.network(see(self.taps, content[None]), mixed, (height, width))
+            drawn: Tensor = self.network(self._see(content), mixed, (height, width))
         return drawn[0]
+
+    def _see(self, picture: Tensor) -> list[Tensor]:
+        try:
+            return see(self.taps, picture[None])
+        except UNFIT:
+            check_size(self.taps, picture[None], "the backbone")
+            raise
 
 
 def see(taps: Taps, images: Tensor) -> list[Tensor]:
@@ -91,6 +96,6 @@ def load_stylizer(
 
 
 def _backbone(told: Told, artefact: Artefact) -> Classifier:
-    if is_code(told.architecture):
+    if is_code(told.architecture) or is_code(told.name):
         raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
     return load_classifier(told.name, channels=told.channels, size=told.size, lenient=True)

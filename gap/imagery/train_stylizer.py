@@ -16,7 +16,7 @@ from gap.errors import GapError
 from gap.frozen import frozen
 from gap.imagery.features import Content, Style
 from gap.imagery.objectives import Look, Variation
-from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, content_layers
+from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT
 from gap.imagery.stylizer import KIND, Form, see
 from gap.imagery.view import default_layers, prepared
 from gap.models.stylizers import Stylizer, make_stylizer
@@ -64,7 +64,7 @@ class StylizerJob(Job):
         self.players = {"stylizer": adam(network, options.lr)}
         self.code = network.code
         self.taps, self.styles, self.options = taps, styles, options
-        self.kept = content_layers(list(taps.paths))
+        self.kept = list(taps.paths)[-2:-1] or list(taps.paths)
         self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / ROOM)
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
@@ -86,9 +86,11 @@ class StylizerJob(Job):
         return {"content": contents, "style": styles, "drawn": self._drawn(contents, styles)[0]}
 
     def _held_out(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents and held-out styles at the size they are trained on, the same ones every time."""
+        """Contents and held-out styles at the size they are trained on: which style is a matter of the content alone,
+        whoever judges it and beside whatever others."""
         split = self.styles.validation
-        styles = _pictures(split, torch.arange(len(images)) % len(split), images.device)
+        chosen = (images * 255).round().long().flatten(1).sum(dim=1).cpu() % len(split)
+        styles = _pictures(split, chosen, images.device)
         size = (self.options.size, self.options.size)
         contents, styles = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (images, styles))
         return contents, styles

@@ -20,11 +20,11 @@ Strides = Literal["own", "smooth"]
 # Of smoothed outputs, none outweighs another by more than e to the power of twice this.
 STEEPEST = 3.0
 TINY = 1e-12
-# The layers that articles read style from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
+# The layers that articles read style and content from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
 USUAL = {
-    "relu5_x": ["relu2_x", "relu3_x", "relu4_x", "relu5_x"],
-    "relu5_1": [f"relu{block}_1" for block in range(1, 6)],
-    "conv_5": [f"conv_{place}" for place in range(1, 5)],
+    "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu4_x"]),
+    "relu5_1": ([f"relu{block}_1" for block in range(1, 6)], ["relu4_2"]),
+    "conv_5": ([f"conv_{place}" for place in range(1, 5)], ["conv_3"]),
 }
 
 
@@ -71,10 +71,8 @@ def default_layers(classifier: Classifier) -> list[str]:
     Where the literature has its choice for a kind of network, that one; else the last at each of the first five
     resolutions. Raises GapError for a network that gives no maps.
     """
-    known = aliases(classifier.network)
-    for kind, usual in USUAL.items():
-        if kind in known:
-            return usual
+    if usual := _usual(classifier):
+        return usual[0]
     facts = classifier.facts
     device = next(classifier.parameters()).device
     with frozen(classifier):
@@ -83,6 +81,20 @@ def default_layers(classifier: Classifier) -> list[str]:
     if not found:
         raise GapError(f"{classifier.name} has no layer that gives maps; draw with a convolutional network")
     return [name.removeprefix("network.") for name in found[:5]]
+
+
+def default_content_layers(classifier: Classifier) -> list[str]:
+    """Where content is read from if nobody says: as the literature has it, or in the last but one of the layers that
+    style is read from, which knows what is where."""
+    if usual := _usual(classifier):
+        return usual[1]
+    layers = default_layers(classifier)
+    return layers[-2:-1] or layers
+
+
+def _usual(classifier: Classifier) -> tuple[list[str], list[str]] | None:
+    known = aliases(classifier.network)
+    return next((usual for kind, usual in USUAL.items() if kind in known), None)
 
 
 def _taps(backbone: Backbone, layers: Sequence[str]) -> Taps:

@@ -91,10 +91,8 @@ def grouped_bars(series: Mapping[str, Mapping[str, tuple[float, float, float]]],
     return _png(figure)
 
 
-def training_curve(
-    points: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str = "step", ylabel: str = "loss"
-) -> bytes:
-    """What was measured as training went on, one line per name; a point is (step, value).
+def lines(points: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str, ylabel: str) -> bytes:
+    """One line per name, from the left to the right; a point is (x, y).
 
     Raises GapError when there is no point.
     """

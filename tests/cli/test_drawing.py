@@ -1,8 +1,11 @@
 """Drawing through the command line."""
 
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import PIPE, Popen
 from typing import Any
 
 import pytest
@@ -87,7 +90,7 @@ def test_stylize_with_two_styles_masks_and_another_content_network(
 ) -> None:
     content, style = pictures
     given = ["--backbone", NET, "--content-backbone", NET, "--layers=relu2_x,relu3_x", "--content-layers=relu4_x"]
-    more = ["--weights=2,1", "--mask", content, "--mask", style, "--keep-colours", "--optimiser=adam"]
+    more = ["--weights=2,1", "--mask", content, "--mask", content, "--keep-colours", "--optimiser=adam"]
     out = tmp_path / "s.png"
     ended = run("stylize", content, style, style, *given, *more, "--size=32", "--evaluations=3", "--out", out)
     assert ended.code == 0, ended.err
@@ -132,10 +135,17 @@ def test_visualize(
         (["stylize", "content.png", "style.png", "--out=a.jpg"], "a.jpg is not the name of a PNG"),
         (["stylize", "content.png", "style.png", "--weights=1,2"], "1 styles need as many weights"),
         (
-            ["stylize", "content.png", "style.png", "--mask=style.png", "--mask=style.png"],
+            ["stylize", "content.png", "style.png", "--mask=content.png", "--mask=content.png"],
             "1 styles need as many masks, in their order; got 2",
         ),
         (["stylize", "content.png", "style.png", "--lr=-1"], "a positive lr"),
+        (["stylize", "content.png", "style.png", "--mask=style.png"], "of another shape than the content (32 x 23)"),
+        (["stylize", "content.png", "style.png", "--start=gone.png"], "gone.png does not exist"),
+        (
+            ["stylize", "content.png", "style.png", "--grid", "--style-weight=3"],
+            "--grid does not go with --style-weigh",
+        ),
+        (["stylize", "content.png", "style.png", "--fast=x", "--grid"], "--fast does not go with --"),
         (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
@@ -231,6 +241,22 @@ def test_an_interrupted_drawing_is_kept(
         assert drawn.size == (32, 23)
 
 
+def test_a_drawing_that_is_told_to_end_is_kept(pictures: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "s.png"
+    given = ["--backbone", NET, "--size=64", "--evaluations=100000", "--out", out]
+    program = [sys.executable, "-m", "gap", "stylize", *pictures, *given]
+    with Popen(list(map(str, program)), stderr=PIPE, text=True) as drawing:
+        assert drawing.stderr is not None
+        for line in drawing.stderr:
+            if line.startswith("evaluation"):
+                drawing.send_signal(signal.SIGTERM)
+                break
+        complaint = drawing.stderr.read()
+    assert drawing.returncode != 0 and "the picture so far is kept" in complaint
+    with Image.open(out) as drawn:
+        assert drawn.size == (64, 46)
+
+
 def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_path: Path) -> None:
     net = tmp_path / "net.py"
     net.write_text(
@@ -254,9 +280,8 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
         style,
         "--style",
         content,
-        "--backbone",
-        NET,
         "--backbone=drawing-standard",
+        "--backbone=drawing-hardened",
     ]
     more = [
         "--judge",
@@ -273,7 +298,12 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
     page = Path(ended.out.splitlines()[-1])
     assert page.read_text().count('type="range"') == 8
     told = json.loads((tmp_path / "page" / "table.json").read_text())
-    assert [row["backbone"] for row in told["rows"]] == [NET, "drawing-standard", f"{NET} smoothed"]
+    assert all(row["robustness"] > 0 and 0 < row["entropy"] < 1 for row in told["rows"])
+    assert [row["backbone"] for row in told["rows"]] == [
+        "drawing-standard",
+        "drawing-hardened",
+        "drawing-standard smoothed",
+    ]
     assert len(told["drawings"]) == 12
     assert all((tmp_path / "page" / each["file"]).is_file() for each in told["drawings"])
 

@@ -73,6 +73,17 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
         ablated(hand, "smooth")
 
 
+def test_a_smoothed_hand_sees_evener() -> None:
+    hand, content = Hand("net", net(), Manner()), torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert activation_entropy(ablated(hand, "smoothed"), content) > activation_entropy(hand, content) + 0.01
+
+
+def test_a_judge_that_draws_is_refused() -> None:
+    hand, content = Hand("net", net(), Manner(evaluations=1)), torch.rand(3, 32, 32)
+    with pytest.raises(GapError, match="cannot judge what it draws itself"):
+        list(draw_all([content], [content], [hand], net("twin")))
+
+
 def test_smoothing_takes_the_peaks_out() -> None:
     picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     view = View({"": prepared(net(), picture, ["relu3_x"])})
@@ -117,9 +128,8 @@ def test_entropy_is_1_where_all_are_alike_and_0_where_one_is_all() -> None:
 
     def entropy(peak: bool) -> float:
         network = nn.Sequential(Stage(peak), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        return activation_entropy(
-            Classifier(network, Facts(3, (8, 8), 9), name="a", architecture="a"), torch.rand(3, 8, 8)
-        )
+        seen = Classifier(network, Facts(3, (8, 8), 9), name="a", architecture="a")
+        return activation_entropy(Hand("a", seen, Manner()), torch.rand(3, 8, 8))
 
     assert entropy(peak=False) == pytest.approx(1.0)
     assert entropy(peak=True) == pytest.approx(0.0, abs=1e-6)

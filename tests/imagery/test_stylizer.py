@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from gap.models.stylizers import make_stylizer
 from torch import Tensor
 
 from gap.classifier import load_classifier
+from gap.data.pictures import open_picture
 from gap.errors import GapError
-from gap.imagery.stylizer import load_stylizer
+from gap.imagery.stylizer import FastStylizer, load_stylizer
 from gap.imagery.train_stylizer import StylizerOptions, train_stylizer
 from gap.report.pictures import save_image, to_image
 
@@ -66,6 +68,15 @@ def test_an_unknown_form() -> None:
         make_stylizer("adaptve", WIDTHS, 3)
 
 
+def heeds_styles(swift: FastStylizer, styles: Path) -> bool:
+    """Whether drawings are nearer in colour to the style they were drawn in than to another, for most."""
+    pictures = [open_picture(path, 3, (16, 16)) / 255 for path in sorted(styles.iterdir())]
+    means = torch.stack([each.mean(dim=(1, 2)) for each in pictures])
+    drawn = torch.stack([swift(pictures[0], [style]).mean(dim=(1, 2)) for style in pictures])
+    own = (drawn - means).norm(dim=1)
+    return (own < (drawn - means.roll(1, dims=0)).norm(dim=1)).float().mean().item() > 0.7
+
+
 @pytest.mark.parametrize("form", ["adaptive", "gram-maps"])
 def test_training_lowers_the_objective_and_the_artefact_draws(
     folders: tuple[Path, Path], tmp_path: Path, form: str
@@ -89,6 +100,8 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
     # The first is told before anything is learned.
     assert statistics.median(losses[-5:]) < 0.8 * statistics.median(losses[1:6]), losses
     assert set(artefact.card["figures"]["validation"]) == {"objective", "style", "content"}
+    # The plain form has not learned that much yet.
+    assert form == "gram-maps" or heeds_styles(load_stylizer(folder), styles)
     swift = load_stylizer(folder)
     content, style = torch.rand(3, 20, 30), torch.rand(3, 24, 18)
     drawn = swift(content, [style, content], [1, 0])
@@ -96,3 +109,23 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
     torch.testing.assert_close(drawn, swift(content, [style]))
     with pytest.raises(GapError, match="drawing-standard is another"):
         load_stylizer(folder, load_classifier("drawing-standard"))
+    tiny = swift(torch.rand(3, 5, 7), [torch.rand(3, 8, 8)])
+    assert tiny.shape == (3, 5, 7) and tiny.isfinite().all()
+
+
+def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
+    """Whether its architecture says so, or its name alone."""
+    code = tmp_path / "evil.py"
+    code.write_text("raise SystemExit('it ran')\n")
+    told = load_classifier("drawing-hardened").describe()
+    for part in ("name", "architecture"):
+        card = {
+            "kind": "stylizer",
+            "backbone": told | {part: f"{code}:make"},
+            "form": "adaptive",
+            "layers": ["layer1"],
+            "widths": [4],
+        }
+        (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
+        with pytest.raises(GapError, match="which is code"):
+            load_stylizer(tmp_path)

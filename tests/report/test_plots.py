@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gap.errors import GapError
-from gap.report.plots import COLOURS, MARKERS, accuracy_against_epsilon, bars, training_curve
+from gap.report.plots import COLOURS, MARKERS, accuracy_against_epsilon, bars, lines
 
 CURVE = [(0.2, 0.5, 0.4, 0.6), (0.1, 0.9, 0.85, 0.93)]
 
@@ -86,8 +86,8 @@ def test_long_bar_names_are_tilted_and_short_ones_are_not(drawn):
     assert axes_of(drawn).get_xticklabels()[0].get_rotation() == 30
 
 
-def test_training_curve_draws_each_series_by_step(drawn):
-    training_curve({"train": [(2, 0.5), (1, 1.0)], "validation": [(2, 0.7)]}, "loss", ylabel="margin")
+def test_lines_draws_each_series_by_step(drawn):
+    lines({"train": [(2, 0.5), (1, 1.0)], "validation": [(2, 0.7)]}, "loss", "step", "margin")
     first, second = axes_of(drawn).get_lines()
     assert list(first.get_xdata()) == [1, 2]
     assert list(first.get_ydata()) == [1.0, 0.5]
@@ -96,12 +96,14 @@ def test_training_curve_draws_each_series_by_step(drawn):
     assert axes_of(drawn).get_ylabel() == "margin"
 
 
-@pytest.mark.parametrize("plot", [accuracy_against_epsilon, bars, training_curve])
-def test_nothing_to_plot_is_one_clear_line(plot):
+@pytest.mark.parametrize(
+    ("plot", "labels"), [(accuracy_against_epsilon, ["label"]), (bars, ["label"]), (lines, ["one", "other"])]
+)
+def test_nothing_to_plot_is_one_clear_line(plot, labels):
     with pytest.raises(GapError, match="nothing to plot in 'title'"):
-        plot({}, "title", "label")
+        plot({}, "title", *labels)
     with pytest.raises(GapError, match="no points for pgd"):
-        plot({"pgd": []}, "title", "label")
+        plot({"pgd": []}, "title", *labels)
 
 
 def test_the_same_figures_give_the_same_bytes_and_pyplot_is_left_alone():
