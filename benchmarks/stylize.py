@@ -15,6 +15,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -29,7 +30,10 @@ from gap.imagery.view import default_layers
 HISTORY = 20
 
 
-def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+Tick = Callable[[], None]
+
+
+def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The loop as it is usually written; returns the objective it ends with."""
     names = default_layers(backbone)
     content_name = names[-2]
@@ -63,6 +67,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
     )
 
     def closure() -> Tensor:
+        tick()
         image.data.clamp_(0, 1)
         optimizer.zero_grad()
         loss = objective(image) * image.numel()
@@ -74,7 +79,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
         return objective(image.clamp(0, 1)).item()
 
 
-def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """pystiche's own loop over the same chain and layers, until it has looked so often."""
     for name in ("alexnet", "vgg"):  # tables of addresses that torchvision no longer has, and pystiche asks for
         vars(import_module(f"torchvision.models.{name}"))["model_urls"] = defaultdict(str)
@@ -98,6 +103,7 @@ def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: 
     def counted(image: Tensor) -> object:
         nonlocal looks
         looks += 1
+        tick()
         return criterion(image)
 
     optim.image_optimization(
@@ -131,10 +137,11 @@ class _Start(nn.Module):
         return prepare(images) if prepare else images
 
 
-def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int) -> float:
+def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The same through gap."""
     manner = Manner(evaluations=evaluations, least=10**6, smoothness=0.0)
-    return float(stylize(content, [style], backbone, manner=manner).told.splitlines()[0].rpartition(":")[2])
+    drawn = stylize(content, [style], backbone, manner=manner, tell=lambda sight: tick())
+    return float(drawn.told.splitlines()[0].rpartition(":")[2])
 
 
 def main() -> None:
@@ -148,20 +155,23 @@ def main() -> None:
     parser.add_argument("--pystiche", action="store_true")
     arguments = parser.parse_args()
     content, style = (open_sized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
-    contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int], float]] = {"gap": ours, "plain": plain}
+    contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int, Tick], float]] = {"gap": ours, "plain": plain}
     if arguments.pystiche:
         contestants["pystiche"] = pystiche
     seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    readied: dict[str, list[float]] = {name: [] for name in contestants}
     for turn in range(arguments.rounds + 1):
         for name, run in contestants.items():
             backbone = load_classifier(arguments.backbone, channels=3, size=(224, 224), lenient=True)
-            started = time.perf_counter()
-            reached = run(content, style, backbone, arguments.evaluations)
+            ticks = [time.perf_counter()]
+            reached = run(content, style, backbone, arguments.evaluations, lambda: ticks.append(time.perf_counter()))
             if turn:  # the first one warms up
-                seconds[name].append((time.perf_counter() - started) / arguments.evaluations)
+                readied[name].append(ticks[1] - ticks[0])
+                seconds[name].append(statistics.median(later - sooner for sooner, later in pairwise(ticks[1:])))
             print(f"{name:8} {'looked' if name == 'pystiche' else 'reached'} {reached:.4g}", flush=True)
     for name, each in seconds.items():
-        print(f"{name:8} {1000 * statistics.median(each):7.1f} ms an evaluation")
+        ready = statistics.median(readied[name])
+        print(f"{name:8} {1000 * statistics.median(each):7.1f} ms an evaluation, the first of them after {ready:.2f} s")
     for name in list(seconds)[1:]:
         ratios = [slow / fast for slow, fast in zip(seconds[name], seconds["gap"], strict=True)]
         print(

@@ -104,6 +104,8 @@ def _taps(backbone: Backbone, layers: Sequence[str]) -> Taps:
 @torch.no_grad()
 def _lean(classifier: Classifier, layers: Sequence[str]) -> Classifier:
     """The classifier with its norms folded, if these layers give the same there; some lie where a norm went."""
+    if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
+        return classifier
     facts = classifier.facts
     plain = _taps(Backbone(classifier), layers)
     lean = Folding(classifier, facts.channels, facts.size).lean
