@@ -14,6 +14,7 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from itertools import pairwise
 from pathlib import Path
@@ -144,6 +145,10 @@ def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int,
     return float(drawn.told.splitlines()[0].rpartition(":")[2])
 
 
+def note(ticks: list[float]) -> None:
+    ticks.append(time.perf_counter())
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("content", type=Path)
@@ -164,7 +169,7 @@ def main() -> None:
         for name, run in contestants.items():
             backbone = load_classifier(arguments.backbone, channels=3, size=(224, 224), lenient=True)
             ticks = [time.perf_counter()]
-            reached = run(content, style, backbone, arguments.evaluations, lambda: ticks.append(time.perf_counter()))
+            reached = run(content, style, backbone, arguments.evaluations, partial(note, ticks))
             if turn:  # the first one warms up
                 readied[name].append(ticks[1] - ticks[0])
                 seconds[name].append(statistics.median(later - sooner for sooner, later in pairwise(ticks[1:])))
