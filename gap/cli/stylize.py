@@ -17,7 +17,7 @@ from gap.errors import GapError
 from gap.imagery.canvas import resized
 from gap.imagery.compare import Judge, check_held_out
 from gap.imagery.grid import Try, search
-from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT, Begin, Manner, Measure, shares_of
+from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, STYLE_WEIGHT, Begin, Manner, Measure, shares_of
 from gap.imagery.stylize import stylize as work
 from gap.imagery.stylizer import FastStylizer, load_stylizer
 from gap.imagery.view import Padding, Pooling, Strides, default_layers
@@ -49,6 +49,9 @@ Pooled = Annotated[Pooling, typer.Option("--pooling", help="average swaps max po
 Padded = Annotated[Padding, typer.Option("--padding", help="of convolutions; zeros ring at borders")]
 Strided = Annotated[Strides, typer.Option("--strides", help="smooth averages where convolutions step over pixels")]
 Precise = Annotated[Precision, typer.Option("--precision", help="auto takes bf16 where the hardware has it")]
+ColourWeight = Annotated[
+    float, typer.Option("--colour-weight", min=0, help="of the style's colours, beside its layers together")
+]
 Smoothness = Annotated[
     float, typer.Option("--smoothness", min=0, help="how much neighbouring pixels are to be alike, beside the content")
 ]
@@ -80,6 +83,7 @@ def stylize(
     style_weight: Annotated[
         float, typer.Option("--style-weight", min=0, help="beside content; both are shares, so it suits any backbone")
     ] = STYLE_WEIGHT,
+    colour_weight: ColourWeight = COLOUR_WEIGHT,
     smoothness: Smoothness = SMOOTHNESS,
     weights: Annotated[
         list[str] | None, typer.Option("--weights", help="of several styles, as 2,1; by default even")
@@ -142,6 +146,7 @@ def stylize(
         layers=split_names(layers),
         content_layers=split_names(content_layers),
         style_weight=style_weight,
+        colour_weight=colour_weight,
         smoothness=smoothness,
         measure=measure,
         start="noise" if start == "noise" else "content",

@@ -10,6 +10,7 @@ from gap.cli.options import Input, Mean, Std
 from gap.cli.stylize import (
     BACKBONE,
     Backbone,
+    ColourWeight,
     Evaluations,
     Layers,
     Log,
@@ -23,7 +24,7 @@ from gap.cli.stylize import (
     Strided,
     StyleMeasure,
 )
-from gap.imagery.stylize import SMOOTHNESS, Manner
+from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, Manner
 from gap.imagery.stylize import texture as work
 
 EXAMPLE = "gap texture painting.jpg --out texture.png"
@@ -33,6 +34,7 @@ def texture(
     style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
     backbone: Backbone = None,
     layers: Layers = None,
+    colour_weight: ColourWeight = COLOUR_WEIGHT,
     smoothness: Smoothness = SMOOTHNESS,
     size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
     measure: StyleMeasure = "gram",
@@ -56,6 +58,7 @@ def texture(
     seer = load_backbone(backbone or BACKBONE, where, input, mean, std)
     manner = Manner(
         layers=split_names(layers),
+        colour_weight=colour_weight,
         smoothness=smoothness,
         measure=measure,
         evaluations=evaluations,

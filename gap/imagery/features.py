@@ -57,6 +57,25 @@ class Style(Objective):
         return (found - self.gram).square().sum(dim=(1, 2)) / self.scale
 
 
+class Colours(Objective):
+    """The squared distance of the Gram matrix of the pixels themselves, with a channel of ones beside them for their
+    means, to a picture's, as a share of the latter: layers alone hardly tell one colour from another.
+
+    `target` is the picture, 1 x C x H x W of any size; the mask is as for Style.
+    """
+
+    name = "colours"
+
+    def __init__(self, target: Tensor, mask: Tensor | None = None) -> None:
+        self.gram = gram(_with_ones(target.detach()))
+        self.scale = self.gram.square().sum(dim=(1, 2)).clamp_min(TINY)
+        self.mask = mask
+
+    def __call__(self, look: Look) -> Tensor:
+        found = gram(_with_ones(look.images), self.mask)
+        return (found - self.gram).square().sum(dim=(1, 2)) / self.scale
+
+
 class Moments(Objective):
     """The squared distance of each channel's mean and standard deviation to a picture's (Huang and Belongie, 2017)."""
 
@@ -197,6 +216,10 @@ def gram(output: Tensor, mask: Tensor | None = None) -> Tensor:
             points, weight = points * small.sqrt(), float(small.sum().clamp_min(TINY))
         flat = points.flatten(2)
         return flat @ flat.transpose(1, 2) / weight
+
+
+def _with_ones(images: Tensor) -> Tensor:
+    return torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
 
 
 def _moments(output: Tensor) -> Tensor:

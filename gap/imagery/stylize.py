@@ -12,7 +12,7 @@ from torch import Tensor
 from gap.classifier import Classifier
 from gap.errors import GapError, unknown
 from gap.imagery.canvas import Pixels, resized, within
-from gap.imagery.features import Content, Moments, Sliced, Style, maps
+from gap.imagery.features import Colours, Content, Moments, Sliced, Style, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective, Variation
 from gap.imagery.optimise import Method, Sight, ignore, optimise
@@ -35,6 +35,8 @@ BESIDE = "content "
 STYLE_WEIGHT = 30.0
 # That of the mean squared difference of neighbouring pixels: enough to take the grain out that strides leave.
 SMOOTHNESS = 10.0
+# The weight of the style's colours beside that of its layers together.
+COLOUR_WEIGHT = 1.0
 Measure = Literal["gram", "moments", "sliced"]
 Begin = Literal["content", "noise"]
 # The fields of a manner of which each is one of a few words.
@@ -62,6 +64,7 @@ class Manner:
     layers: Sequence[str] | None = None
     content_layers: Sequence[str] | None = None
     style_weight: float = STYLE_WEIGHT
+    colour_weight: float = COLOUR_WEIGHT
     smoothness: float = SMOOTHNESS
     measure: Measure = "gram"
     start: Begin = "content"
@@ -86,8 +89,8 @@ class Manner:
             raise GapError("style needs a layer to be read from; name one, or none of them for the usual")
         if self.evaluations < 1 or not (self.lr is None or self.lr > 0):
             raise GapError("drawing needs 1 evaluation or more, and a positive lr")
-        if not min(self.style_weight, self.smoothness) >= 0:
-            raise GapError("the style weight and the smoothness are 0 or more")
+        if not min(self.style_weight, self.colour_weight, self.smoothness) >= 0:
+            raise GapError("the weights of style and colours and the smoothness are 0 or more")
 
 
 @dataclass(frozen=True)
@@ -209,6 +212,8 @@ def _asked(
         for style, share, mask in zip(styles, shares, masks, strict=True):
             seen = Look(style[None], view(style[None]))
             weight = share * manner.style_weight / len(layers)
+            if manner.colour_weight and not manner.keep_colours:
+                parts.append(share * manner.style_weight * manner.colour_weight * Colours(style[None], mask))
             parts += [weight * _distance(manner, name, maps(seen, name), mask) for name in layers]
         if kept:
             seen = Look(content[None], view(content[None]))

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from gap.errors import GapError
-from gap.imagery.features import Channel, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
+from gap.imagery.features import Channel, Colours, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
 from gap.imagery.objectives import Look
 
 
@@ -100,3 +100,17 @@ def test_values_are_maps_of_one_pixel_and_tokens_are_none() -> None:
     assert torch.equal(Channel("a", torch.tensor([1, 3]))(seen(values)), -values[[0, 1], [1, 3]])
     with pytest.raises(GapError, match="layer a gives 2 x 7 x 4 values, not maps"):
         Channel("a", torch.tensor([1, 3]))(seen(torch.randn(2, 7, 4)))
+
+
+def test_colours_are_the_same_wherever_they_stand_and_no_others() -> None:
+    generator = torch.Generator().manual_seed(0)
+    picture = torch.rand(1, 3, 6, 5, generator=generator)
+    shuffled = picture.flatten(2)[:, :, torch.randperm(30, generator=generator)].view(1, 3, 5, 6)
+    colours = Colours(picture)
+    assert colours(Look(shuffled, {})).item() == pytest.approx(0, abs=1e-9)
+    assert colours(Look(picture.flip(1), {})).item() > 1e-4
+    ones = np.concatenate([picture[0].flatten(1).numpy(), np.ones((1, 30))])
+    other = np.concatenate([picture[0].flatten(1).numpy() / 2, np.ones((1, 30))])
+    gram, found = (each @ each.T / 30 for each in (ones, other))
+    expected = ((found - gram) ** 2).sum() / (gram**2).sum()
+    assert colours(Look(picture / 2, {})).item() == pytest.approx(expected, rel=1e-4)
