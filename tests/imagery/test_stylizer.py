@@ -88,7 +88,7 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
         "form": form,
         "size": 16,
         "batch_size": 4,
-        "epochs": 40,
+        "epochs": 30,
         "device": "cpu",
     }
     losses: list[float] = []
