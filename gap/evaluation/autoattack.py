@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import torch
 from pyautoattack import AutoAttack
-from torch import Tensor
+from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
@@ -56,7 +56,7 @@ def auto_attack(
         found = Withstood(predicted == labels)
         _note(found, "clean", tell)
         runner = AutoAttack(
-            classifier,
+            _Rows(classifier),
             norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,
@@ -73,7 +73,7 @@ def auto_attack(
                 runner.attacks_to_run = [name]
                 with _flags() as flags:
                     adversarial, _ = runner.run_standard_evaluation(
-                        images[standing], labels[standing], batch_size=batch_size
+                        images[standing].contiguous(), labels[standing], batch_size=batch_size
                     )
                 found.flags += [flag for flag in flags if flag not in found.flags]
                 with torch.no_grad():
@@ -81,6 +81,22 @@ def auto_attack(
                 found.right[standing] = after == labels[standing]
             _note(found, name, tell)
     return found
+
+
+class _Rows(nn.Module):
+    """A classifier whose gradients lie row by row, as pyautoattack takes them to in L2, whatever its own layout."""
+
+    def __init__(self, classifier: nn.Module) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.contiguous()
+        if images.requires_grad:
+            images = images.clone(memory_format=torch.contiguous_format)
+            images.register_hook(lambda gradient: gradient.contiguous())
+        logits: Tensor = self.classifier(images)
+        return logits
 
 
 def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:

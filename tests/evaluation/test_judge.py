@@ -118,3 +118,16 @@ def test_autoattack_agrees_with_what_it_left(pictures) -> None:
     shares = [share for _, share in told]
     assert shares == sorted(shares, reverse=True) and shares[-1] == found.right.double().mean().item()
     assert found.newly_broken("square") == pytest.approx(shares[1] - shares[2])
+
+
+@pytest.mark.parametrize("norm", ["l2:0.5", "linf:0.05"])
+def test_colour_classifiers_in_channels_last_are_judged(norm: str) -> None:
+    """As every verb lays them out: in L2 pyautoattack views gradients as rows."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 5))
+    classifier = Classifier(network, Facts(3, (16, 16), 5), name="colour", architecture="colour").eval()
+    classifier = classifier.to(memory_format=torch.channels_last)
+    images = torch.rand(12, 3, 16, 16).contiguous(memory_format=torch.channels_last)
+    labels = classifier(images).argmax(dim=1)
+    found = auto_attack(classifier, images, labels, Budget.parse(norm), attacks=("apgd-ce", "apgd-t", "fab-t"))
+    assert found.accuracy["clean"] == 1.0 and found.accuracy["fab-t"] < 1.0
