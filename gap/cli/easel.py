@@ -80,17 +80,17 @@ def easel(keep: Callable[[Tensor], None], log: Path | None = None) -> Iterator[E
         try:
             with _terminated():
                 yield stand
-        except (KeyboardInterrupt, GapError):
+        except (KeyboardInterrupt, SystemExit, GapError):
             stand.stop()
             raise
 
 
 @contextmanager
 def _terminated() -> Iterator[None]:
-    """Have SIGTERM end the block by an error, as Ctrl-C does."""
+    """Have SIGTERM end the block by an exception, as Ctrl-C does, with the exit status that it asks for."""
 
     def end(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
+        raise SystemExit(128 + number)
 
     try:
         before = signal.signal(signal.SIGTERM, end)

@@ -1,7 +1,6 @@
 """Drawing through the command line."""
 
 import json
-import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -224,39 +223,23 @@ def test_memory_that_will_not_suffice_is_said_before(
     assert not (tmp_path / "s.png").exists()
 
 
-def test_an_interrupted_drawing_is_kept(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_drawing_that_a_signal_ends_is_kept(
+    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def interrupted(self: Easel, sight: Sight) -> None:
+    def ended_in_the_middle(self: Easel, sight: Sight) -> None:
         listen(self, sight)
         if sight.step == 2:
-            raise KeyboardInterrupt
+            signal.raise_signal(number)
 
-    listen = Easel.__call__
-    monkeypatch.setattr(Easel, "__call__", interrupted)
+    listen, before = Easel.__call__, signal.getsignal(number)
+    monkeypatch.setattr(Easel, "__call__", ended_in_the_middle)
     out = tmp_path / "s.png"
     ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
-    assert ended.code == 130 and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
+    assert ended.code == 128 + number and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
     with Image.open(out) as drawn:
         assert drawn.size == (32, 23)
-
-
-def test_a_drawing_that_is_told_to_end_is_kept(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def told(self: Easel, sight: Sight) -> None:
-        listen(self, sight)
-        if sight.step == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    listen, before = Easel.__call__, signal.getsignal(signal.SIGTERM)
-    monkeypatch.setattr(Easel, "__call__", told)
-    out = tmp_path / "s.png"
-    ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
-    assert ended.code == 130 and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
-    with Image.open(out) as drawn:
-        assert drawn.size == (32, 23)
-    assert signal.getsignal(signal.SIGTERM) == before
+    assert signal.getsignal(number) == before
 
 
 def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_path: Path) -> None:
