@@ -52,10 +52,10 @@ def test_a_stylizer_draws_any_size_and_heeds_the_style(form: str) -> None:
     assert (drawn - again).abs().max() > 1e-4
 
 
-def test_adaptive_maps_take_on_the_moments_of_the_style() -> None:
+def test_adaptive_maps_take_on_the_moments_of_the_style(monkeypatch: pytest.MonkeyPatch) -> None:
     network = make_stylizer("adaptive", WIDTHS, 3)
     seen: list[Tensor] = []
-    network.decoder.forward = lambda given, size: seen.extend(given) or given[0]  # type: ignore[method-assign]
+    monkeypatch.setattr(network.decoder, "forward", lambda given, size: seen.extend(given) or given[0])
     styles = maps(2, 1)
     network(maps(2, 0), network.code(styles), (16, 16))
     for given, style in zip(seen, styles, strict=True):
