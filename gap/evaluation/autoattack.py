@@ -91,9 +91,8 @@ class _Rows(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        images = images.contiguous()
         if images.requires_grad:
-            images = images.clone(memory_format=torch.contiguous_format)
+            images = images.clone()  # a hook on what was handed in would stay with it
             images.register_hook(lambda gradient: gradient.contiguous())
         logits: Tensor = self.classifier(images)
         return logits
