@@ -78,7 +78,7 @@ def stylize(
     ] = None,
     layers: Layers = None,
     content_layers: Annotated[
-        list[str] | None, typer.Option("--content-layers", help="of content; by default the last but one of the usual")
+        list[str] | None, typer.Option("--content-layers", help="of content; by default those usual for the backbone")
     ] = None,
     style_weight: Annotated[
         float, typer.Option("--style-weight", min=0, help="beside content; both are shares, so it suits any backbone")
@@ -133,10 +133,10 @@ def stylize(
     check_out(out)
     where = find_device(device, seed)
     shares = shares_of(parse_numbers("--weights", weights), len(styles))
-    seer = load_backbone(backbone or BACKBONE, where, input, mean, std) if backbone or not fast else None
     if fast:
-        return _in_one_pass(load_stylizer(fast, seer, where), content, styles, shares, size, out)
-    assert seer is not None
+        own = load_backbone(backbone, where, input, mean, std) if backbone else None
+        return _in_one_pass(load_stylizer(fast, own, where), content, styles, shares, size, out)
+    seer = load_backbone(backbone or BACKBONE, where, input, mean, std)
     channels = seer.facts.channels
     beside = load_backbone(content_backbone, where, input) if content_backbone else None
     if beside and beside.facts.channels != channels:
