@@ -30,7 +30,7 @@ from gap.imagery.visualize import Feature, visualize
 from gap.models.taps import LOGITS
 from gap.report.page import Act, Figure
 from gap.report.pictures import SheetRow, contact_sheet, to_image, to_png_bytes
-from gap.report.plots import accuracy_against_epsilon
+from gap.report.plots import accuracy_curves
 from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, Table
 from gap.report.video import save_video
@@ -123,7 +123,7 @@ def comparison_act(stage: Stage) -> None:
     curves = curves_of(measured)
     rows = [row for row in measured if row["budget"] == str(BUDGET)]
     write_json(stage.out / "table.json", {"rows": rows, "data": setting.data.describe()})
-    plot = accuracy_against_epsilon(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
+    plot = accuracy_curves(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
     text = (
         "PGD looks up the classifier's gradient up to 80 times for each image; the generator is one pass. Noise and the"
         " checkerboard learn nothing: what they do to the classifier is what any perturbation of this size does."

@@ -18,7 +18,7 @@ from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
 from gap.files import write_bytes, write_json
 from gap.report.page import Act, Figure, write_page
 from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
-from gap.report.plots import accuracy_against_epsilon
+from gap.report.plots import accuracy_curves
 from gap.report.tables import Table, print_table
 from gap.setting import load_setting, warn_if_chance
 from gap.training.machine import make_accelerator
@@ -75,7 +75,7 @@ def compare(
     ]
     title = f"{setting.data.name}, {rows[0]['images']} test images"
     print_table(for_display(rows), columns_for(rows), title)
-    plot = accuracy_against_epsilon(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
+    plot = accuracy_curves(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
     mark(out)
     write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
     write_bytes(out / "accuracy-against-epsilon.png", plot)

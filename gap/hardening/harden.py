@@ -20,6 +20,7 @@ from gap.folding import Folding
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import KINDS, Sparring, parse_mix
 from gap.hardening.starts import (
+    BlockStart,
     FedGeneratorStart,
     Generators,
     GeneratorStart,
@@ -203,6 +204,8 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = UniversalStart(universals(), NOISE), options.steps
         case "fgsm":
             start, count = RandomStart(reach=2.0), 1
+        case "blocks-start":
+            start, count = BlockStart(), options.steps
         case _:
             start, count = RandomStart(), options.steps
     return Sparring(name, share, start, count, projected=kind != "fgsm", keeping=kind == "trades")

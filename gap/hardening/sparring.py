@@ -22,6 +22,7 @@ KINDS = {
     "universal-start": "gradient steps from such perturbations, with noise of half the budget",
     "fgsm": "one step from uniform noise of twice the budget, not projected (N-FGSM)",
     "pgd": "gradient steps from a random start",
+    "blocks-start": "gradient steps from blocks of plus or minus epsilon, where Square Attack searches",
     "trades": "the same, away from the clean prediction; the classifier learns to keep that (TRADES, beta 6)",
 }
 # Those whose generator may be one that `gap train` left.

@@ -25,16 +25,17 @@ def check_memory(view: View, images: Tensor, size: tuple[int, int]) -> None:
     another size show what it costs."""
     needed, free = estimate(view, images, size), available(images.device)
     if needed > free:
-        height, width = size
+        what = f"{len(images)} drawings" if len(images) > 1 else "a drawing"
+        fewer = "; make it smaller (--size)" if len(images) == 1 else "; draw fewer at once, or smaller ones (--size)"
         raise GapError(
-            f"a drawing of {height} x {width} pixels needs about {needed / 2**30:.1f} GiB,"
-            f" and {free / 2**30:.1f} GiB are free; make it smaller (--size)"
+            f"{what} of {size[0]} x {size[1]} pixels: about {needed / 2**30:.1f} GiB are needed,"
+            f" and {free / 2**30:.1f} GiB are free{fewer}"
         )
 
 
 def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
     """Bytes that drawing images like these at a size needs, by what a look at a part of them keeps for its way back."""
-    part = images[..., :SIDE, :SIDE].detach().clone().requires_grad_(True)
+    part = images[:1, :, :SIDE, :SIDE].detach().clone().requires_grad_(True)
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
     with torch.enable_grad(), view.still(), saved_tensors_hooks(keep, lambda tensor: tensor):
         seen = view(part)
         held = sum(output.nbytes for output in seen.values())
-    scale = size[0] * size[1] / part[0, 0].numel()
+    scale = len(images) * size[0] * size[1] / part[0, 0].numel()
     return scale * (BESIDES * (sum(kept.values()) + held) + REMEMBERED * part.nbytes)
 
 

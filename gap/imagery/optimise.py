@@ -14,8 +14,8 @@ from gap.errors import GapError
 from gap.imagery.canvas import Canvas
 from gap.imagery.objectives import Look, Objective
 
-# What names the layers of one network, or several, sees of images: their outputs.
-View = Callable[[Tensor], Mapping[str, Tensor]]
+# What the layers of one network, or several, make of images, by name.
+Outputs = Callable[[Tensor], Mapping[str, Tensor]]
 Method = Literal["lbfgs", "adam"]
 # How many of its steps L-BFGS remembers.
 HISTORY = 20
@@ -53,7 +53,7 @@ def stride(budget: Budget, images: Tensor, steps: int) -> float:
 def descend(
     canvas: Canvas,
     objective: Objective,
-    view: View,
+    view: Outputs,
     *,
     steps: int,
     size: float,
@@ -77,7 +77,7 @@ def descend(
 def optimise(
     canvas: Canvas,
     objective: Objective,
-    view: View,
+    view: Outputs,
     *,
     evaluations: int,
     method: Method = "lbfgs",
@@ -88,8 +88,7 @@ def optimise(
 
     `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do; `adam`
     takes steps of about `lr` (by default 0.02). Neither stops before its evaluations are used up; what is kept is the
-    best that was met. Raises GapError when
-    the network passes no gradient, or the objective is no longer a number.
+    best that was met. Raises GapError when the network passes no gradient, or the objective is no longer a number.
     """
     seen, best, least = 0, canvas.weights.detach().clone(), math.inf
     optimizer = _optimizer(canvas, method, lr, evaluations)
@@ -127,7 +126,7 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
     )
 
 
-def _look(canvas: Canvas, objective: Objective, view: View, step: int, steps: int) -> Sight:
+def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps: int) -> Sight:
     with torch.enable_grad():
         images = canvas()
         look = Look(images, view(images))

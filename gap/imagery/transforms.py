@@ -2,17 +2,26 @@
 
 import kornia.augmentation as K
 from torch import Tensor, nn
+from torch.nn import functional as F
+
+# What lies around a picture that is padded.
+GREY = 0.5
 
 
 class Shaken(nn.Module):
     """Images N x C x H x W moved by up to `jitter` pixels, turned by up to `rotate` degrees and scaled by up to `scale`
-    (a share), each in its own way at each call, the edge repeated (Olah et al., 2017)."""
+    (a share), each in its own way at each call, the edge repeated (Olah et al., 2017).
 
-    def __init__(self, jitter: int = 8, rotate: float = 5.0, scale: float = 0.1) -> None:
+    `pad` pixels of grey are put around them first, for what happens at the border of a picture is the padding's doing;
+    at last up to `crop` rows and columns go, so that no pixel lies at the same place of a stride every time.
+    """
+
+    def __init__(self, jitter: int = 8, rotate: float = 5.0, scale: float = 0.1, pad: int = 0, crop: int = 0) -> None:
         super().__init__()
-        self.jitter, self.rotate, self.scale = jitter, rotate, scale
+        self.jitter, self.rotate, self.scale, self.pad, self.crop = jitter, rotate, scale, pad, crop
 
     def forward(self, images: Tensor) -> Tensor:
+        images = F.pad(images, [self.pad] * 4, value=GREY)
         height, width = images.shape[-2:]
         shaken = K.RandomAffine(
             self.rotate,
@@ -21,5 +30,7 @@ class Shaken(nn.Module):
             padding_mode="border",
             p=1.0,
         )(images)
+        if self.crop:
+            shaken = K.RandomCrop((max(1, height - self.crop), max(1, width - self.crop)))(shaken)
         assert isinstance(shaken, Tensor)
         return shaken

@@ -1,17 +1,18 @@
 """Feature visualization: pictures that excite a class or a channel of a backbone, or that a layer takes for another."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Canvas, Fourier, Pixels
 from gap.imagery.features import Channel, Content, Logit, maps
+from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import Sight, descend, ignore, optimise, reach, stride
 from gap.imagery.transforms import Shaken
@@ -43,6 +44,7 @@ def visualize(
     size: tuple[int, int] | None = None,
     start: Tensor | None = None,
     prior: Prior = "none",
+    transforms: nn.Module | None = None,
     budget: Budget | None = None,
     steps: int = 128,
     seed: int = 0,
@@ -52,8 +54,9 @@ def visualize(
 
     Each begins at `start` (C x H x W), to which the feature is added, or at faint noise of (H, W), by default the
     backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
-    L2 distance between two pictures. Raises GapError for a layer or a channel that is not there, and for a size that
-    the backbone cannot take.
+    L2 distance between two pictures. What the backbone looks at goes through `transforms` first, images to images of
+    any size: with the natural prior `Shaken()` unless others are given, without it none. Raises GapError for a layer or
+    a channel that is not there, for a size that the backbone cannot take, and for more than memory holds.
     """
     layer = features[0].layer
     if any(feature.layer != layer for feature in features):
@@ -65,26 +68,23 @@ def visualize(
     view = View({"": prepared(backbone, images, [layer])})
     with torch.no_grad(), view.still():
         _check_channels(view(images[:1])[layer], features, backbone)
+    check_memory(view, images, (images.shape[2], images.shape[3]))
+    transforms = transforms or (Shaken() if prior == "natural" else nn.Identity())
+
+    def outputs(images: Tensor) -> Mapping[str, Tensor]:
+        return view(transforms(images))
+
     objective: Objective = Logit(channels) if layer == LOGITS else Channel(layer, channels)
     with view.still(), torch.random.fork_rng():
         torch.manual_seed(seed)
         if prior == "natural":
-            shaken = Shaken()
             count, colours, height, width = images.shape
             canvas: Canvas = Fourier(count, colours, (height, width), seed).to(images.device)
-            optimise(
-                canvas,
-                objective,
-                lambda images: view(shaken(images)),
-                evaluations=steps,
-                method="adam",
-                lr=0.05,
-                tell=tell,
-            )
+            optimise(canvas, objective, outputs, evaluations=steps, method="adam", lr=0.05, tell=tell)
         else:
             within = budget or reach(images)
             canvas = Pixels(images, within)
-            descend(canvas, objective, view, steps=steps, size=stride(within, images, steps), tell=tell)
+            descend(canvas, objective, outputs, steps=steps, size=stride(within, images, steps), tell=tell)
     return canvas.drawn()
 
 
@@ -101,6 +101,7 @@ def invert(
     (Mahendran and Vedaldi, 2015). The more robust the backbone, the more alike the two (Engstrom et al., 2019)."""
     images = _beginning(backbone, 1, (picture.shape[1], picture.shape[2]), None, seed)
     view = View({"": prepared(backbone, images, [layer])})
+    check_memory(view, images, (images.shape[2], images.shape[3]))
     with view.still():
         with torch.no_grad():
             target = maps(Look(picture[None], view(picture[None])), layer)

@@ -25,21 +25,21 @@ LEGEND_LETTERS = 88  # letters of legend that fit side by side under a plot
 BAR_LETTERS = 76  # letters of bar names that fit side by side
 
 
-def accuracy_against_epsilon(
+def accuracy_curves(
     curves: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str, xlabel: str
 ) -> bytes:
-    """Accuracy against the size of the budget, one curve per name, with its interval as a band.
+    """Accuracy against a size or a cost, one curve per name, with its interval as a band.
 
-    A point is (epsilon, accuracy, low, high), the last three shares in [0, 1]. Raises GapError when there is no point.
+    A point is (x, accuracy, low, high), the last three shares in [0, 1]. Raises GapError when there is no point.
     """
     figure, axes = _figure(curves, title)
     for number, (name, points) in enumerate(curves.items()):
-        epsilons, *shares = zip(*sorted(points), strict=True)
+        places, *shares = zip(*sorted(points), strict=True)
         accuracy, low, high = ([100 * share for share in column] for column in shares)
         style = _style(number)
-        axes.plot(epsilons, accuracy, label=_plain(name), **style)
-        axes.fill_between(epsilons, low, high, color=style["color"], alpha=0.18, linewidth=0)
-        axes.vlines(epsilons, low, high, color=style["color"], linewidth=1, alpha=0.6)
+        axes.plot(places, accuracy, label=_plain(name), **style)
+        axes.fill_between(places, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.vlines(places, low, high, color=style["color"], linewidth=1, alpha=0.6)
     axes.set(xlabel=_plain(xlabel), ylabel="accuracy", ylim=(-3, 103))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
     _legend(figure, axes)

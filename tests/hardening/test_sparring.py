@@ -16,6 +16,7 @@ from gap.frozen import frozen
 from gap.hardening.harden import HardenOptions, make_sparring
 from gap.hardening.sparring import BETA, KINDS, Sparring, closeness, parse_mix, portions, step_size
 from gap.hardening.starts import (
+    BlockStart,
     FedGeneratorStart,
     Generators,
     GeneratorStart,
@@ -40,6 +41,7 @@ def backward(loss: Tensor) -> None:
 
 STARTS = {
     "random": RandomStart,
+    "blocks": BlockStart,
     "generator": lambda: GeneratorStart(generator()),
     "noisy generator": lambda: GeneratorStart(generator(), 0.5),
     "population": lambda: GeneratorStart(generator(count=3)),
@@ -79,6 +81,21 @@ def test_more_steps_leave_less(pictures, net: nn.Module, budget: Budget) -> None
             )
         left.append(pictures.accuracy(bout.adversarial))
     assert left[0] > left[1] + 0.1 and left[1] >= left[2]
+
+
+def test_blocks_are_corners_of_the_ball_from_single_pixels_to_the_whole_picture() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((400, 2, 12, 16), 0.5)
+    start = BlockStart()
+    signs = (start(nn.Identity(), grey, torch.zeros(400), Budget("linf", 0.25)) - grey).sign()
+    assert signs.abs().min() == 1 and 0.4 < (signs > 0).float().mean() < 0.6
+    down = (signs.diff(dim=2) == 0).all(dim=(1, 2, 3)).float().mean()
+    across = (signs.diff(dim=3) == 0).all(dim=(1, 2, 3)).float().mean()
+    changes = (signs.diff(dim=3) != 0).float().mean(dim=(1, 2, 3))
+    assert 0.25 < down < 0.45 and 0.25 < across < 0.45
+    assert changes.max() > 0.45
+    far = start(nn.Identity(), grey, torch.zeros(400), Budget("l2", 1.5)) - grey
+    assert torch.allclose(far.flatten(1).norm(dim=1), torch.tensor(1.5), atol=1e-4)
 
 
 def test_without_projection_noise_adds_to_the_step(pictures, net: nn.Module) -> None:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from gap.models.classifiers import CifarResNet18, mnist_cnn
 from gap.models.taps import LOGITS, Taps
-from torch import Tensor
+from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier, Facts
@@ -179,6 +179,38 @@ def test_shaking_moves_each_picture_in_its_own_way() -> None:
     assert shaken.shape == images.shape
     assert (shaken[0] - shaken[1]).abs().max() > 0.05 and (shaken - images).abs().max() > 0.05
     assert torch.allclose(Shaken(0, 0.0, 0.0)(images), images, atol=1e-4)
+
+
+def test_padding_is_grey_and_cropping_moves_the_window() -> None:
+    torch.manual_seed(0)
+    images = picture(0)[None]
+    height, width = images.shape[-2:]
+    padded = Shaken(0, 0.0, 0.0, pad=3)(images)
+    assert torch.allclose(padded[..., 3:-3, 3:-3], images, atol=1e-4)
+    assert torch.allclose(padded[..., :3, :], torch.tensor(0.5), atol=1e-4)
+    windows = [Shaken(0, 0.0, 0.0, crop=4)(images) for _ in range(12)]
+    places = {
+        (top, left)
+        for window in windows
+        for top in range(5)
+        for left in range(5)
+        if torch.allclose(window, images[..., top : top + height - 4, left : left + width - 4], atol=1e-4)
+    }
+    assert len(places) > 5
+
+
+def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Classifier) -> None:
+    """A backbone that sees only the left half leaves the right one as it began."""
+
+    class LeftHalf(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images[..., : images.shape[-1] // 2]
+
+    start = picture(0)
+    drawn = visualize(backbone, [Feature("layer2", 1)], start=start, transforms=LeftHalf(), steps=4)[0]
+    half = start.shape[-1] // 2
+    assert torch.equal(drawn[..., half:], start[..., half:])
+    assert (drawn[..., :half] - start[..., :half]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gap.errors import GapError
-from gap.report.plots import COLOURS, MARKERS, accuracy_against_epsilon, bars, lines
+from gap.report.plots import COLOURS, MARKERS, accuracy_curves, bars, lines
 
 CURVE = [(0.2, 0.5, 0.4, 0.6), (0.1, 0.9, 0.85, 0.93)]
 
@@ -33,7 +33,7 @@ def axes_of(figures: list[Figure]) -> Axes:
 
 
 def test_accuracy_is_drawn_in_percent_in_order_of_epsilon_with_its_interval(drawn):
-    png = accuracy_against_epsilon({"pgd": CURVE}, "title", "epsilon")
+    png = accuracy_curves({"pgd": CURVE}, "title", "epsilon")
     axes = axes_of(drawn)
     (line,) = axes.get_lines()
     assert list(line.get_xdata()) == [0.1, 0.2]
@@ -48,7 +48,7 @@ def test_accuracy_is_drawn_in_percent_in_order_of_epsilon_with_its_interval(draw
 
 
 def test_curves_differ_in_colour_marker_or_dash_up_to_twenty(drawn):
-    accuracy_against_epsilon({f"attack {k}": CURVE for k in range(20)}, "", "")
+    accuracy_curves({f"attack {k}": CURVE for k in range(20)}, "", "")
     lines = axes_of(drawn).get_lines()
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
     assert len(looks) == 20
@@ -62,7 +62,7 @@ def test_every_name_stands_in_the_legend_as_it_is_written(drawn):
     names = ["_private", r"no $\formula{$", "runs/per-image", "50% {braces}"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        accuracy_against_epsilon(dict.fromkeys(names, CURVE), "$x", "y$")
+        accuracy_curves(dict.fromkeys(names, CURVE), "$x", "y$")
     shown = [text.get_text().replace(r"\$", "$") for text in drawn[-1].legends[0].get_texts()]
     assert shown == names
 
@@ -97,7 +97,7 @@ def test_lines_draws_each_series_by_step(drawn):
 
 
 @pytest.mark.parametrize(
-    ("plot", "labels"), [(accuracy_against_epsilon, ["label"]), (bars, ["label"]), (lines, ["one", "other"])]
+    ("plot", "labels"), [(accuracy_curves, ["label"]), (bars, ["label"]), (lines, ["one", "other"])]
 )
 def test_nothing_to_plot_is_one_clear_line(plot, labels):
     with pytest.raises(GapError, match="nothing to plot in 'title'"):
