@@ -141,7 +141,7 @@ class _Start(nn.Module):
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The same through gap."""
     manner = Manner(evaluations=evaluations, least=10**6, smoothness=0.0, colour_weight=0.0)
-    drawn = stylize(content, [style], backbone, manner=manner, tell=lambda sight: tick())
+    drawn = stylize(content, [style], backbone, manner=manner, tell=lambda progress: tick())
     return float(drawn.told.splitlines()[0].rpartition(":")[2])
 
 

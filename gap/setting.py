@@ -162,10 +162,11 @@ def accuracy(classifier: Classifier, split: Split, device: torch.device | str = 
     return right / max(1, len(split))
 
 
-def is_chance(share: float, classes: int, images: int) -> bool:
-    """Whether guessing one of so many classes is right that often on so many images."""
-    chance = 1 / classes
-    return share < chance + 2 * (chance * (1 - chance) / max(1, images)) ** 0.5
+def is_chance(share: float, classes: int, split: Split) -> bool:
+    """Whether guessing one of so many classes, or always saying the commonest, is right that often on a split."""
+    commonest = 0.0 if split.labels is None else split.labels.bincount().max().item() / len(split)
+    chance = max(1 / classes, commonest)
+    return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
 
 
 def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
@@ -173,7 +174,7 @@ def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | 
     if len(split) < 20:
         return
     share = accuracy(classifier, split, device)
-    if is_chance(share, classifier.facts.classes, len(split)):
+    if is_chance(share, classifier.facts.classes, split):
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
             " is it trained, and does it get its normalisation (--mean/--std)?",

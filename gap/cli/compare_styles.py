@@ -18,7 +18,7 @@ from gap.data.pictures import save_picture
 from gap.errors import GapError
 from gap.evaluation.layers import layer_robustness
 from gap.files import write_json
-from gap.imagery.ablations import Hand, ablated
+from gap.imagery.ablations import Painter, ablated
 from gap.imagery.canvas import resized
 from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, check_held_out, draw_all, lead
 from gap.imagery.stylize import Manner
@@ -49,7 +49,11 @@ def compare_styles(
         str, typer.Option("--judge", help="the classifier that measures, and that no drawing looked through")
     ] = "efficientnet-lite0",
     weights: Annotated[
-        list[str] | None, typer.Option("--weights", help="the style weights that each backbone tries, as 3,30,300")
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="the style weights that each backbone tries; far apart, or backbones meet at no content distance",
+        ),
     ] = None,
     size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of the longer side")] = 256,
     evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of a backbone for each drawing")] = 100,
@@ -74,25 +78,25 @@ def compare_styles(
     contents = [open_sized(path, channels, size).to(where) for path in content]
     styles = [open_sized(path, channels).to(where) for path in style]
     manner = Manner(evaluations=evaluations)
-    hands = [Hand(each.name, each, manner) for each in backbones]
-    hands += [ablated(hands[0], kind) for kind in dict.fromkeys(ablation or [])]
-    names = [hand.name for hand in hands]
+    painters = [Painter(each.name, each, manner) for each in backbones]
+    painters += [ablated(painters[0], kind) for kind in dict.fromkeys(ablation or [])]
+    names = [painter.name for painter in painters]
     tried = parse_numbers("--weights", weights) or list(WEIGHTS)
     for network in backbones:
         check_held_out(reader, network)
     mark(out)
     started = time.monotonic()
     drawn: list[Drawn] = []
-    for each in draw_all(contents, styles, hands, reader, weights=tried):
+    for each in draw_all(contents, styles, painters, reader, weights=tried):
         drawn.append(each)
-        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.hand} x {each.weight:g}"
+        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.painter} x {each.weight:g}"
         typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
         save_picture(each.picture, out / _file(each, content, style))
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
-    for row, hand in zip(rows, hands, strict=True):
-        row["entropy"] = sum(activation_entropy(hand, each) for each in contents) / len(contents)
-        row["robustness"] = _robustness(hand, [*contents, *styles][:MOST])
+    for row, painter in zip(rows, painters, strict=True):
+        row["entropy"] = sum(activation_entropy(painter, each) for each in contents) / len(contents)
+        row["robustness"] = _robustness(painter, [*contents, *styles][:MOST])
     columns = [
         Column("backbone", "backbone"),
         Column("style", "style distance", ".3g"),
@@ -122,7 +126,7 @@ def compare_styles(
         " content distances do not overlap are apart. R is within an L2 budget of a hundredth of the largest distance,"
         " over these pictures."
     )
-    curves = {name: _pareto([each for each in drawn if each.hand == name]) for name in names}
+    curves = {name: _pareto([each for each in drawn if each.painter == name]) for name in names}
     plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
     table = Act("Measured", text, [figure], Table(rows, columns))
@@ -140,14 +144,14 @@ def _pareto(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
     ]
 
 
-def _robustness(hand: Hand, pictures: Sequence[Tensor]) -> float:
+def _robustness(painter: Painter, pictures: Sequence[Tensor]) -> float:
     """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
-    mean over the layers that the hand looks at. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
-    size = hand.backbone.facts.size
+    mean over the painter's layers. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
+    size = painter.backbone.facts.size
     images = torch.stack([resized(each, size) for each in pictures])
     budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
-    layers = list(hand.manner.layers or default_layers(hand.backbone))
-    return fmean(each.value for each in layer_robustness(hand.backbone, layers, images, budget, steps=5))
+    layers = list(painter.manner.layers or default_layers(painter.backbone))
+    return fmean(each.value for each in layer_robustness(painter.backbone, layers, images, budget, steps=5))
 
 
 def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
@@ -156,9 +160,9 @@ def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, in
 
 def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
     """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
-    own = [each for pair in pairs for each in pair if each.hand == name]
+    own = [each for pair in pairs for each in pair if each.painter == name]
     leads = [
-        lead([each for each in pair if each.hand == name], [each for each in pair if each.hand == first])
+        lead([each for each in pair if each.painter == name], [each for each in pair if each.painter == first])
         for pair in pairs
     ]
     known = [each for each in leads if each is not None]
@@ -190,7 +194,7 @@ def _act(
 ) -> Act:
     """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
     of, like = pair[0].content, pair[0].style
-    by = {(each.hand, each.weight): each for each in pair}
+    by = {(each.painter, each.weight): each for each in pair}
     sliders = [
         Slider(
             _figure(by[names[0], weight].picture, names[0]),
@@ -209,7 +213,7 @@ def _figure(picture: Tensor, name: str) -> Figure:
 
 
 def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:
-    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.hand)
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.painter)
     names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
     return f"{names}-{backbone}-{drawn.weight:g}.png"
 
@@ -218,7 +222,7 @@ def _told(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> dict[
     return {
         "content": content[drawn.content].name,
         "style": style[drawn.style].name,
-        "backbone": drawn.hand,
+        "backbone": drawn.painter,
         "weight": drawn.weight,
         "content_distance": drawn.content_distance,
         "style_distance": drawn.style_distance,

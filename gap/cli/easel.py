@@ -24,7 +24,7 @@ from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
 from gap.files import writing
 from gap.imagery.canvas import resized, within
-from gap.imagery.optimise import Sight
+from gap.imagery.optimise import DrawingProgress
 from gap.imagery.stylize import Stylized
 from gap.setting import load_classifiers, parse_input
 from gap.training.machine import MachineOptions, make_accelerator
@@ -44,11 +44,11 @@ class Easel:
         self.step = self.steps = 0
         self.picture: Tensor | None = None
 
-    def __call__(self, sight: Sight) -> None:
-        self.step, self.steps = sight.step + 1, sight.steps
-        # Not the sight itself, which holds what every layer saw.
-        self.picture = sight.look.images[0].detach()
-        objective = sight.values.detach().mean().item()
+    def __call__(self, progress: DrawingProgress) -> None:
+        self.step, self.steps = progress.step + 1, progress.steps
+        # Not the progress itself, which holds what every layer saw.
+        self.picture = progress.look.images[0].detach()
+        objective = progress.values.detach().mean().item()
         figures = f"objective {objective:.4g}"
         if self.diary:
             self.diary.add_scalar("objective", objective, self.step)

@@ -9,7 +9,7 @@ from gap.artefact import claim_output, mark
 from gap.cli.easel import Easel, easel
 from gap.data.pictures import save_picture
 from gap.files import write_json
-from gap.imagery.grid import Try
+from gap.imagery.grid import Trial
 from gap.report.pictures import save_image, to_image
 from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, print_table
@@ -25,7 +25,7 @@ COLUMNS = [
 UNFINISHED = "unfinished.png"
 
 
-def keep_best(search: Callable[[Easel], Iterable[Try]], judge: str, out: Path) -> None:
+def keep_best(search: Callable[[Easel], Iterable[Trial]], judge: str, out: Path) -> None:
     """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
     the best so far in `out`."""
     folder = out.with_name(f"{out.stem}-grid")
@@ -33,7 +33,7 @@ def keep_best(search: Callable[[Easel], Iterable[Try]], judge: str, out: Path) -
     mark(folder)
     for old in folder.glob("[0-9][0-9].png"):
         old.unlink()
-    drawn: list[Try] = []
+    drawn: list[Trial] = []
     with easel(lambda picture: save_picture(picture, folder / UNFINISHED)) as stand:
         for each in search(stand):
             drawn.append(each)
@@ -46,7 +46,7 @@ def keep_best(search: Callable[[Easel], Iterable[Try]], judge: str, out: Path) -
     typer.echo(f"{folder / 'sheet.png'}\n{out}")
 
 
-def _keep(drawn: Sequence[Try], judge: str, folder: Path, out: Path) -> None:
+def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
     rows = _rows(drawn)
     save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
     save_picture(min(drawn, key=lambda each: each.score).picture, out)
@@ -58,7 +58,7 @@ def _keep(drawn: Sequence[Try], judge: str, folder: Path, out: Path) -> None:
     write_json(folder / "table.json", {"judge": judge, "rows": rows})
 
 
-def _rows(drawn: Sequence[Try]) -> list[dict[str, object]]:
+def _rows(drawn: Sequence[Trial]) -> list[dict[str, object]]:
     return [
         {
             "file": f"{number:02}.png",

@@ -39,7 +39,9 @@ class JudgeOptions(DataOptions, MachineOptions):
         description="one more attack, as to gap evaluate: what gap train left, or uap-sgd:images_seen=20000",
     )
     images: Annotated[int, Field(ge=1, description="how many test images, from the first on")] = 1000
-    fast: Annotated[bool, Field(description="the two white-box attacks (APGD) only")] = False
+    fast: Annotated[
+        bool, Field(description="the two white-box attacks (APGD) only, and a short black-box search of 200 images")
+    ] = False
     batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
 
 
@@ -94,6 +96,8 @@ def _show(found: dict[str, Any]) -> None:
     print_table(
         rows, [Column("check", "check"), Column("passed", "passed"), Column("evidence", "what was seen")], "gate"
     )
+    for left_out in found["unchecked"]:
+        typer.echo(f"not looked for: {left_out}")
     low, high = found["interval"]
     few = found["verdict"] == "inconclusive"
     why = f" (right on {found['right']} images, and fewer than {FEWEST} tell nothing; use more --images)" if few else ""

@@ -16,7 +16,7 @@ from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError
 from gap.imagery.canvas import resized
 from gap.imagery.compare import Judge, check_held_out
-from gap.imagery.grid import Try, search
+from gap.imagery.grid import Trial, search
 from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, STYLE_WEIGHT, Begin, Manner, Measure, shares_of
 from gap.imagery.stylize import stylize as work
 from gap.imagery.stylizer import FastStylizer, load_stylizer
@@ -172,7 +172,7 @@ def stylize(
         judged = Judge(reader, picture, paintings, shares)
         usual = default_layers(seer)
 
-        def tries(stand: Easel) -> Iterator[Try]:
+        def tries(stand: Easel) -> Iterator[Trial]:
             return search(lambda tried: ready(manner=tried, tell=stand).picture, judged, usual, manner)
 
         return keep_best(tries, judge, out)

@@ -1,5 +1,6 @@
 """A line-up: attacks by name or artefact, against classifiers, one row for each pair."""
 
+import math
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from gap.artefact import Artefact, is_artefact, open_artefact
 from gap.attacks.goals import GoalMaker, find_goal
+from gap.attacks.gradient import PGD
 from gap.attacks.named import attack_names, named_attack, start_of
 from gap.attacks.protocol import Attack
 from gap.attacks.trained import KINDS, AttackCard, attack_from, folder_name, own_budget
@@ -88,7 +90,7 @@ def run_lineup(
                 attack = make_attack(entrant, at, source, setting, seed)
                 for classifier in judged:
                     found = evaluate(
-                        attack,
+                        attack if classifier is source else carried(attack),
                         classifier,
                         setting.data.test,
                         images=images,
@@ -118,6 +120,11 @@ def make_attack(entrant: Entrant, budget: Budget | None, source: Classifier, set
         return train.batches(torch.randperm(len(train)).split(100), device)
 
     return named_attack(entrant.text, budget, source, batches)
+
+
+def carried(attack: Attack) -> Attack:
+    """An attack on its way to another classifier: a search goes on past the boundary of the one that it looks at."""
+    return replace(attack, confidence=math.inf) if isinstance(attack, PGD) else attack
 
 
 def check_entrants(entrants: Sequence[Entrant], setting: Setting) -> None:

@@ -91,6 +91,7 @@ class HardenOptions(DataOptions, MachineOptions):
     average: Annotated[
         float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
     ] = 0.02
+    beta: Annotated[float, Field(gt=0, description="trades: the weight of keeping the clean prediction")] = 6.0
     generator: SmallGeneratorOptions = SmallGeneratorOptions()
 
     @model_validator(mode="after")
@@ -127,7 +128,7 @@ def harden(
     classifier.load_state_dict(job.best or job.averaged.module.state_dict())
     classifier.eval()
     test = accuracy(classifier, data.test, accelerator.device)
-    if is_chance(test, classifier.facts.classes, len(data.test)):
+    if is_chance(test, classifier.facts.classes, data.test):
         warnings.warn(
             f"the classifier learned nothing within {options.budget}: it is right on {test:.1%} of the clean test"
             " images; try a smaller --budget, a longer --warmup or a smaller --lr",
@@ -142,6 +143,7 @@ def harden(
             "mix": parse_mix(options.attack),
             "steps": {sparring.name: sparring.steps for sparring in job.mix},
             "probe_accuracy": job.best_probe,
+            "mended": job.mended,
         },
         "data": data.describe(),
         "figures": {
@@ -208,7 +210,8 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = BlockStart(), options.steps
         case _:
             start, count = RandomStart(), options.steps
-    return Sparring(name, share, start, count, projected=kind != "fgsm", keeping=kind == "trades")
+    beta = options.beta if kind == "trades" else None
+    return Sparring(name, share, start, count, projected=kind != "fgsm", beta=beta)
 
 
 def _from_artefact(folder: str, channels: int) -> nn.Module:

@@ -19,7 +19,8 @@ from gap.hardening.sparring import Bout, Sparring, portions
 from gap.training.job import Backward, Job, Player
 
 # An accuracy under the probe this far below the best one, or below that under the sparring attacks, is a collapse.
-FALL, GAP = 0.2, 0.3
+FALL, LAG = 0.2, 0.3
+# Beyond this many gradient steps a collapse gives an attack no more.
 MOST_STEPS = 10
 
 
@@ -66,6 +67,7 @@ class HardenJob(Job):
         self.taken = 0
         self.best: dict[str, Tensor] = {}
         self.best_figures: dict[str, float] = {}
+        self.mended: list[str] = []
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         classifier = self.players["classifier"]
@@ -129,7 +131,7 @@ class HardenJob(Job):
         if self.taken < self.warmup:
             return
         fallen = probe < self.best_probe - FALL
-        deceived = figures["sparring_accuracy"] - probe > GAP
+        deceived = figures["sparring_accuracy"] - probe > LAG
         if probe > self.best_probe:
             self.best_figures = dict(figures)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
@@ -137,19 +139,22 @@ class HardenJob(Job):
             self._mend("fell" if fallen else "withstands only the attacks it trains with", probe)
 
     def _mend(self, what: str, probe: float) -> None:
-        if all(sparring.steps >= MOST_STEPS for sparring in self.mix):
-            return
-        for sparring in self.mix:
-            sparring.steps = min(MOST_STEPS, sparring.steps + 1)
-        self.players["classifier"].bare.load_state_dict(self.best)
-        self.averaged.module.load_state_dict(self.best)
-        steps = ", ".join(f"{sparring.name} {sparring.steps}" for sparring in self.mix)
-        warnings.warn(
-            f"the classifier {what}: {probe:.1%} left under the probe; back to the weights with {self.best_probe:.1%},"
-            f" and one more gradient step for every attack ({steps})",
-            GapWarning,
-            stacklevel=2,
-        )
+        """Bring back the best weights, if these are not they, and let every attack take one more gradient step."""
+        done = []
+        if probe < self.best_probe:
+            classifier = self.players["classifier"]
+            classifier.bare.load_state_dict(self.best)
+            self.averaged.module.load_state_dict(self.best)
+            classifier.optimizer.state.clear()  # its moments are those of the weights that fell
+            done.append(f"back to the weights with {self.best_probe:.1%}")
+        growing = [sparring for sparring in self.mix if sparring.steps < MOST_STEPS]
+        for sparring in growing:
+            sparring.steps += 1
+        if growing:
+            done.append("gradient steps from now on: " + ", ".join(f"{each.name} {each.steps}" for each in self.mix))
+        told = f"the classifier {what}: {probe:.1%} left under the probe; {'; '.join(done) or 'nothing is left to try'}"
+        self.mended.append(f"step {self.taken}: {told}")
+        warnings.warn(told, GapWarning, stacklevel=2)
 
     @property
     def best_probe(self) -> float:
@@ -174,10 +179,12 @@ class HardenJob(Job):
             "averaged": self.averaged.state_dict(),
             "best": self.best,
             "best_figures": self.best_figures,
+            "mended": self.mended,
         }
 
     def load_state(self, state: dict[str, Any]) -> None:
         self.taken, self.best, self.best_figures = state["taken"], state["best"], state["best_figures"]
+        self.mended = state["mended"]
         self.averaged.load_state_dict(state["averaged"])
         for sparring, steps in zip(self.mix, state["steps"], strict=True):
             sparring.steps = steps

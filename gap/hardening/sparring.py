@@ -20,23 +20,22 @@ KINDS = {
     "generator-start": "gradient steps from what such a U-Net makes, with noise of half the budget",
     "universal": "perturbations for all images, trained jointly; no gradient steps",
     "universal-start": "gradient steps from such perturbations, with noise of half the budget",
-    "fgsm": "one step from uniform noise of twice the budget, not projected (N-FGSM)",
+    "fgsm": "one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)",
     "pgd": "gradient steps from a random start",
     "blocks-start": "gradient steps from blocks of plus or minus epsilon, where Square Attack searches",
-    "trades": "the same, away from the clean prediction; the classifier learns to keep that (TRADES, beta 6)",
+    "trades": "the same, away from the clean prediction; the classifier learns to keep that (TRADES)",
 }
 # Those whose generator may be one that `gap train` left.
 FROM_ARTEFACTS = ("generator", "generator-start")
-# The weight of that divergence beside the cross-entropy of the clean images (Zhang et al., 2019).
-BETA = 6.0
 
 
 @dataclass
 class Sparring:
     """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on.
 
-    With `keeping`, it drives the prediction away from that of the clean image, whatever the label, and what the
-    classifier learns from it is to be right on the clean image and to keep that prediction (TRADES).
+    With `beta`, it drives the prediction away from that of the clean image, whatever the label, and what the
+    classifier learns from it is to be right on the clean image and, with that weight, to keep that prediction (TRADES,
+    Zhang et al., 2019). Where it is not `projected`, steps lead out of the ball (N-FGSM, de Jorge et al., 2022).
     """
 
     name: str
@@ -44,7 +43,13 @@ class Sparring:
     start: Start
     steps: int
     projected: bool = True
-    keeping: bool = False
+    beta: float | None = None
+
+    @property
+    def step_size(self) -> float:
+        """The size of each step, as a share of epsilon: within the ball one and a quarter in all and no step below a
+        quarter, so that steps can cross it; else one in all."""
+        return max(0.25, 1.25 / self.steps) if self.projected else 1 / self.steps
 
     def attack(
         self,
@@ -60,7 +65,7 @@ class Sparring:
         start = self.start(classifier, images, labels, budget)
         adversarial = start.detach()
         clean = None
-        if self.keeping:
+        if self.beta is not None:
             loss = closeness
             with torch.no_grad():
                 clean = classifier(images)
@@ -68,7 +73,7 @@ class Sparring:
             _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
             if step == 0 and backward:
                 self.start.learn(start, gradient, backward)
-            moved = adversarial - images - step_size(self.steps) * budget.epsilon * steepest(gradient, budget.norm)
+            moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
             adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
         return Bout(self, images, labels, start, adversarial)
@@ -88,15 +93,22 @@ class Bout:
     @property
     def seen(self) -> Tensor:
         """What the classifier is to look at to learn from this bout."""
-        return torch.cat([self.images, self.adversarial]) if self.sparring.keeping else self.adversarial
+        return torch.cat([self.images, self.adversarial]) if self.sparring.beta is not None else self.adversarial
 
     def lesson(self, logits: Tensor, smoothing: float) -> Tensor:
-        """The classifier's loss by its logits of what it saw, summed over the images."""
-        if not self.sparring.keeping:
+        """The classifier's loss by its logits of what it saw, summed over the images.
+
+        Where the start learns from this loss, its labels are not smoothed: an attack that followed a smoothed one would
+        make a sure classifier surer.
+        """
+        beta = self.sparring.beta
+        if self.adversarial.requires_grad:
+            smoothing = 0.0
+        if beta is None:
             return F.cross_entropy(logits, self.labels, label_smoothing=smoothing, reduction="sum")
         clean, attacked = logits.chunk(2)
         right = F.cross_entropy(clean, self.labels, label_smoothing=smoothing, reduction="sum")
-        return right - BETA * closeness(attacked, clean, None).sum()
+        return right - beta * closeness(attacked, clean, None).sum()
 
     def learn(self, backward: Backward) -> None:
         """Learn from the gradient of the classifier's loss by these images, which the attack wants high."""
@@ -111,11 +123,6 @@ def closeness(logits: Tensor, clean_logits: Tensor | None, goal: Goal | None) ->
     return -F.kl_div(attacked, clean, log_target=True, reduction="none").sum(dim=1)
 
 
-def step_size(steps: int) -> float:
-    """The size of each of so many steps, as a share of epsilon: one and a quarter in all, no step below a quarter."""
-    return max(0.25, 1.25 / steps)
-
-
 def parse_mix(texts: list[str]) -> dict[str, float]:
     """`["generator-start=0.3", "pgd=0.7"]` as shares that sum to 1; a name without a weight has weight 1.
 
@@ -124,16 +131,12 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for text in texts:
-        name, equals, number = text.partition("=")
+        name, weight = _weighed(text)
         kind, at, folder = name.partition("@")
         if kind not in KINDS:
             raise unknown("attack to train against", kind, KINDS)
         if at and (kind not in FROM_ARTEFACTS or not folder):
             raise GapError(f"only {' and '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
-        try:
-            weight = float(number) if equals else 1.0
-        except ValueError as error:
-            raise GapError(f"cannot read the weight of --attack {text!r}; write --attack {name}=0.5") from error
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
@@ -141,6 +144,19 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
     if total == 0:
         raise GapError("the weights of the attacks sum to 0; give one of them some, as --attack generator-start=1")
     return {name: weight / total for name, weight in weights.items() if weight}
+
+
+def _weighed(text: str) -> tuple[str, float]:
+    """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name."""
+    name, equals, number = text.rpartition("=")
+    if not equals:
+        return text, 1.0
+    try:
+        return name, float(number)
+    except ValueError as error:
+        if "@" in name:
+            return text, 1.0
+        raise GapError(f"cannot read the weight of --attack {text!r}; write --attack {name}=0.5") from error
 
 
 def portions(count: int, shares: list[float]) -> list[int]:

@@ -13,7 +13,7 @@ from gap.imagery.view import default_layers
 
 
 @dataclass(frozen=True, eq=False)
-class Hand:
+class Painter:
     """What draws: a backbone and its manner, under a name."""
 
     name: str
@@ -21,38 +21,38 @@ class Hand:
     manner: Manner
 
 
-def smoothed(hand: Hand) -> Hand:
+def smoothed(painter: Painter) -> Painter:
     """The same with the peaks of its layers' outputs smoothed by a softmax (SWAG, Wang et al., 2021)."""
-    return replace(hand, manner=replace(hand.manner, smoothed=True))
+    return replace(painter, manner=replace(painter.manner, smoothed=True))
 
 
-def shallow(hand: Hand) -> Hand:
+def shallow(painter: Painter) -> Painter:
     """The same looking at the first half of its layers only."""
-    layers = list(hand.manner.layers or default_layers(hand.backbone))
+    layers = list(painter.manner.layers or default_layers(painter.backbone))
     half = layers[: max(1, len(layers) // 2)]
-    return replace(hand, manner=replace(hand.manner, layers=half, content_layers=half[-1:]))
+    return replace(painter, manner=replace(painter.manner, layers=half, content_layers=half[-1:]))
 
 
-def random(hand: Hand, seed: int = 0) -> Hand:
+def random(painter: Painter, seed: int = 0) -> Painter:
     """The same network with weights that have learned nothing; raises GapError where some cannot be drawn anew."""
-    backbone = deepcopy(hand.backbone)
+    backbone = deepcopy(painter.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in backbone.modules():
             own = list(module.parameters(recurse=False))
             reset = getattr(module, "reset_parameters", None)
             if own and not callable(reset):
-                raise GapError(f"{hand.name} has weights that cannot be drawn anew ({type(module).__name__})")
+                raise GapError(f"{painter.name} has weights that cannot be drawn anew ({type(module).__name__})")
             if callable(reset):
                 reset()
-    return replace(hand, backbone=backbone.eval())
+    return replace(painter, backbone=backbone.eval())
 
 
-ABLATIONS: dict[str, Callable[[Hand], Hand]] = {"smoothed": smoothed, "shallow": shallow, "random": random}
+ABLATIONS: dict[str, Callable[[Painter], Painter]] = {"smoothed": smoothed, "shallow": shallow, "random": random}
 
 
-def ablated(hand: Hand, kind: str) -> Hand:
-    """A hand by the name of its ablation; raises GapError for an unknown one."""
+def ablated(painter: Painter, kind: str) -> Painter:
+    """A painter by the name of its ablation; raises GapError for an unknown one."""
     if kind not in ABLATIONS:
         raise unknown("ablation", kind, ABLATIONS)
-    return replace(ABLATIONS[kind](hand), name=f"{hand.name} {kind}")
+    return replace(ABLATIONS[kind](painter), name=f"{painter.name} {kind}")

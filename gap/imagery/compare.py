@@ -11,24 +11,24 @@ from torch import Tensor
 
 from gap.classifier import Classifier
 from gap.errors import GapError
-from gap.imagery.ablations import Hand
+from gap.imagery.ablations import Painter
 from gap.imagery.features import TINY, Content, Style, maps
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.stylize import shares_of, stylize
 from gap.imagery.view import View, default_content_layers, default_layers, prepared
 
 # The style weights that each backbone may try: its search budget.
-WEIGHTS = (3.0, 30.0, 300.0)
+WEIGHTS = (0.3, 3.0, 30.0, 300.0, 3000.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Drawn:
-    """One drawing: of which content and style (by number), by which hand, with which weight, and how far it is from
+    """One drawing: of which content and style (by number), by which painter, with which weight, and how far it is from
     both as the judge sees them (shares, as the objectives give them)."""
 
     content: int
     style: int
-    hand: str
+    painter: str
     weight: float
     picture: Tensor
     content_distance: float
@@ -38,22 +38,22 @@ class Drawn:
 def draw_all(
     contents: Sequence[Tensor],
     styles: Sequence[Tensor],
-    hands: Sequence[Hand],
+    painters: Sequence[Painter],
     judge: Classifier,
     *,
     weights: Sequence[float] = WEIGHTS,
 ) -> Iterator[Drawn]:
-    """Every content in every style by every hand, once for each weight, one after the other.
+    """Every content in every style by every painter, once for each weight, one after the other.
 
-    Raises GapError where the judge is the backbone of a hand.
+    Raises GapError where the judge is the backbone of a painter.
     """
-    for hand in hands:
-        check_held_out(judge, hand.backbone)
+    for painter in painters:
+        check_held_out(judge, painter.backbone)
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
         judged = Judge(judge, of, [like])
-        for hand, weight in product(hands, weights):
-            picture = stylize(of, [like], hand.backbone, manner=replace(hand.manner, style_weight=weight)).picture
-            yield Drawn(content, style, hand.name, weight, picture, *judged(picture))
+        for painter, weight in product(painters, weights):
+            picture = stylize(of, [like], painter.backbone, manner=replace(painter.manner, style_weight=weight)).picture
+            yield Drawn(content, style, painter.name, weight, picture, *judged(picture))
 
 
 def check_held_out(judge: Classifier, backbone: Classifier) -> None:
@@ -124,13 +124,13 @@ def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
 
 
 @torch.no_grad()
-def activation_entropy(hand: Hand, picture: Tensor) -> float:
-    """How evenly a picture's activations, as a hand sees them, are spread over a layer's channels and places: the
+def activation_entropy(painter: Painter, picture: Tensor) -> float:
+    """How evenly a picture's activations, as a painter sees them, are spread over a layer's channels and places: the
     entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
-    layers = list(hand.manner.layers or default_layers(hand.backbone))
-    view = View({"": prepared(hand.backbone, picture[None], layers)})
+    layers = list(painter.manner.layers or default_layers(painter.backbone))
+    view = View({"": prepared(painter.backbone, picture[None], layers)})
     with view.still():
-        if hand.manner.smoothed:
+        if painter.manner.smoothed:
             view.smooth(picture[None])
         seen = Look(picture[None], view(picture[None]))
     found = []

@@ -11,7 +11,7 @@ from gap.imagery.stylize import Manner
 
 
 @dataclass(frozen=True, eq=False)
-class Try:
+class Trial:
     """One drawing of a search, and how far it is from content and styles as the judge sees them (shares)."""
 
     weight: float
@@ -32,11 +32,11 @@ def search(
     usual: Sequence[str],
     manner: Manner,
     weights: Sequence[float] = WEIGHTS,
-) -> Iterator[Try]:
+) -> Iterator[Trial]:
     """Draw once for each style weight and each of `layer_sets`, of the manner's layers or the `usual`."""
     for layers, weight in product(layer_sets(list(manner.layers or usual)), weights):
         picture = draw(replace(manner, layers=layers, style_weight=weight))
-        yield Try(weight, layers, picture, *judge(picture))
+        yield Trial(weight, layers, picture, *judge(picture))
 
 
 def layer_sets(layers: list[str]) -> list[list[str]]:

@@ -26,7 +26,7 @@ REACH = 0.25
 
 
 @dataclass(frozen=True)
-class Sight:
+class DrawingProgress:
     """What a listener sees at each of `steps` evaluations: the images as they are, the look at them, N values."""
 
     step: int
@@ -35,7 +35,7 @@ class Sight:
     values: Tensor
 
 
-def ignore(sight: Sight) -> None:
+def ignore(progress: DrawingProgress) -> None:
     """The listener that nobody is."""
 
 
@@ -57,7 +57,7 @@ def descend(
     *,
     steps: int,
     size: float,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> None:
     """Move each image of a canvas `steps` times, by an L2 length of `size`, down its own gradient of an objective.
 
@@ -65,11 +65,11 @@ def descend(
     The listener hears of the start too. Raises GapError when the network passes no gradient.
     """
     for step in range(steps + 1):
-        sight = _look(canvas, objective, view, step, steps + 1)
-        tell(sight)
+        progress = _look(canvas, objective, view, step, steps + 1)
+        tell(progress)
         if step == steps:
             return
-        (gradient,) = torch.autograd.grad(sight.values.sum(), canvas.weights)
+        (gradient,) = torch.autograd.grad(progress.values.sum(), canvas.weights)
         canvas.weights.data = canvas.weights.data - size * steepest(gradient, "l2")
         canvas.settle()
 
@@ -82,7 +82,7 @@ def optimise(
     evaluations: int,
     method: Method = "lbfgs",
     lr: float | None = None,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> None:
     """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
 
@@ -96,11 +96,11 @@ def optimise(
     def evaluate() -> float:
         nonlocal seen, best, least
         canvas.settle()
-        sight = _look(canvas, objective, view, seen, evaluations)
-        tell(sight)
+        progress = _look(canvas, objective, view, seen, evaluations)
+        tell(progress)
         seen += 1
         # The values are shares, about 1: L-BFGS wants the gradient by a pixel, not the value, to be of that order.
-        value = sight.values.sum() * canvas.weights[0].numel()
+        value = progress.values.sum() * canvas.weights[0].numel()
         if value < least:
             best, least = canvas.weights.detach().clone(), value.item()
         (gradient,) = torch.autograd.grad(value, canvas.weights)
@@ -126,7 +126,7 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
     )
 
 
-def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps: int) -> Sight:
+def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps: int) -> DrawingProgress:
     with torch.enable_grad():
         images = canvas()
         look = Look(images, view(images))
@@ -134,4 +134,4 @@ def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps:
     check_differentiable(values)
     if not values.isfinite().all():
         raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower --lr")
-    return Sight(step, steps, look, values)
+    return DrawingProgress(step, steps, look, values)

@@ -15,7 +15,7 @@ from gap.imagery.canvas import Pixels, resized, within
 from gap.imagery.features import Colours, Content, Moments, Sliced, Style, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective, Variation
-from gap.imagery.optimise import Method, Sight, ignore, optimise
+from gap.imagery.optimise import DrawingProgress, Method, ignore, optimise
 from gap.imagery.view import (
     Padding,
     Pooling,
@@ -112,7 +112,7 @@ def stylize(
     masks: Sequence[Tensor] | None = None,
     start: Tensor | None = None,
     manner: Manner | None = None,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Stylized:
     """Draw the content of one picture in the style of others.
 
@@ -163,7 +163,7 @@ def texture(
     backbone: Classifier,
     *,
     manner: Manner | None = None,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Stylized:
     """The style of a picture alone, C x H x W, drawn from noise at any size (Gatys et al., 2015)."""
     manner = manner or Manner()
@@ -264,8 +264,8 @@ def _beginning(content: Tensor, start: Tensor | None, manner: Manner) -> Tensor:
     return torch.rand(content.shape, generator=generator).to(content.device) * 0.5 + 0.25
 
 
-def _counted(tell: Callable[[Sight], None], done: int, evaluations: int) -> Callable[[Sight], None]:
-    return lambda sight: tell(replace(sight, step=done + sight.step, steps=evaluations))
+def _counted(tell: Callable[[DrawingProgress], None], done: int, evaluations: int) -> Callable[[DrawingProgress], None]:
+    return lambda progress: tell(replace(progress, step=done + progress.step, steps=evaluations))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.imagery.canvas import Pixels
 from gap.imagery.features import Logit
-from gap.imagery.optimise import Sight, descend, reach, stride
+from gap.imagery.optimise import DrawingProgress, descend, reach, stride
 from gap.imagery.view import View
 from gap.models.taps import LOGITS, Taps
 
@@ -37,9 +37,9 @@ def traverse(
     pictures: list[Tensor] = []
     shares: list[Tensor] = []
 
-    def keep(sight: Sight) -> None:
-        pictures.append(sight.look.images.detach().clone())
-        shares.append(sight.look.layers[LOGITS].detach().float().softmax(dim=1))
+    def keep(progress: DrawingProgress) -> None:
+        pictures.append(progress.look.images.detach().clone())
+        shares.append(progress.look.layers[LOGITS].detach().float().softmax(dim=1))
 
     with view.still():
         descend(canvas, Logit(classes), view, steps=steps, size=stride(budget, images, steps), tell=keep)

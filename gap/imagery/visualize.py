@@ -14,7 +14,7 @@ from gap.imagery.canvas import Canvas, Fourier, Pixels
 from gap.imagery.features import Channel, Content, Logit, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective
-from gap.imagery.optimise import Sight, descend, ignore, optimise, reach, stride
+from gap.imagery.optimise import DrawingProgress, descend, ignore, optimise, reach, stride
 from gap.imagery.transforms import Shaken
 from gap.imagery.view import View, prepared
 from gap.models.taps import LOGITS
@@ -48,7 +48,7 @@ def visualize(
     budget: Budget | None = None,
     steps: int = 128,
     seed: int = 0,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Tensor:
     """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
 
@@ -95,7 +95,7 @@ def invert(
     *,
     steps: int = 128,
     seed: int = 0,
-    tell: Callable[[Sight], None] = ignore,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Tensor:
     """What a layer keeps of a picture (C x H x W in [0, 1]): another one, from noise, with the same output there
     (Mahendran and Vedaldi, 2015). The more robust the backbone, the more alike the two (Engstrom et al., 2019)."""

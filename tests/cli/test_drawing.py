@@ -13,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from gap.cli.easel import Easel
 from gap.data.named import load_data
-from gap.imagery.optimise import Sight
+from gap.imagery.optimise import DrawingProgress
 from gap.report.pictures import save_image, to_image
 
 
@@ -227,9 +227,9 @@ def test_memory_that_will_not_suffice_is_said_before(
 def test_a_drawing_that_a_signal_ends_is_kept(
     run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def ended_in_the_middle(self: Easel, sight: Sight) -> None:
-        listen(self, sight)
-        if sight.step == 2:
+    def ended_in_the_middle(self: Easel, progress: DrawingProgress) -> None:
+        listen(self, progress)
+        if progress.step == 2:
             signal.raise_signal(number)
 
     listen, before = Easel.__call__, signal.getsignal(number)

@@ -1,14 +1,16 @@
 import copy
+from functools import partial
 
 import pytest
 import torch
+from gap.models.generators import make_generator
 from torch import nn
 
 from gap.budget import Budget
 from gap.errors import GapWarning
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import Sparring
-from gap.hardening.starts import RandomStart
+from gap.hardening.starts import Generators, GeneratorStart, RandomStart
 from gap.training.job import adam
 
 BUDGET = Budget("linf", 0.1)
@@ -43,7 +45,7 @@ def test_it_hardens(pictures) -> None:
 
 def test_trades_hardens_and_stays_right(pictures) -> None:
     torch.manual_seed(0)
-    mix = [Sparring("trades", 1.0, RandomStart(), 2, keeping=True)]
+    mix = [Sparring("trades", 1.0, RandomStart(), 2, beta=6.0)]
     job = HardenJob(adam(copy.deepcopy(pictures.net), 0.003), mix, BUDGET, decay=0.5, clean=0.1)
 
     def left() -> dict[str, float]:
@@ -130,11 +132,71 @@ def test_a_collapse_brings_back_the_best_weights_and_adds_a_step(pictures, colla
     job.step(pictures.images[:8], pictures.labels[:8], backward)
     job.judged(found(0.6))
     job.step(pictures.images[:8], pictures.labels[:8], backward)
-    with pytest.warns(GapWarning, match="one more gradient step"):
+    with pytest.warns(GapWarning, match="back to the weights with 60.0%; gradient steps from now on: fgsm 2, pgd 3"):
         job.judged(collapse)
     assert [sparring.steps for sparring in job.mix] == [2, 3]
+    assert not job.players["classifier"].optimizer.state
+    assert job.state()["mended"] == job.mended and job.mended[0].startswith("step 2: the classifier")
     for network in (job.players["classifier"].network, job.averaged.module):
         assert all(torch.equal(value, job.best[name]) for name, value in network.state_dict().items())
+
+
+def test_a_collapse_under_many_steps_takes_none_away_and_is_told(pictures) -> None:
+    job = make(pictures.net)
+    for sparring in job.mix:
+        sparring.steps = 20
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    job.judged(found(0.6))
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    with pytest.warns(GapWarning, match="fell: 10.0% left under the probe; back to the weights with 60.0%$"):
+        job.judged(found(0.1))
+    assert [sparring.steps for sparring in job.mix] == [20, 20]
+    assert torch.equal(job.players["classifier"].network[1].weight, job.best["1.weight"])
+
+
+def test_the_probe_catches_who_is_robust_to_its_generator_alone(pictures) -> None:
+    """The plain form: the classifier learns what its generator does, and falls to gradients. With the probe it gets
+    gradient steps, and withstands them better than without."""
+
+    def trained(watched: bool) -> tuple[HardenJob, float]:
+        torch.manual_seed(0)
+        generator = Generators(partial(make_generator, 1, encoder="strided-32", decoder=[16, 8], fold=2))
+        mix = [Sparring("generator", 1.0, GeneratorStart(adam(generator, 0.005)), 0)]
+        job = HardenJob(adam(copy.deepcopy(pictures.net), 0.01), mix, Budget("linf", 0.06), decay=0.5, watched=watched)
+        for step in range(120):
+            job.step(pictures.images, pictures.labels, backward)
+            if step % 20 == 19:
+                with torch.no_grad():
+                    judged = job.judge(pictures.images, pictures.labels)
+                job.judged({name: each.double().mean().item() for name, each in judged.items()})
+        return job, job.best_probe
+
+    plain, left_plain = trained(watched=False)
+    with pytest.warns(GapWarning, match="withstands only the attacks it trains with"):
+        caught, left_caught = trained(watched=True)
+    assert plain.mix[0].steps == 0 and not plain.mended
+    assert caught.mix[0].steps > 0 and left_caught > left_plain + 0.1
+
+
+def test_the_averages_norms_have_the_statistics_of_its_weights(pictures) -> None:
+    """What the average gives in eval mode is what it gives with statistics taken anew from what it learned on."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(144, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 4))
+    mix = [Sparring("pgd", 1.0, RandomStart(), 1)]
+    job = HardenJob(adam(network, 0.001), mix, BUDGET, decay=0.9)
+    for _ in range(120):
+        job.step(pictures.images, pictures.labels, backward)
+    averaged = job.averaged.module.eval()
+    with torch.no_grad():
+        attacked = mix[0].attack(averaged, pictures.images, pictures.labels, BUDGET, job.loss).adversarial
+        kept = averaged(attacked)
+        anew = copy.deepcopy(averaged)
+        anew[2].reset_running_stats()
+        anew[2].momentum = None
+        anew.train()(attacked)
+        fresh = anew.eval()(attacked)
+    apart = ((kept - fresh).abs().mean() / fresh.std()).item()
+    assert apart < 0.1
 
 
 def test_who_does_not_watch_sees_no_collapse(pictures) -> None:

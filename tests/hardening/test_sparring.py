@@ -14,7 +14,7 @@ from gap.classifier import load_classifier
 from gap.errors import GapError
 from gap.frozen import frozen
 from gap.hardening.harden import HardenOptions, make_sparring
-from gap.hardening.sparring import BETA, KINDS, Sparring, closeness, parse_mix, portions, step_size
+from gap.hardening.sparring import KINDS, Sparring, closeness, parse_mix, portions
 from gap.hardening.starts import (
     BlockStart,
     FedGeneratorStart,
@@ -105,13 +105,14 @@ def test_without_projection_noise_adds_to_the_step(pictures, net: nn.Module) -> 
             net, torch.full((50, 1, 12, 12), 0.5), pictures.labels[:50], Budget("linf", 0.1), LOSS
         )
     moved = (bout.adversarial - 0.5).abs()
-    assert 0.3 < moved.max() <= 0.325 + 1e-6
+    assert 0.29 < moved.max() <= 0.3 + 1e-6
 
 
-@pytest.mark.parametrize("steps", [0, 1])
+@pytest.mark.parametrize(("steps", "smoothing"), [(0, 0.0), (0, 0.3), (1, 0.0)])
 @pytest.mark.parametrize("name", ["generator", "population", "fed generator", "universal"])
-def test_starts_learn_to_do_harm(pictures, net: nn.Module, name: str, steps: int) -> None:
-    """From the first gradient step where there is one, else from the gradient of the classifier's own loss."""
+def test_starts_learn_to_do_harm(pictures, net: nn.Module, name: str, steps: int, smoothing: float) -> None:
+    """From the first gradient step where there is one, else from the gradient of the classifier's own loss, which must
+    not praise a sure classifier for being less sure."""
     torch.manual_seed(0)
     budget, start = BUDGETS[0], STARTS[name]()
     sparring = Sparring(name, 1.0, start, steps)
@@ -125,7 +126,7 @@ def test_starts_learn_to_do_harm(pictures, net: nn.Module, name: str, steps: int
         with frozen(net):
             bout = sparring.attack(net, pictures.images, pictures.labels, budget, LOSS, backward)
         if steps == 0:
-            nn.functional.cross_entropy(net(bout.adversarial), pictures.labels).backward()
+            bout.lesson(net(bout.seen), smoothing).backward()
         bout.learn(backward)
     assert left() < before - 0.2
 
@@ -191,7 +192,7 @@ def test_trades_keeps_the_clean_prediction(pictures, net: nn.Module) -> None:
     """Its images are far from the clean prediction, also of a wrong label; its lesson is Zhang et al.'s sum."""
     torch.manual_seed(0)
     images, labels = pictures.images[:50], (pictures.labels[:50] + 1) % 4
-    sparring = Sparring("trades", 1.0, RandomStart(), 3, keeping=True)
+    sparring = Sparring("trades", 1.0, RandomStart(), 3, beta=6.0)
     with frozen(net), torch.no_grad():
         bout = sparring.attack(net, images, labels, BUDGETS[0], LOSS)
         random = RandomStart()(net, images, labels, BUDGETS[0])
@@ -199,7 +200,7 @@ def test_trades_keeps_the_clean_prediction(pictures, net: nn.Module) -> None:
     assert BUDGETS[0].measure(bout.adversarial - images).max() <= 0.1 + 1e-6
     assert closeness(attacked, clean, None).mean() < 2 * closeness(net(random), clean, None).mean() < 0
     assert torch.equal(bout.seen, torch.cat([images, bout.adversarial]))
-    expected = nn.functional.cross_entropy(clean, labels) - BETA * closeness(attacked, clean, None).mean()
+    expected = nn.functional.cross_entropy(clean, labels) - 6.0 * closeness(attacked, clean, None).mean()
     lesson = bout.lesson(torch.cat([clean, attacked]), 0.0) / 50
     assert lesson.item() == pytest.approx(expected.item(), rel=1e-4)
 
@@ -212,6 +213,8 @@ def test_mix_sums_to_one() -> None:
         "generator-start@a/b": 0.75,
         "generator-start": 0.25,
     }
+    assert parse_mix(["generator-start@runs/lr=0.1/g", "pgd=3"]) == {"generator-start@runs/lr=0.1/g": 0.25, "pgd": 0.75}
+    assert parse_mix(["generator@lr=0.1/g=3", "pgd"]) == {"generator@lr=0.1/g": 0.75, "pgd": 0.25}
     assert parse_mix(["pgd", "pgd", "fgsm=2"]) == {"pgd": 0.5, "fgsm": 0.5}
 
 
@@ -242,7 +245,8 @@ def test_portions_are_fair_and_whole(count: int, shares: list[float]) -> None:
 
 @given(st.integers(1, 100))
 def test_steps_can_cross_the_ball(steps: int) -> None:
-    assert steps * step_size(steps) >= 1.25
+    assert steps * Sparring("pgd", 1.0, RandomStart(), steps).step_size >= 1.25
+    assert steps * Sparring("fgsm", 1.0, RandomStart(), steps, projected=False).step_size == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -251,8 +255,8 @@ def test_every_kind_can_be_made(kind: str) -> None:
     options = HardenOptions.read({"classifier": "mnist-cnn", "budget": "linf:0.1", "generator": small})
     made, images = load_classifier("mnist-cnn"), torch.rand(4, 1, 28, 28)
     sparring = make_sparring(kind, 0.5, options, made)
-    assert (sparring.name, sparring.share, sparring.projected, sparring.keeping) == (
-        kind, 0.5, kind != "fgsm", kind == "trades",
+    assert (sparring.name, sparring.share, sparring.projected, sparring.beta) == (
+        kind, 0.5, kind != "fgsm", 6.0 if kind == "trades" else None,
     )  # fmt: skip
     with frozen(made):
         bout = sparring.attack(made, images, torch.arange(4), Budget("linf", 0.1), LOSS, backward)

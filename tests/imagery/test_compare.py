@@ -9,7 +9,7 @@ from torch import nn
 
 from gap.classifier import Classifier, Facts
 from gap.errors import GapError
-from gap.imagery.ablations import Hand, ablated
+from gap.imagery.ablations import Painter, ablated
 from gap.imagery.compare import Drawn, Judge, activation_entropy, draw_all, lead
 from gap.imagery.stylize import Manner
 from gap.imagery.view import View, prepared
@@ -56,32 +56,33 @@ def test_the_judge_weighs_styles() -> None:
 
 
 def test_ablations_change_what_they_say_and_nothing_else() -> None:
-    hand = Hand("net", net(seed=3), Manner(evaluations=3))
-    same = [parameter.clone() for parameter in hand.backbone.parameters()]
-    shallow = ablated(hand, "shallow")
+    painter = Painter("net", net(seed=3), Manner(evaluations=3))
+    same = [parameter.clone() for parameter in painter.backbone.parameters()]
+    shallow = ablated(painter, "shallow")
     assert (shallow.name, shallow.manner.layers, shallow.manner.content_layers) == (
         "net shallow",
         ["relu2_x", "relu3_x"],
         ["relu3_x"],
     )
-    assert ablated(hand, "smoothed").manner == Manner(evaluations=3, smoothed=True)
-    random = ablated(hand, "random")
+    assert ablated(painter, "smoothed").manner == Manner(evaluations=3, smoothed=True)
+    random = ablated(painter, "random")
     changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]
-    assert all(changed) and random.manner == hand.manner
-    assert all(torch.equal(a, b) for a, b in zip(hand.backbone.parameters(), same, strict=True))
+    assert all(changed) and random.manner == painter.manner
+    assert all(torch.equal(a, b) for a, b in zip(painter.backbone.parameters(), same, strict=True))
     with pytest.raises(GapError, match="did you mean smoothed"):
-        ablated(hand, "smooth")
+        ablated(painter, "smooth")
 
 
-def test_a_smoothed_hand_sees_evener() -> None:
-    hand, content = Hand("net", net(), Manner()), torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
-    assert activation_entropy(ablated(hand, "smoothed"), content) > activation_entropy(hand, content) + 0.01
+def test_a_smoothed_painter_sees_evener() -> None:
+    painter = Painter("net", net(), Manner())
+    content = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
+    assert activation_entropy(ablated(painter, "smoothed"), content) > activation_entropy(painter, content) + 0.01
 
 
 def test_a_judge_that_draws_is_refused() -> None:
-    hand, content = Hand("net", net(), Manner(evaluations=1)), torch.rand(3, 32, 32)
+    painter, content = Painter("net", net(), Manner(evaluations=1)), torch.rand(3, 32, 32)
     with pytest.raises(GapError, match="cannot judge what it draws itself"):
-        list(draw_all([content], [content], [hand], net("twin")))
+        list(draw_all([content], [content], [painter], net("twin")))
 
 
 def test_smoothing_takes_the_peaks_out() -> None:
@@ -98,17 +99,17 @@ def test_smoothing_takes_the_peaks_out() -> None:
 def test_every_pair_by_every_backbone_and_weight() -> None:
     pictures = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     manner = Manner(evaluations=6, smoothness=0.0)
-    hands = [Hand("one", net("one"), manner), Hand("two", net("two", 1), manner)]
+    painters = [Painter("one", net("one"), manner), Painter("two", net("two", 1), manner)]
     drawn = list(
         draw_all(
             pictures[:1],
             pictures[1:],
-            hands,
+            painters,
             net("judge", 2),
             weights=(1.0, 90.0),
         )
     )
-    assert [(each.style, each.hand, each.weight) for each in drawn] == [
+    assert [(each.style, each.painter, each.weight) for each in drawn] == [
         (style, name, weight) for style in (0, 1) for name in ("one", "two") for weight in (1.0, 90.0)
     ]
     for light, heavy in zip(drawn[::2], drawn[1::2], strict=True):
@@ -129,7 +130,7 @@ def test_entropy_is_1_where_all_are_alike_and_0_where_one_is_all() -> None:
     def entropy(peak: bool) -> float:
         network = nn.Sequential(Stage(peak), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         seen = Classifier(network, Facts(3, (8, 8), 9), name="a", architecture="a")
-        return activation_entropy(Hand("a", seen, Manner()), torch.rand(3, 8, 8))
+        return activation_entropy(Painter("a", seen, Manner()), torch.rand(3, 8, 8))
 
     assert entropy(peak=False) == pytest.approx(1.0)
     assert entropy(peak=True) == pytest.approx(0.0, abs=1e-6)

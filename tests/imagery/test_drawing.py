@@ -11,7 +11,7 @@ from gap.classifier import Classifier, Facts
 from gap.errors import GapError
 from gap.imagery.canvas import Fourier, Pixels
 from gap.imagery.objectives import Leash
-from gap.imagery.optimise import Sight, optimise
+from gap.imagery.optimise import DrawingProgress, optimise
 from gap.imagery.stylize import Manner, stylize, texture
 from gap.imagery.transforms import Shaken
 from gap.imagery.view import default_layers, prepared
@@ -35,18 +35,18 @@ def picture(seed: int, height: int = 40, width: int = 32) -> Tensor:
     return (0.5 + 0.4 * waves * torch.rand(3, 1, 1, generator=generator)).clamp(0, 1)
 
 
-def heard(sights: list[Sight]) -> list[float]:
-    return [sight.values.sum().item() for sight in sights]
+def heard(told: list[DrawingProgress]) -> list[float]:
+    return [progress.values.sum().item() for progress in told]
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
 def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
-    sights: list[Sight] = []
+    told: list[DrawingProgress] = []
     canvas = Pixels(torch.full((1, 3, 6, 6), 0.5))
     goal = picture(0, 6, 6)[None]
-    optimise(canvas, Leash(goal), lambda images: {}, evaluations=40, method=method, tell=sights.append)
-    assert [sight.step for sight in sights] == list(range(40))
-    assert heard(sights)[-1] < 0.1 * heard(sights)[0]
+    optimise(canvas, Leash(goal), lambda images: {}, evaluations=40, method=method, tell=told.append)
+    assert [progress.step for progress in told] == list(range(40))
+    assert heard(told)[-1] < 0.1 * heard(told)[0]
     assert canvas.drawn().min() >= 0 and canvas.drawn().max() <= 1
 
 
@@ -58,13 +58,13 @@ def test_what_is_kept_is_the_best_that_was_met() -> None:
 
 
 def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
-    sights: list[Sight] = []
+    told: list[DrawingProgress] = []
     backbone.train()
     before = {name: (value.clone(), value.stride()) for name, value in backbone.state_dict().items()}
-    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, manner=QUICK, tell=sights.append)
-    assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(sights)
+    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, manner=QUICK, tell=told.append)
+    assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(told)
     assert drawn.picture.min() >= 0 and drawn.picture.max() <= 1
-    assert heard(sights)[-1] < 0.5 * heard(sights)[0]
+    assert heard(told)[-1] < 0.5 * heard(told)[0]
     assert "style at relu2_x" in drawn.told and "content at relu4_x" in drawn.told
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name][0]) and value.stride() == before[name][1]
@@ -133,12 +133,12 @@ def test_one_channel_and_no_residual_stages() -> None:
 def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) -> None:
     budget = Budget("l2", 3.0)
     for layer in ("logits", "layer2"):
-        sights: list[Sight] = []
+        told: list[DrawingProgress] = []
         features = [Feature(layer, 1), Feature(layer, 5)]
-        drawn = visualize(backbone, features, budget=budget, steps=10, tell=sights.append)
+        drawn = visualize(backbone, features, budget=budget, steps=10, tell=told.append)
         assert drawn.shape == (2, 3, 32, 32)
-        assert (budget.measure(drawn - sights[0].look.images) <= 3.001).all()
-        assert (sights[-1].values < sights[0].values).all()
+        assert (budget.measure(drawn - told[0].look.images) <= 3.001).all()
+        assert (told[-1].values < told[0].values).all()
 
 
 def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> None:
@@ -150,10 +150,10 @@ def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> Non
 
 
 def test_with_natural_priors(backbone: Classifier) -> None:
-    sights: list[Sight] = []
-    drawn = visualize(backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=sights.append)
+    told: list[DrawingProgress] = []
+    drawn = visualize(backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=told.append)
     assert drawn.shape == (1, 3, 48, 40) and drawn.min() >= 0 and drawn.max() <= 1
-    assert heard(sights)[-1] < heard(sights)[0]
+    assert heard(told)[-1] < heard(told)[0]
 
 
 def test_a_layer_is_inverted(backbone: Classifier) -> None:
@@ -292,11 +292,11 @@ def test_other_ways_to_look_draw_too(backbone: Classifier, manner: Manner) -> No
 
 
 def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
-    sights: dict[str, list[Sight]] = {"bf16": [], "fp32": []}
-    for precision, seen in sights.items():
+    told: dict[str, list[DrawingProgress]] = {"bf16": [], "fp32": []}
+    for precision, seen in told.items():
         manner = Manner(evaluations=2, precision=precision, start="noise")
         stylize(picture(0), [picture(1)], backbone, manner=manner, tell=seen.append)
-    half, whole = (seen[0] for seen in sights.values())
+    half, whole = (seen[0] for seen in told.values())
     assert half.values.dtype == torch.float32
     assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
     assert half.values.item() != whole.values.item()

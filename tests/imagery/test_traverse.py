@@ -12,7 +12,7 @@ from gap.classifier import Classifier, Facts
 from gap.errors import GapError
 from gap.imagery.canvas import Pixels
 from gap.imagery.objectives import Leash
-from gap.imagery.optimise import Sight, descend, reach
+from gap.imagery.optimise import DrawingProgress, descend, reach
 from gap.imagery.traverse import traverse
 
 
@@ -41,14 +41,14 @@ def test_a_walk_ends_at_its_class_inside_the_budget(pictures, budget: Budget | N
 
 
 def test_steps_have_one_length_and_are_heard(pictures) -> None:
-    heard: list[Sight] = []
+    heard: list[DrawingProgress] = []
     start, goal = torch.full((2, 1, 12, 12), 0.5), torch.full((2, 1, 12, 12), 0.6)
     canvas = Pixels(start)
     descend(canvas, Leash(goal), lambda images: {}, steps=4, size=0.2, tell=heard.append)
-    assert [sight.step for sight in heard] == [0, 1, 2, 3, 4]
+    assert [progress.step for progress in heard] == [0, 1, 2, 3, 4]
     lengths = [(b.look.images - a.look.images).flatten(1).norm(dim=1) for a, b in itertools.pairwise(heard)]
     assert torch.allclose(torch.stack(lengths), torch.tensor(0.2), atol=1e-5)
-    values = torch.stack([sight.values for sight in heard])
+    values = torch.stack([progress.values for progress in heard])
     assert (values[1:] < values[:-1]).all()
     assert torch.equal(canvas.start, start)
 

@@ -26,7 +26,7 @@ from gap.data.splits import MemorySplit
 from gap.errors import GapError
 from gap.hardening.job import HardenJob
 from gap.hardening.sparring import Sparring
-from gap.hardening.starts import Generators, GeneratorStart, RandomStart
+from gap.hardening.starts import Generators, GeneratorStart, RandomStart, Universals, UniversalStart
 from gap.process import Stopped
 from gap.training.job import Backward, Player, adam
 from gap.training.loop import Plan, read_checkpoint, train
@@ -166,10 +166,12 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
     Nothing is drawn at random but the order of the images, so that two processes can do what one does.
     """
     torch.manual_seed(0)
-    classifier = adam(nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)), 0.01)
+    classifier = sgd(nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)))
     mix = [
-        Sparring("generator-start", 0.5, GeneratorStart(adam(Generators(plain), 0.01)), 2),
-        Sparring("generator", 0.5, GeneratorStart(adam(Generators(plain), 0.01)), 0),
+        Sparring("generator-start", 0.25, GeneratorStart(sgd(Generators(plain))), 2),
+        Sparring("generator", 0.25, GeneratorStart(sgd(Generators(plain))), 0),
+        Sparring("universal-start", 0.25, UniversalStart(sgd(Universals(1, 1, (12, 12)))), 1),
+        Sparring("universal", 0.25, UniversalStart(sgd(Universals(1, 1, (12, 12)))), 0),
     ]
     job = HardenJob(classifier, mix, BUDGET, warmup=3, decay=0.9)
     train(job, split(256, seed=1), split(HELD_OUT, seed=2), Plan(1, 32), folder, machine)
@@ -177,6 +179,11 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
     return {
         name: [w for each in network.parameters() for w in each.flatten().tolist()] for name, network in bare.items()
     }
+
+
+def sgd(network: nn.Module) -> Player:
+    """A player whose steps are as long as its gradients: one that is wrong by a factor shows."""
+    return Player(network, torch.optim.SGD(network.parameters(), lr=0.1))
 
 
 def averaged_statistics(folder: Path, machine: Accelerator) -> list[float]:
@@ -296,7 +303,9 @@ def test_the_average_is_judged_with_one_set_of_statistics(together: list[dict[st
 def test_both_players_of_hardening_learn_as_on_one_process(
     alone: dict[str, Any], together: list[dict[str, Any]]
 ) -> None:
-    assert alone["hardened"].keys() == {"classifier", "generator-start", "generator", "averaged"}
+    assert alone["hardened"].keys() == {
+        "classifier", "generator-start", "generator", "universal-start", "universal", "averaged",
+    }  # fmt: skip
     for name, weights in alone["hardened"].items():
         for process in together:
             assert process["hardened"][name] == pytest.approx(weights, abs=SAME), name
