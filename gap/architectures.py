@@ -14,6 +14,7 @@ from torch import nn
 
 from gap.errors import GapError, first_line, unknown
 from gap.models.classifiers import ZOO
+from gap.weights import check_not_exported
 
 FORMS = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
@@ -70,6 +71,7 @@ def find_builder(architecture: str, weights: str) -> Builder:
     if architecture.endswith(".py") and Path(architecture).is_file():
         raise GapError(f"{architecture} holds code; say what makes the network, as {architecture}:Net")
     if Path(architecture).is_file():
+        check_not_exported(Path(architecture))
         raise GapError(f"{architecture} holds weights but no network; write ARCHITECTURE@{architecture}")
     if "/" in architecture or architecture.startswith("."):
         raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")

@@ -102,7 +102,7 @@ def load_classifier(
     if is_artefact(Path(text)):
         classifier = _from_artefact(open_artefact(Path(text), "classifier"), text)
     else:
-        classifier = _from_weights(text, wanted)
+        classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
     given, facts = _normaliser(mean, std), classifier.facts
     foreign = is_file(text.partition("@")[2])
     if given and (foreign or _normaliser(facts.mean, facts.std) is None):
@@ -175,8 +175,11 @@ def folder_of(name: str) -> Path | None:
     return folder if is_artefact(folder) else None
 
 
-def _from_weights(text: str, wanted: dict[str, Any]) -> Classifier:
-    """A network by the name of its architecture, with the weights named behind an @; a card beside them is believed."""
+def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classifier:
+    """A network by the name of its architecture, with the weights named behind an @; a card beside them is believed.
+
+    Unless `silent`, it is said where a normaliser is only supposed.
+    """
     architecture, _, weights = text.partition("@")
     told = None
     if is_code(architecture) and (folder := folder_of(weights)):
@@ -185,8 +188,18 @@ def _from_weights(text: str, wanted: dict[str, Any]) -> Classifier:
         weights = str(folder / TENSORS)
     network, facts = find_builder(architecture, weights)(wanted)
     facts = told or facts
-    if is_file(weights) and (normaliser := load_weights(network, Path(weights))):
-        facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
+    if is_file(weights):
+        normaliser = load_weights(network, Path(weights))
+        if normaliser:
+            facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
+        elif facts.mean is not None and any(facts.mean) and not silent and not folder_of(weights):
+            shown = " ".join(f"{value:.3g}" for value in facts.mean)
+            warnings.warn(
+                f"{weights} brings no normaliser; pixels are normalised as is usual for {architecture} (mean {shown});"
+                " if it takes them as they are, say --mean 0 --std 1",
+                GapWarning,
+                stacklevel=3,
+            )
     return Classifier(network, facts, name=text, architecture=architecture)
 
 

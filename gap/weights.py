@@ -37,6 +37,8 @@ HOLDERS = ("state_dict", "model", "net", "model_state_dict", "network", "classif
 COUNTER = "num_batches_tracked"
 # What the buffers of a normaliser are called, by the end of their names.
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
+# What `gap export` writes besides weights.
+EXPORTED = {".onnx": "ONNX", ".ts": "TorchScript"}
 
 
 class DamagedError(GapError):
@@ -109,7 +111,17 @@ def read_plain(path: Path) -> Any:
         raise DamagedError(f"{path} is not a whole weights file: {why}") from error
 
 
+def check_not_exported(path: Path) -> None:
+    """Raise GapError for a file that is a whole network for use elsewhere, and not weights."""
+    if kind := EXPORTED.get(path.suffix):
+        raise GapError(
+            f"{path} is a network as {kind}, for use elsewhere; gap reads weights (.safetensors, .pt),"
+            " and the folder that it was exported from"
+        )
+
+
 def _read(path: Path) -> Any:
+    check_not_exported(path)
     try:
         return read_plain(path)
     except pickle.UnpicklingError as error:
@@ -166,5 +178,6 @@ def _unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor
     prefixes = {name[: -len(key)] for key in own for name in state if name.endswith(key)}
     held = {prefix: {key for key in own if prefix + key in state} for prefix in prefixes}
     best = max(held, key=lambda prefix: (len(held[prefix]), -len(prefix)), default="")
-    copies = {copy + key for copy in held if held[copy] == own and copy != best for key in own}
+    told = {key for key in own if not key.endswith(COUNTER)}  # older files have no counters
+    copies = {copy + key for copy in held if held[copy] >= told and copy != best for key in own}
     return {name.removeprefix(best): value for name, value in state.items() if name not in copies}

@@ -6,6 +6,7 @@ import pickle
 import random
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -117,9 +118,29 @@ def test_a_checkpoint_written_with_dill_is_refused_with_the_way_out(tmp_path: Pa
 def test_norms_that_do_not_count_their_batches_are_as_good(tmp_path: Path) -> None:
     theirs, ours = net(), net()
     old = {name: value for name, value in theirs.state_dict().items() if not name.endswith("num_batches_tracked")}
-    torch.save(prefixed("module.")(old), tmp_path / "theirs.pt")
-    load_weights(ours, tmp_path / "theirs.pt")
-    assert torch.equal(ours.state_dict()["layer1.1.running_mean"], theirs.state_dict()["layer1.1.running_mean"])
+    for save in (prefixed("module."), robustness):
+        torch.save(save(old), tmp_path / "theirs.pt")
+        load_weights(ours, tmp_path / "theirs.pt")
+        assert torch.equal(ours.state_dict()["layer1.1.running_mean"], theirs.state_dict()["layer1.1.running_mean"])
+
+
+@pytest.mark.parametrize(("given", "warns"), [({}, True), ({"mean": [0.0], "std": [1.0]}, False)])
+def test_a_normaliser_that_is_only_supposed_is_told(given: dict[str, Any], warns: bool, tmp_path: Path) -> None:
+    theirs = load_classifier("cifar-resnet18-narrow")
+    torch.save(theirs.network.state_dict(), tmp_path / "theirs.pt")
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        load_classifier(f"cifar-resnet18-narrow@{tmp_path / 'theirs.pt'}", **given)
+    assert any("brings no normaliser" in str(each.message) for each in caught) == warns
+
+
+@pytest.mark.parametrize(("suffix", "kind"), [(".onnx", "ONNX"), (".ts", "TorchScript")])
+def test_an_exported_network_is_told_from_weights(suffix: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / f"net{suffix}"
+    path.write_bytes(b"\x08\x08")
+    for name in (path, f"mnist-cnn@{path}"):
+        with pytest.raises(GapError, match=f"is a network as {kind}, for use elsewhere"):
+            load_classifier(name)
 
 
 @pytest.mark.parametrize("content", [b"hello world", b"", b"\x80\x02.", b"\x80\x02K\x01.", b"PK\x03\x04 not a zip"])

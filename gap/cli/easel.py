@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
@@ -114,8 +114,17 @@ def draw(out: Path, work: Callable[[Easel], Stylized], log: Path | None = None) 
     typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")
 
 
-def check_out(out: Path) -> None:
-    """Raise GapError where a drawing could not be left, before any work is done for it."""
+def check_apart(out: Path, pictures: Iterable[Path | None]) -> None:
+    """Raise GapError where a drawing would be left in place of a picture that it is made from."""
+    for picture in pictures:
+        if picture and picture.exists() and out.exists() and out.samefile(picture):
+            raise GapError(f"{out} is a picture that is drawn from, and would be lost; leave the drawing elsewhere")
+
+
+def check_out(out: Path, pictures: Iterable[Path | None] = ()) -> None:
+    """Raise GapError where a drawing could not be left, or only in place of one of the pictures that it is made from,
+    before any work is done for it."""
+    check_apart(out, pictures)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise GapError(f"{out} is not the name of a PNG; end it in .png")
     trial = out.with_name(f".{out.name}.{os.getpid()}.part")

@@ -17,7 +17,7 @@ from gap.evaluation.judge import judge as work
 from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
 from gap.files import write_json
 from gap.report.tables import Column, print_table
-from gap.setting import DataOptions, load_setting
+from gap.setting import DataOptions, load_setting, warn_if_chance
 from gap.training.machine import MachineOptions, make_accelerator
 
 EXAMPLE = "gap judge runs/hard --data mnist --budget linf:0.3 --images 1000 --json judged.json"
@@ -64,6 +64,7 @@ def judge(
     names = [name, *([options.twin] if options.twin else [])]
     setting = load_setting(names, options, accelerator.device)
     classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
+    warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
     entrants = find_entrants(options.attack)
     check_entrants(entrants, replace(setting, classifiers=[classifier]))
     others = [make_attack(entrant, budget, classifier, setting, options.seed) for entrant in entrants]

@@ -65,8 +65,10 @@ def layers(
     options = read()
     if (sweep is None) != (content is None) or (sweep is None) != (style is None):
         raise GapError("a sweep needs --sweep, --content and --style together")
+    if out:
+        check_out(out)
     if sweep and content and style:
-        check_out(sweep)
+        check_out(sweep, [content, style])
         for path in (content, style):
             open_picture(path, 3)
     accelerator = make_accelerator(options)

@@ -130,7 +130,7 @@ def stylize(
         _refuse(context, "--fast", lambda name: name in IN_ONE_PASS)
     if grid:
         _refuse(context, "--grid", lambda name: name not in ("style_weight", "log", "mask"))
-    check_out(out)
+    check_out(out, [content, *styles, *(mask or []), Path(start)])
     where = find_device(device, seed)
     shares = shares_of(parse_numbers("--weights", weights), len(styles))
     if fast:

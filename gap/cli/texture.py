@@ -53,7 +53,7 @@ def texture(
     out: Out = Path("texture.png"),
 ) -> None:
     """Draw the style of a picture alone, from noise."""
-    check_out(out)
+    check_out(out, [style])
     where = find_device(device, seed)
     seer = load_backbone(backbone or BACKBONE, where, input, mean, std)
     manner = Manner(

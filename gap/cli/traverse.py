@@ -8,6 +8,7 @@ import typer
 
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.cli.easel import check_apart
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
 from gap.errors import GapError, unknown
@@ -26,7 +27,7 @@ def traverse(
     pictures: Annotated[list[Path], typer.Argument(help="picture files or folders: where the walks begin")],
     to: Annotated[str, typer.Option("--to", help="the class to walk to, by number or by name")],
     out: Annotated[
-        Path, typer.Option("--out", help="the video, .mp4 or .gif; its key frames are written as a PNG beside it")
+        Path, typer.Option("--out", help="the video, .mp4 or .gif; its key frames are left beside it, as .frames.png")
     ],
     beside: Annotated[
         list[str] | None, typer.Option("--beside", help="another classifier to walk with, side by side; repeatable")
@@ -46,12 +47,15 @@ def traverse(
     stand the probabilities of the classes. The pictures are given to every classifier as the first one takes them.
     """
     check_video(out)
+    sheet = out.with_suffix(".frames.png")
     within = Budget.parse(budget) if budget else None
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     walkers = load_classifiers([classifier, *(beside or [])], parse_input(input), None, *given)
     first, facts = walkers[0], walkers[0].facts
     target = _find_class(first, to)
     files = [file for path in pictures for file in find_pictures(path)]
+    for left in (out, sheet):
+        check_apart(left, files)
     images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
     within = within or reach(images)
     within.check(facts.channels, *facts.size)
@@ -62,7 +66,6 @@ def traverse(
         _say(walker, walk.shares, files, target)
     names = [first.label(index) for index in range(facts.classes)]
     save_video(walk_frames(drawn, names), out, fps=fps)
-    sheet = out.with_suffix(".png")
     save_image(key_frames(drawn, names), sheet)
     typer.echo(f"within {within}; key frames in {sheet}\n{out}")
 
@@ -83,8 +86,7 @@ def _find_class(classifier: Classifier, text: str) -> int:
 
 def _say(classifier: Classifier, shares: torch.Tensor, files: list[Path], target: int) -> None:
     for index, file in enumerate(files):
-        before, after = shares[0, index], shares[-1, index]
-        typer.echo(
-            f"{classifier.name}, {file.name}: {classifier.label(int(before.argmax()))} {before.max().item():.1%} ->"
-            f" {classifier.label(target)} {after[target].item():.1%}"
-        )
+        before, after = (f"{classifier.label(int(at.argmax()))} {at.max().item():.1%}" for at in shares[[0, -1], index])
+        reached = int(shares[-1, index].argmax()) == target
+        short = "" if reached else f" (not {classifier.label(target)}, {shares[-1, index, target].item():.1%})"
+        typer.echo(f"{classifier.name}, {file.name}: {before} -> {after}{short}")

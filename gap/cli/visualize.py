@@ -48,7 +48,7 @@ def visualize(
     out: Annotated[Path, typer.Option("--out", help="the sheet, .png")] = Path("sheet.png"),
 ) -> None:
     """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
-    check_out(out)
+    check_out(out, [start, of])
     if of is not None and (start is not None or budget is not None or prior != "none"):
         raise GapError("--invert begins at noise and has no prior; leave out --start, --budget and --prior")
     where = find_device(device, seed)

@@ -6,8 +6,10 @@ from itertools import product
 
 from torch import Tensor
 
-from gap.imagery.compare import WEIGHTS, Judge
+from gap.imagery.compare import Judge
 from gap.imagery.stylize import Manner
+
+WEIGHTS = (3.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True, eq=False)

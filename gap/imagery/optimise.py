@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -19,6 +20,8 @@ Outputs = Callable[[Tensor], Mapping[str, Tensor]]
 Method = Literal["lbfgs", "adam"]
 # How many of its steps L-BFGS remembers.
 HISTORY = 20
+# For so many evaluations it searches along its steps: until it has met some curvature, they are far too long.
+SEARCHED = 10
 # The length of all steps together, as a multiple of how far they may lead.
 PATH = 3.0
 # How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
@@ -86,15 +89,17 @@ def optimise(
 ) -> None:
     """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
 
-    `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do; `adam`
-    takes steps of about `lr` (by default 0.02). Neither stops before its evaluations are used up; what is kept is the
-    best that was met. Raises GapError when the network passes no gradient, or the objective is no longer a number.
+    `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do, at
+    first with a line search; `adam` takes steps of about `lr` (by default 0.02). Neither stops before its evaluations
+    are used up; what is kept is the best that was met. Raises GapError when the network passes no gradient, or the
+    objective is no longer a number.
     """
     seen, best, least = 0, canvas.weights.detach().clone(), math.inf
-    optimizer = _optimizer(canvas, method, lr, evaluations)
 
     def evaluate() -> float:
         nonlocal seen, best, least
+        if seen == evaluations:
+            raise _SpentError
         canvas.settle()
         progress = _look(canvas, objective, view, seen, evaluations)
         tell(progress)
@@ -107,9 +112,16 @@ def optimise(
         canvas.weights.grad = gradient.contiguous()
         return value.item()
 
-    while seen < evaluations:
-        optimizer.step(evaluate)
+    optimizer = _optimizer(canvas, method, lr, evaluations)
+    with suppress(_SpentError):
+        while True:
+            optimizer.step(evaluate)
+            optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
     canvas.weights.data = best
+
+
+class _SpentError(Exception):
+    """The evaluations are used up."""
 
 
 def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
@@ -119,10 +131,11 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
         [canvas.weights],
         lr=1.0 if lr is None else lr,
         max_iter=evaluations,
-        max_eval=evaluations,
+        max_eval=SEARCHED,
         history_size=HISTORY,
         tolerance_grad=0.0,
         tolerance_change=0.0,
+        line_search_fn="strong_wolfe",
     )
 
 

@@ -28,10 +28,38 @@ def test_traverse(run: Callable[..., Any], classifier: Path, digit: Path, tmp_pa
     out = tmp_path / "walk.gif"
     ended = run("traverse", classifier, digit, "--beside", "mnist-cnn", "--to=0", "--steps=8", "--out", out)
     assert ended.code == 0, ended.err
-    assert "digit.png" in ended.out and "-> 0" in ended.out and "within l2:7" in ended.out
+    assert "digit.png" in ended.out and "within l2:7" in ended.out
+    said = [line for line in ended.out.splitlines() if "->" in line]
+    assert len(said) == 2 and all("-> 0 " in line or "(not 0, " in line for line in said)
     assert ended.out.splitlines()[-1] == str(out)
-    with Image.open(out) as walk, Image.open(tmp_path / "walk.png") as sheet:
+    with Image.open(out) as walk, Image.open(tmp_path / "walk.frames.png") as sheet:
         assert walk.n_frames >= 5 and sheet.width > 300
+
+
+def test_where_a_walk_ends_short_of_its_class_it_says_so(
+    run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path
+) -> None:
+    for budget, steps, short in (("l2:0.01", 1, True), ("l2:12", 40, False)):
+        given = ["--to=0", f"--budget={budget}", f"--steps={steps}", "--out", tmp_path / "walk.gif"]
+        assert ("(not 0, " in run("traverse", classifier, digit, *given).out) == short
+
+
+def test_no_drawing_takes_the_place_of_a_picture_it_is_made_from(
+    run: Callable[..., Any], classifier: Path, digit: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    before = [path.read_bytes() for path in (digit, *pictures)]
+    frames = digit.rename(tmp_path / "walk.frames.png")
+    given = [
+        ["stylize", *pictures, "--out", pictures[0]],
+        ["stylize", *pictures, "--out", pictures[1]],
+        ["texture", pictures[1], "--out", pictures[1]],
+        ["visualize", NET, "logit:0", "--start", pictures[0], "--out", pictures[0]],
+        ["traverse", classifier, frames, "--to=0", "--out", tmp_path / "walk.mp4"],
+    ]
+    for arguments in given:
+        ended = run(*arguments)
+        assert ended.code == 2 and "would be lost" in ended.complaint, arguments
+    assert [path.read_bytes() for path in (frames, *pictures)] == before
 
 
 def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
@@ -219,7 +247,7 @@ def test_memory_that_will_not_suffice_is_said_before(
     monkeypatch.setattr("gap.imagery.memory.available", lambda device: 2.0**20)
     given = ["--backbone", NET, "--evaluations=1", "--size=384", "--out", tmp_path / "s.png"]
     ended = run("stylize", *pictures, *given)
-    assert ended.code == 2 and "needs about" in ended.complaint and "--size" in ended.complaint
+    assert ended.code == 2 and "GiB are needed" in ended.complaint and "--size" in ended.complaint
     assert not (tmp_path / "s.png").exists()
 
 

@@ -300,3 +300,12 @@ def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
     assert half.values.dtype == torch.float32
     assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
     assert half.values.item() != whole.values.item()
+
+
+def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
+    """Without a search along its first steps, L-BFGS throws the picture far away and needs dozens to come back."""
+    told: list[DrawingProgress] = []
+    manner = Manner(evaluations=20, style_weight=1000.0)
+    drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, manner=manner, tell=told.append)
+    assert len(told) == 20 and (drawn.picture - picture(0, 96, 96)).abs().max() > 0.05
+    assert max(heard(told)) < 3 * heard(told)[0] and min(heard(told)) < 0.3 * heard(told)[0]
