@@ -19,7 +19,7 @@ from gap.errors import GapError
 from gap.evaluation.layers import layer_robustness
 from gap.files import write_json
 from gap.imagery.ablations import Painter, ablated
-from gap.imagery.canvas import resized
+from gap.imagery.canvas import resized, within
 from gap.imagery.compare import WEIGHTS, Drawn, activation_entropy, check_held_out, draw_all, lead
 from gap.imagery.stylize import Manner
 from gap.imagery.view import default_layers
@@ -130,8 +130,16 @@ def compare_styles(
     plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
     table = Act("Measured", text, [figure], Table(rows, columns))
-    acts = [table, *(_act(pair, names, content, style, contents) for pair in pairs)]
-    lead_text = f"{len(contents)} contents, {len(styles)} styles, {len(names)} backbones, in {seconds:.0f} seconds."
+    given = [
+        [_shown(path, picture) for path, picture in zip(paths, pictures, strict=True)]
+        for paths, pictures in ((content, contents), (style, [resized(each, within(each, size)) for each in styles]))
+    ]
+    acts = [table, *(_act(pair, names, *given) for pair in pairs)]
+    lead_text = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
+    if any("apart" in str(row["ahead"]) for row in rows):
+        typer.echo(
+            "pairs apart share no content distance: more --weights between those, or beyond, bring them together"
+        )
     typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
 
 
@@ -185,13 +193,7 @@ def _left_out(leads: Sequence[float | None]) -> str:
     return f" ({apart} apart)" if apart else ""
 
 
-def _act(
-    pair: Sequence[Drawn],
-    names: Sequence[str],
-    content: Sequence[Path],
-    style: Sequence[Path],
-    contents: Sequence[Tensor],
-) -> Act:
+def _act(pair: Sequence[Drawn], names: Sequence[str], contents: Sequence[Figure], styles: Sequence[Figure]) -> Act:
     """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
     of, like = pair[0].content, pair[0].style
     by = {(each.painter, each.weight): each for each in pair}
@@ -204,12 +206,16 @@ def _act(
         for other in names[1:]
         for weight in dict.fromkeys(each.weight for each in pair)
     ]
-    original = _figure(contents[of], content[of].name)
-    return Act(f"{content[of].stem} in the style of {style[like].stem}", "", [original], sliders=sliders)
+    title = f"{Path(contents[of].caption).stem} in the style of {Path(styles[like].caption).stem}"
+    return Act(title, "", [contents[of], styles[like]], sliders=sliders)
 
 
-def _figure(picture: Tensor, name: str) -> Figure:
-    return Figure(to_png_bytes(to_image(picture)), name, f"drawn by {name}")
+def _figure(picture: Tensor, painter: str) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), painter, f"drawn by {painter}")
+
+
+def _shown(path: Path, picture: Tensor) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), path.name, path.name)
 
 
 def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:

@@ -21,7 +21,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gap.classifier import Classifier
 from gap.cli.options import parse_numbers
 from gap.data.pictures import open_picture, save_picture
-from gap.errors import GapError
+from gap.errors import GapError, unknown
 from gap.files import writing
 from gap.imagery.canvas import resized, within
 from gap.imagery.optimise import DrawingProgress
@@ -145,6 +145,20 @@ def load_backbone(
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     (backbone,) = load_classifiers([name], parse_input(input), (3, (224, 224)), *given)
     return backbone.to(device)
+
+
+def find_class(classifier: Classifier, text: str) -> int:
+    """The class of that number or name; raises GapError where there is none."""
+    count = classifier.facts.classes
+    if text.isdecimal():
+        if int(text) < count:
+            return int(text)
+        raise GapError(f"{classifier.name} knows the classes 0 to {count - 1}, not {text}")
+    names = {classifier.label(index).casefold(): index for index in range(count)}
+    found = names.get(text.casefold())
+    if found is None:
+        raise unknown("class", text, names)
+    return found
 
 
 def find_device(device: str, seed: int) -> torch.device:

@@ -49,9 +49,14 @@ def keep_best(search: Callable[[Easel], Iterable[Trial]], judge: str, out: Path)
 def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
     rows = _rows(drawn)
     save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
-    save_picture(min(drawn, key=lambda each: each.score).picture, out)
+    best = min(drawn, key=lambda each: each.score)
+    save_picture(best.picture, out)
     shown = [
-        Captioned(to_image(each.picture), f"{row['file']}: {each.weight:g}, score {each.score:.3g}")
+        Captioned(
+            to_image(each.picture),
+            f"{'the best, ' if each is best else ''}{row['file']}: {each.layers[0]} to {each.layers[-1]},"
+            f" weight {each.weight:g}, score {each.score:.3g}",
+        )
         for each, row in zip(drawn, rows, strict=True)
     ]
     save_image(sheet(shown, columns=3), folder / "sheet.png")

@@ -8,10 +8,9 @@ import typer
 
 from gap.budget import Budget
 from gap.classifier import Classifier
-from gap.cli.easel import check_apart
+from gap.cli.easel import check_apart, find_class
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
-from gap.errors import GapError, unknown
 from gap.imagery.optimise import reach
 from gap.imagery.traverse import traverse as work
 from gap.report.pictures import save_image
@@ -52,7 +51,7 @@ def traverse(
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     walkers = load_classifiers([classifier, *(beside or [])], parse_input(input), None, *given)
     first, facts = walkers[0], walkers[0].facts
-    target = _find_class(first, to)
+    target = find_class(first, to)
     files = [file for path in pictures for file in find_pictures(path)]
     for left in (out, sheet):
         check_apart(left, files)
@@ -68,20 +67,6 @@ def traverse(
     save_video(walk_frames(drawn, names), out, fps=fps)
     save_image(key_frames(drawn, names), sheet)
     typer.echo(f"within {within}; key frames in {sheet}\n{out}")
-
-
-def _find_class(classifier: Classifier, text: str) -> int:
-    """The class of that number or name; raises GapError where there is none."""
-    count = classifier.facts.classes
-    if text.isdecimal():
-        if int(text) < count:
-            return int(text)
-        raise GapError(f"{classifier.name} knows the classes 0 to {count - 1}, not {text}")
-    names = {classifier.label(index).casefold(): index for index in range(count)}
-    found = names.get(text.casefold())
-    if found is None:
-        raise unknown("class", text, names)
-    return found
 
 
 def _say(classifier: Classifier, shares: torch.Tensor, files: list[Path], target: int) -> None:

@@ -7,7 +7,8 @@ import typer
 from torch import Tensor
 
 from gap.budget import Budget
-from gap.cli.easel import Device, check_out, easel, find_device, load_backbone, open_sized
+from gap.classifier import Classifier
+from gap.cli.easel import Device, check_out, easel, find_class, find_device, load_backbone, open_sized
 from gap.cli.options import Input, Mean, Std
 from gap.errors import GapError
 from gap.imagery.visualize import Feature, invert
@@ -22,7 +23,7 @@ EXAMPLE = "gap visualize runs/hard logit:3 logit:0-9 --out sheet.png"
 def visualize(
     backbone: Annotated[str, typer.Argument(help="any classifier; a hardened one needs no prior")],
     features: Annotated[
-        list[str], typer.Argument(help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 for a class")
+        list[str], typer.Argument(help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 or logit:cat for a class")
     ],
     start: Annotated[Path | None, typer.Option("--start", help="a picture that the feature is added to")] = None,
     of: Annotated[
@@ -69,7 +70,7 @@ def visualize(
                 drawn.append(Captioned(to_image(kept), layer))
         else:
             begin = open_sized(start, channels, longest).to(where) if start else None
-            for same in [_parse(text) for text in features]:
+            for same in [_parse(text, seer) for text in features]:
                 pictures = work(
                     seer,
                     same,
@@ -87,9 +88,12 @@ def visualize(
     typer.echo(f"{len(drawn)} pictures\n{out}")
 
 
-def _parse(text: str) -> list[Feature]:
-    """`layer2:0-3,7` as features, `logit` standing for the logits; raises GapError where it does not parse."""
+def _parse(text: str, backbone: Classifier) -> list[Feature]:
+    """`layer2:0-3,7` as features, `logit` standing for the logits, whose classes may be named; raises GapError where it
+    does not parse."""
     layer, colon, given = text.rpartition(":")
+    if layer == "logit" and not any(letter.isdecimal() for letter in given):
+        return [Feature(LOGITS, find_class(backbone, name)) for name in given.split(",")]
     try:
         if not colon or not layer:
             raise ValueError

@@ -11,7 +11,7 @@ import typer
 import yaml
 
 from gap.architectures import is_code
-from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark
+from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark, open_artefact
 from gap.config import Options, read_yaml_file
 from gap.errors import GapError, GapWarning
 from gap.files import leftovers, write_text
@@ -36,7 +36,8 @@ def run_training(
 ) -> None:
     """A training verb from its options to its last line."""
     if resume and (out / CARD).is_file():
-        _say(f"{out} is finished; there is nothing to resume")
+        artefact = open_artefact(out)
+        _say(f"{out} is finished; there is nothing to resume, and options change nothing\n{_next_argument(artefact)}")
         return
     options = _options(read, out, resume)
     claim(out, resume=resume, overwrite=overwrite)

@@ -139,6 +139,7 @@ def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) 
         (["layer1:0", "--prior=natural", "--size=16"], 1),
         (["relu2_x", "layer2", "--invert", "style.png"], 3),
         (["logit:0", "--start", "style.png", "--budget=l2:1"], 1),
+        (["logit:cat,Ship"], 2),
     ],
 )
 def test_visualize(
@@ -177,6 +178,7 @@ def test_visualize(
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
+        (["visualize", NET, "logit:cow"], "unknown class 'cow'"),
         (["visualize", NET, "layer2:5-3"], "cannot read 'layer2:5-3'"),
         (["visualize", NET, "layer2:99"], "has the channels 0 to 31, not 99"),
     ],
