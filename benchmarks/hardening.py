@@ -5,8 +5,9 @@
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
 Each folder is one recipe, judged once. Passes are forward-and-backwards of the classifier for each image of an epoch:
-those of the attacks, and one to learn from them. Seconds are reckoned from the median speed that training logged, so a
-pause does not count. Rows that train on the same attack are one curve of the plot.
+those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD. Seconds are
+reckoned from the median speed that training logged, so a pause does not count. Rows that train on the same attack are
+one curve of the plot.
 """
 
 import argparse
@@ -39,17 +40,19 @@ class Recipe:
 
 def read(folder: Path) -> Recipe:
     card = open_artefact(folder, "classifier").card
-    (judged,) = (found for name, found in card.items() if name.startswith("judged at"))
+    judged = [found for name, found in card.items() if name.startswith("judged at")]
+    if len(judged) != 1:
+        raise SystemExit(f"{folder} was judged at {len(judged)} budgets; it takes one, by gap judge")
     mix, steps, options = card["hardened"]["mix"], card["hardened"]["steps"], card["options"]
     logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     speed = statistics.median(line["images_per_second"] for line in logged)
     return Recipe(
         attack=" and ".join(mix),
         steps=", ".join(str(steps[name]) for name in mix),
-        passes=1 + sum(share * passes(name, steps[name]) for name, share in mix.items()),
+        passes=1 + (1 - options["clean"]) * sum(share * passes(name, steps[name]) for name, share in mix.items()),
         seconds=options["epochs"] * card["data"]["images"]["train"] / speed,
         epochs=options["epochs"],
-        judged=judged,
+        judged=judged[0],
     )
 
 
@@ -64,12 +67,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=None, help="where to draw accuracy against passes, a PNG")
     arguments = parser.parse_args()
     recipes = sorted(map(read, arguments.folders), key=lambda recipe: (recipe.passes, recipe.attack))
-    print("| trained against | steps | epochs | passes | seconds | clean | PGD | AutoAttack | verdict |")
+    print("| trained against | steps | epochs | passes | seconds | clean | PGD | robust | verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     curves = defaultdict(list)
     for each in recipes:
         _, robust, low, high = each.point
-        given = [value for name, value in each.judged["attacks"].items() if name.startswith("pgd")]
+        attacks = each.judged["attacks"].items()
+        given = [value for name, value in attacks if name.startswith("pgd") and " on " not in name]
         print(
             f"| {each.attack} | {each.steps} | {each.epochs:g} | {each.passes:g} | {each.seconds:.0f}"
             f" | {each.judged['clean_accuracy']:.1%} | {min(given):.1%} | {robust:.1%} ({low:.1%} to {high:.1%})"

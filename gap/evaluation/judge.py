@@ -107,8 +107,8 @@ def _withstood(
             if blind:  # an attack that needs the gradient that this classifier hides; the gate says so
                 continue
             raise
-        name = attack.name if attack.name not in found.accuracy else f"{attack.name} (given)"
-        withstood[name] = right
+        name = f"{attack.name} (given)" if attack.name in {*found.accuracy, *withstood} else attack.name
+        withstood[name] = withstood.get(name, right) & right
         tell(name, right.double().mean().item())
     return withstood
 

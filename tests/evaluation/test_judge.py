@@ -185,11 +185,19 @@ def test_other_attacks_count(pictures, split: MemorySplit) -> None:
 
 def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: MemorySplit) -> None:
     net = classifier(pictures.net)
-    others = [Noise(BUDGETS[0], name=name) for name in ("clean", "apgd-t", "square")]
+    others = [Noise(BUDGETS[0], name=name) for name in ("clean", "apgd-t", "square", "pgd")]
     found = judge(net, split, BUDGETS[0], images=100, fast=True, others=others)
     plain = judge(net, split, BUDGETS[0], images=100, fast=True)
     assert found["verdict"] == "holds" and found["clean_accuracy"] == plain["clean_accuracy"]
-    assert list(found["attacks"]) == ["apgd-ce", "apgd-t", "pgd", "clean (given)", "apgd-t (given)", "square"]
+    assert list(found["attacks"]) == [
+        "apgd-ce",
+        "apgd-t",
+        "pgd",
+        "clean (given)",
+        "apgd-t (given)",
+        "square",
+        "pgd (given)",
+    ]
     assert found["attacks"]["apgd-t"] == plain["attacks"]["apgd-t"]
 
 
