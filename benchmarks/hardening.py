@@ -5,37 +5,43 @@
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
 Each folder is one recipe, judged once. Passes are forward-and-backwards of the classifier for each image of an epoch:
-those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD. Seconds are
-reckoned from the median speed that training logged, so a pause does not count. Rows that train on the same attack are
-one curve of the plot.
+those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD. Seconds are those
+of all steps, from steps of every recipe that are taken here anew, in turns; medians. Recipes that train on the same
+attack are one curve of the plot.
 """
 
 import argparse
-import json
 import statistics
+import time
 from collections import defaultdict
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from gap.artefact import open_artefact
+from gap.classifier import load_classifier
+from gap.hardening.harden import HardenOptions, make_job
 from gap.report.plots import accuracy_curves
+from gap.setting import load_setting
+from gap.training.machine import make_accelerator
+
+Step = Callable[[Tensor, Tensor], object]
 
 
 @dataclass
 class Recipe:
     """One hardened classifier: what it was trained against, what that cost, what `gap judge` found."""
 
+    options: HardenOptions
     attack: str
     steps: str
     passes: float
-    seconds: float
-    epochs: float
+    training_steps: float
     judged: dict[str, Any]
-
-    @property
-    def point(self) -> tuple[float, float, float, float]:
-        return self.passes, self.judged["robust_accuracy"], *self.judged["interval"]
 
 
 def read(folder: Path) -> Recipe:
@@ -43,15 +49,15 @@ def read(folder: Path) -> Recipe:
     judged = [found for name, found in card.items() if name.startswith("judged at")]
     if len(judged) != 1:
         raise SystemExit(f"{folder} was judged at {len(judged)} budgets; it takes one, by gap judge")
-    mix, steps, options = card["hardened"]["mix"], card["hardened"]["steps"], card["options"]
-    logged = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    speed = statistics.median(line["images_per_second"] for line in logged)
+    mix, steps = card["hardened"]["mix"], card["hardened"]["steps"]
+    options = HardenOptions.read(card["options"])
+    attacks = sum(share * passes(name, steps[name]) for name, share in mix.items())
     return Recipe(
+        options=options,
         attack=" and ".join(mix),
         steps=", ".join(str(steps[name]) for name in mix),
-        passes=1 + (1 - options["clean"]) * sum(share * passes(name, steps[name]) for name, share in mix.items()),
-        seconds=options["epochs"] * card["data"]["images"]["train"] / speed,
-        epochs=options["epochs"],
+        passes=1 + (1 - options.clean) * attacks,
+        training_steps=options.epochs * card["data"]["images"]["train"] / options.batch_size,
         judged=judged[0],
     )
 
@@ -61,30 +67,64 @@ def passes(attack: str, steps: int) -> int:
     return steps + {"generator-gradient": 1, "trades": 1}.get(attack, 0)
 
 
+def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds: int) -> list[float]:
+    """Seconds of one training step of each recipe, the median over the rounds."""
+    first = recipes[0].options.model_copy(update={"data_root": data_root})
+    make_accelerator(first)
+    split = load_setting([first.classifier], first).data.train
+
+    def batches() -> Iterator[tuple[Tensor, Tensor]]:
+        while True:
+            yield from split.batches(torch.randperm(len(split)).split(first.batch_size), torch.device("cpu"))
+
+    given, steps = batches(), [make_step(recipe.options) for recipe in recipes]
+    seconds: list[list[float]] = [[] for _ in steps]
+    for round_ in range(rounds + 1):
+        for step, taken in zip(steps, seconds, strict=True):
+            started = time.perf_counter()
+            for _ in range(turn):
+                step(*next(given))
+            if round_:  # the first one warms up
+                taken.append((time.perf_counter() - started) / turn)
+    return [statistics.median(taken) for taken in seconds]
+
+
+def make_step(options: HardenOptions) -> Step:
+    """A step of that hardening, of a classifier with fresh weights."""
+    torch.manual_seed(0)
+    job = make_job(options, load_classifier(options.classifier).to(memory_format=torch.channels_last), steps=10_000)
+    for player in job.players.values():
+        player.network.train()
+    return lambda images, labels: job.step(images, labels, torch.Tensor.backward)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=None, help="where to draw accuracy against passes, a PNG")
+    parser.add_argument("--out", type=Path, default=None, help="where to draw accuracy against seconds, a PNG")
+    parser.add_argument("--data-root", type=Path, default=None, help="where the data lives")
+    parser.add_argument("--turn", type=int, default=12, help="training steps in a turn")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each")
     arguments = parser.parse_args()
     recipes = sorted(map(read, arguments.folders), key=lambda recipe: (recipe.passes, recipe.attack))
     print("| trained against | steps | epochs | passes | seconds | clean | PGD | robust | verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     curves = defaultdict(list)
-    for each in recipes:
-        _, robust, low, high = each.point
+    speeds = time_steps(recipes, arguments.data_root, arguments.turn, arguments.rounds)
+    for each, speed in zip(recipes, speeds, strict=True):
+        robust, (low, high) = each.judged["robust_accuracy"], each.judged["interval"]
         attacks = each.judged["attacks"].items()
         given = [value for name, value in attacks if name.startswith("pgd") and " on " not in name]
+        seconds = each.training_steps * speed
         print(
-            f"| {each.attack} | {each.steps} | {each.epochs:g} | {each.passes:g} | {each.seconds:.0f}"
+            f"| {each.attack} | {each.steps} | {each.options.epochs:g} | {each.passes:g} | {seconds:.0f}"
             f" | {each.judged['clean_accuracy']:.1%} | {min(given):.1%} | {robust:.1%} ({low:.1%} to {high:.1%})"
             f" | {each.judged['verdict']} |"
         )
-        curves[each.attack].append(each.point)
+        curves[each.attack].append((seconds, robust, low, high))
     if arguments.out:
         budget = recipes[0].judged["budget"]
-        plot = accuracy_curves(
-            curves, f"Robust accuracy within {budget}", "gradient passes of the classifier for each image of an epoch"
-        )
+        plot = accuracy_curves(curves, f"Robust accuracy within {budget}", "seconds of training")
         arguments.out.write_bytes(plot)
 
 
