@@ -116,7 +116,8 @@ def optimise(
     with suppress(_SpentError):
         while True:
             optimizer.step(evaluate)
-            optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
+            if method == "lbfgs":
+                optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
     canvas.weights.data = best
 
 

@@ -100,10 +100,10 @@ def test_a_fast_judgement_searches_without_gradients_too(pictures, split: Memory
 def test_where_search_is_left_out_the_judgement_says_so(pictures, split: MemorySplit) -> None:
     """12 x 12 pixels are a size that Square's tiles do not cover in L2."""
     net = classifier(pictures.net)
-    unchecked = [judge(net, split, budget, images=60, fast=True)["unchecked"] for budget in BUDGETS]
+    unchecked = [judge(net, split, budget, images=20, fast=True)["unchecked"] for budget in BUDGETS]
     assert [len(each) for each in unchecked] == [1, 2] and "Square" in unchecked[1][1]
     assert all("--twin" in each[0] for each in unchecked)
-    assert judge(net, split, BUDGETS[0], images=60, fast=True, twin=net)["unchecked"] == []
+    assert judge(net, split, BUDGETS[0], images=20, fast=True, twin=net)["unchecked"] == []
 
 
 class Tiring(nn.Module):
@@ -159,7 +159,7 @@ def test_a_transfer_does_not_stop_where_the_twin_is_fooled(pictures) -> None:
     budget, twin = Budget("linf", 0.1), classifier(pictures.net)
     bench = Bench(other, pictures.images, pictures.labels, budget)
     stopping = other(PGD(budget)(twin, pictures.images, pictures.labels)).argmax(dim=1) == pictures.labels
-    assert bench.accuracy(FromTwin(twin, budget)) < stopping.double().mean() - 0.3
+    assert bench.left(FromTwin(twin, budget)) < stopping.sum() - 0.3 * len(stopping)
 
 
 def test_transfer_tells_too(pictures, split: MemorySplit) -> None:
