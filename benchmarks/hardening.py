@@ -69,6 +69,9 @@ def passes(attack: str, steps: int) -> int:
 
 def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds: int) -> list[float]:
     """Seconds of one training step of each recipe, the median over the rounds."""
+    alike = {(each.options.classifier, each.options.data, each.options.batch_size) for each in recipes}
+    if len(alike) > 1:
+        raise SystemExit("recipes are compared on one classifier, one data set and one batch size")
     first = recipes[0].options.model_copy(update={"data_root": data_root})
     make_accelerator(first)
     split = load_setting([first.classifier], first).data.train

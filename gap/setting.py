@@ -164,7 +164,8 @@ def accuracy(classifier: Classifier, split: Split, device: torch.device | str = 
 
 def is_chance(share: float, classes: int, split: Split) -> bool:
     """Whether guessing one of so many classes, or always saying the commonest, is right that often on a split."""
-    commonest = 0.0 if split.labels is None else split.labels.bincount().max().item() / len(split)
+    labels = split.labels if split.labels is not None else torch.zeros(0, dtype=torch.int64)
+    commonest = labels.bincount(minlength=1).max().item() / max(1, len(split))
     chance = max(1 / classes, commonest)
     return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
 

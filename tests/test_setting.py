@@ -3,11 +3,13 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from gap.artefact import save_artefact
 from gap.classifier import load_classifier
+from gap.data.splits import MemorySplit
 from gap.errors import GapError, GapWarning
-from gap.setting import DataOptions, load_setting
+from gap.setting import DataOptions, is_chance, load_setting
 
 
 def saved(folder: Path, size: tuple[int, int] = (28, 28), classes: int = 10) -> str:
@@ -25,6 +27,28 @@ def labelled(root: Path, *labels: object) -> DataOptions:
     rows = [f"{number}.png,{label}" for number, label in enumerate(labels)]
     (root / "labels.csv").write_text("\n".join(["file,label", *rows]))
     return DataOptions(data=f"folder:{root}")
+
+
+@pytest.mark.parametrize(
+    ("labels", "share", "expected"),
+    [
+        (torch.arange(1000) % 10, 0.11, True),
+        (torch.arange(1000) % 10, 0.15, False),
+        ((torch.arange(1000) % 10).where(torch.arange(1000) > 300, 1), 0.37, True),
+        ((torch.arange(1000) % 10).where(torch.arange(1000) > 300, 1), 0.45, False),
+        (None, 0.11, True),
+        (None, 0.15, False),
+    ],
+)
+def test_always_saying_the_commonest_class_is_chance(labels: Tensor | None, share: float, expected: bool) -> None:
+    """With 301 images made to be of class 1, 37% of all are."""
+    split = MemorySplit(torch.zeros(1000, 1, 2, 2, dtype=torch.uint8), labels)
+    assert is_chance(share, 10, split) == expected
+
+
+def test_without_images_nothing_is_better_than_chance() -> None:
+    empty = MemorySplit(torch.zeros(0, 1, 2, 2, dtype=torch.uint8), torch.zeros(0, dtype=torch.int64))
+    assert is_chance(0.0, 10, empty)
 
 
 def test_integers_are_indices_of_a_classifier_with_more_classes(tmp_path: Path) -> None:
