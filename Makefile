@@ -9,7 +9,7 @@ demo: $(VENV)/runs
 	$(BIN)/gap demo --out runs/demo
 
 test: $(VENV)/tests
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .

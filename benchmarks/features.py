@@ -1,6 +1,6 @@
 """How well a classifier that had no part in it reads pictures drawn to excite a class, without any prior.
 
-    python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8]
+    python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8] [--budget l2:4]
 
 For each backbone, `--each` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
 mean probability that the reader gives to the class drawn, its 95% interval over the pictures, and how often it reads
@@ -12,6 +12,7 @@ import argparse
 import torch
 from gap.models.taps import LOGITS
 
+from gap.budget import Budget
 from gap.classifier import load_classifier
 from gap.frozen import frozen
 from gap.imagery.visualize import Feature, visualize
@@ -23,13 +24,16 @@ def main() -> None:
     parser.add_argument("--reader", required=True)
     parser.add_argument("--each", type=int, default=8)
     parser.add_argument("--steps", type=int, default=128)
+    parser.add_argument("--budget", type=Budget.parse)
     arguments = parser.parse_args()
     reader = load_classifier(arguments.reader)
     for name in arguments.backbones:
         backbone = load_classifier(name)
         features = [Feature(LOGITS, index) for index in range(backbone.facts.classes)]
         seeds = range(arguments.each)
-        drawn = torch.cat([visualize(backbone, features, seed=seed, steps=arguments.steps) for seed in seeds])
+        drawn = torch.cat(
+            [visualize(backbone, features, budget=arguments.budget, seed=seed, steps=arguments.steps) for seed in seeds]
+        )
         classes = torch.arange(backbone.facts.classes).repeat(arguments.each)
         with frozen(reader, backbone), torch.no_grad():
             shares, own = (

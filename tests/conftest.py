@@ -42,6 +42,12 @@ def pictures() -> Pictures:
     return Pictures(images, labels, nn.Sequential(nn.Flatten(), hidden, nn.Tanh(), output).eval())
 
 
+@pytest.fixture(autouse=True, scope="session")
+def _one_thread() -> None:
+    """Small networks gain nothing from more, and the other cores are for other tests."""
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def _denormals() -> Iterator[None]:
     """Training flushes denormal numbers to 0, for speed and for the whole process; tests that follow need them."""

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.folding import folded
 from gap.frozen import frozen
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
@@ -81,7 +82,7 @@ def auto_attack(
         found = Withstood(predicted == labels)
         _note(found, "clean", tell)
         runner = AutoAttack(
-            _Rows(classifier),
+            _Rows(folded(classifier, classifier.facts.channels, classifier.facts.size)),
             norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,

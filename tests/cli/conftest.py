@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 from unittest.mock import patch
 
 import pytest
-import torch
 
 from gap.cli.main import main
 
@@ -120,11 +119,6 @@ def run() -> Run:
         return Ended(code, out.getvalue(), err.getvalue())
 
     return call
-
-
-@pytest.fixture(autouse=True, scope="session")
-def _one_thread() -> None:
-    torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
