@@ -196,9 +196,10 @@ class Dataset:
         }
 
 
-def in_order(split: Split, batch_size: int, rank: int = 0, world: int = 1) -> list[Tensor]:
-    """Batches of indices of one rank's share, in order; over all ranks every picture comes exactly once."""
-    share = torch.arange(len(split))[rank::world]
+def in_order(split: Split, batch_size: int, rank: int = 0, world: int = 1, *, first: int | None = None) -> list[Tensor]:
+    """Batches of indices of one rank's share of the split, or of its `first` pictures, in order; over all ranks every
+    one of these comes exactly once."""
+    share = torch.arange(len(split))[:first][rank::world]
     return [indices for indices in torch.split(share, batch_size) if len(indices)]
 
 

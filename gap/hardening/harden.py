@@ -79,6 +79,7 @@ class HardenOptions(DataOptions, MachineOptions):
     universals: Annotated[int, Field(ge=1, description="how many universal perturbations play")] = 8
     clean: Annotated[float, Field(ge=0, lt=1, description="the share of each batch that is left clean")] = 0.0
     watch: Annotated[bool, Field(description="restore the best weights when the probe shows a collapse")] = True
+    probed: Annotated[int, Field(ge=1, description="held-out images that the probe attacks after each epoch")] = 2000
     epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 20.0
     warmup: Annotated[float, Field(ge=0, lt=1, description="the share of training over which epsilon rises")] = 0.2
     batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
@@ -119,7 +120,7 @@ def harden(
     classifier, data = setting.classifiers[0], setting.data
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     told = classifier.describe()
-    plan = Plan(options.epochs, options.batch_size, options.seed)
+    plan = Plan(options.epochs, options.batch_size, options.seed, judged=options.probed)
     job = make_job(options, classifier, steps=plan.steps(len(data.train)))
     identity = identify(data, [classifier])
     last = train(

@@ -32,9 +32,9 @@ class HardenJob(Job):
     one generator of each attack starts anew. What is judged and kept is the average of the weights, and of the
     statistics of norms, with `decay`. `lean` gives the classifier in eval mode in a form that runs faster.
 
-    After each epoch a short PGD with a margin loss, which trains nobody, attacks held-out images: the weights kept are
-    those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives every
-    attack one more gradient step, as does a classifier that withstands only the attacks it trains with.
+    After each epoch a short PGD with a margin loss, which trains nobody, attacks some held-out images: the weights kept
+    are those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives
+    every attack one more gradient step, as does a classifier that withstands only the attacks it trains with.
     """
 
     def __init__(

@@ -29,11 +29,15 @@ from gap.weights import DamagedError, read_plain
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and in what portions: `batch_size` counts all processes; the learning rate warms up, then falls to 0."""
+    """How long and in what portions: `batch_size` counts all processes; the learning rate warms up, then falls to 0.
+
+    After each epoch the first `judged` held-out images are judged on; where that is None, all.
+    """
 
     epochs: float
     batch_size: int
     seed: int = 0
+    judged: int | None = None
     warmup: float = 0.05
     checkpoint_seconds: float = 30.0
 
@@ -184,8 +188,9 @@ class _Run:
         for network in self.job.judged_networks():
             for buffer in network.buffers():
                 broadcast(buffer)
+        order = in_order(self.held_out, 256, rank, world, first=self.plan.judged)
         with self._bare_players():
-            for images, labels in self.held_out.batches(in_order(self.held_out, 256, rank, world), device):
+            for images, labels in self.held_out.batches(order, device):
                 for name, values in self.job.judge(images, labels).items():
                     sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
                 count += len(images)

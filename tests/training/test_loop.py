@@ -72,6 +72,14 @@ def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None
     assert not torch.equal(epochs[0], epochs[1])
 
 
+def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path) -> None:
+    listing = split(40, kind=Listing)
+    assert isinstance(listing, Listing)
+    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    train(TinyJob(), split(40), listing, Plan(epochs=1, batch_size=10, judged=7), tmp_path, machine)
+    assert torch.equal(torch.cat(listing.read), torch.arange(7))
+
+
 class HearingJob(TinyJob):
     """Keeps what it hears, and carries along how often that was."""
 
