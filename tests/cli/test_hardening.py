@@ -143,6 +143,7 @@ def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
             "attack": ["generator-start", "universal", "pgd"],
             "generator": SMALL,
             "warmup": 0.1,
+            "probed": 7,
         }
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
@@ -158,6 +159,8 @@ def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
         harden(options, broken, [interrupt])
     assert (broken / CHECKPOINT).is_file()
     two = harden(options, broken, resume=True)
+    sevenths = 7 * one.card["figures"]["validation"]["accuracy"]
+    assert sevenths == pytest.approx(round(sevenths)), "the probe looks at seven images"
     assert one.card["figures"] == two.card["figures"] and one.card["hardened"] == two.card["hardened"]
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, two.tensors()[name])
