@@ -41,7 +41,7 @@ def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
     def keep(tensor: Tensor) -> Tensor:
         if not isinstance(tensor, nn.Parameter):
             kept[tensor.data_ptr()] = tensor.nbytes
-        return tensor
+        return tensor.detach()  # a graph that held its own outputs would never be freed
 
     with torch.enable_grad(), view.still(), saved_tensors_hooks(keep, lambda tensor: tensor):
         seen = view(part)

@@ -1,5 +1,7 @@
 """What a drawing needs is known from a part of it."""
 
+import gc
+
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18
@@ -8,6 +10,11 @@ from gap.classifier import Classifier, Facts
 from gap.errors import GapError
 from gap.imagery.memory import check_memory, estimate
 from gap.imagery.view import View, prepared
+
+
+def tensors() -> int:
+    gc.collect()
+    return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
 
 
 @pytest.fixture
@@ -24,6 +31,15 @@ def test_the_estimate_is_the_same_from_any_size(view: View) -> None:
     assert estimate(view, images.repeat(3, 1, 1, 1), (128, 96)) == pytest.approx(3 * whole, rel=0.05)
     # What a convolution's way back needs is its input: 4 channels and more, in float32, at full size, several times.
     assert whole > 10 * images.nbytes
+
+
+def test_the_estimate_keeps_nothing(view: View) -> None:
+    images = torch.rand(1, 3, 48, 48)
+    estimate(view, images, (48, 48))
+    before = tensors()
+    for _ in range(3):
+        estimate(view, images, (48, 48))
+    assert tensors() == before
 
 
 def test_too_little_memory_is_said(view: View, monkeypatch: pytest.MonkeyPatch) -> None:
