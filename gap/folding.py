@@ -30,10 +30,19 @@ class Folding(Generic[T]):
         probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         with frozen(network):
             expected = network(probe)
+            names = _pairs(network, probe)
             try:
-                lean, pairs = _fold(network, probe)
+                lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+            except (
+                Exception
+            ):  # what the user's network holds may refuse to be copied in any way; it is then its own twin
+                return
+            pairs = _fold(network, lean, names)
+            try:
                 found = lean(probe)
-            except Exception:  # the user's own code runs here and may raise anything; unfolded it is only slower
+            except (
+                Exception
+            ):  # a user's forward may need the norms that are gone, and raise anything: it is its own twin
                 return
         if pairs and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
             self.lean, self.pairs = lean, pairs
@@ -62,9 +71,10 @@ def folded(network: T, channels: int, size: tuple[int, int]) -> T:
     return Folding(network, channels, size).lean
 
 
-def _fold(network: T, probe: Tensor) -> tuple[T, list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]]:
-    names = _pairs(network, probe)
-    lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
+def _fold(
+    network: nn.Module, lean: nn.Module, names: dict[str, str]
+) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]:
+    """Fold norms into convolutions, by their names, in a copy of the network."""
     pairs = []
     for first, second in names.items():
         convolution, norm = network.get_submodule(first), network.get_submodule(second)
@@ -74,7 +84,7 @@ def _fold(network: T, probe: Tensor) -> tuple[T, list[tuple[nn.Conv2d, nn.BatchN
         # timm's norms hold the activation that follows them.
         lean.set_submodule(second, getattr(norm, "act", nn.Identity()))
         pairs.append((convolution, norm, into))
-    return lean, pairs
+    return pairs
 
 
 def _pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
