@@ -33,16 +33,12 @@ class Folding(Generic[T]):
             names = _pairs(network, probe)
             try:
                 lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-            except (
-                Exception
-            ):  # what the user's network holds may refuse to be copied in any way; it is then its own twin
+            except Exception:  # a user's network may refuse to be copied, in any way
                 return
             pairs = _fold(network, lean, names)
             try:
                 found = lean(probe)
-            except (
-                Exception
-            ):  # a user's forward may need the norms that are gone, and raise anything: it is its own twin
+            except Exception:  # a user's forward may miss its norms, and raise anything
                 return
         if pairs and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
             self.lean, self.pairs = lean, pairs
