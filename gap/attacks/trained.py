@@ -1,5 +1,6 @@
 """Trained attacks: what a generator's network makes of images, and the artefact that holds it."""
 
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from gap.attacks.protocol import Attack
 from gap.attacks.universal import Universal
 from gap.budget import Budget
 from gap.classifier import Classifier, Told
-from gap.errors import GapError, first_line
+from gap.errors import GapError, GapWarning, first_line
 from gap.folding import folded
 from gap.frozen import frozen
 
@@ -91,6 +92,9 @@ def attack_from(
 ) -> Attack:
     """The attack that an artefact holds, on a device; named after its folder unless told otherwise."""
     name, own = name or folder_name(artefact), own_budget(artefact)
+    if own and budget and own.norm != budget.norm:
+        told = f"{name} was trained within {own}; within {budget} it shows less than one trained there would"
+        warnings.warn(told, GapWarning, stacklevel=2)
     if artefact.kind == "direct generator":
         return Direct(_network(artefact, device), budget, name)
     if own is None:

@@ -199,7 +199,7 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = GeneratorStart(generators(facts.channels)), 0
         case "generator-gradient":
             start, count = FedGeneratorStart(generators(2 * facts.channels)), 0
-        case "generator-start":
+        case "generator-start" | "trades-start":
             start, count = GeneratorStart(generators(facts.channels), NOISE), options.steps
         case "universal":
             start, count = UniversalStart(universals()), 0
@@ -211,7 +211,7 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = BlockStart(), options.steps
         case _:
             start, count = RandomStart(), options.steps
-    beta = options.beta if kind == "trades" else None
+    beta = options.beta if kind in ("trades", "trades-start") else None
     return Sparring(name, share, start, count, projected=kind != "fgsm", beta=beta)
 
 

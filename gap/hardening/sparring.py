@@ -23,10 +23,11 @@ KINDS = {
     "fgsm": "one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)",
     "pgd": "gradient steps from a random start",
     "blocks-start": "gradient steps from blocks of plus or minus epsilon, where Square Attack searches",
-    "trades": "the same, away from the clean prediction; the classifier learns to keep that (TRADES)",
+    "trades": "pgd away from the clean prediction; the classifier learns to keep that (TRADES)",
+    "trades-start": "the same from what a U-Net makes, with noise of half the budget",
 }
 # Those whose generator may be one that `gap train` left.
-FROM_ARTEFACTS = ("generator", "generator-start")
+FROM_ARTEFACTS = ("generator", "generator-start", "trades-start")
 
 
 @dataclass
@@ -136,7 +137,7 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
         if kind not in KINDS:
             raise unknown("attack to train against", kind, KINDS)
         if at and (kind not in FROM_ARTEFACTS or not folder):
-            raise GapError(f"only {' and '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
+            raise GapError(f"only {', '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight

@@ -98,6 +98,15 @@ def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
     ]
 
 
+def test_another_norm_is_warned_about(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", GapWarning)
+        assert load_attack(folder, Budget("linf", 0.2)).name == "attack" and not told
+        load_attack(folder, Budget("l2", 0.2))
+    assert [str(each.message)[:43] for each in told] == ["attack was trained within linf:0.1; within "]
+
+
 def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
     folder = trained(tmp_path / "attack", ONE)
     spec = "step_scales=1e-6,steps=1,confidence=0"
