@@ -34,7 +34,7 @@ def main() -> None:
     card = open_artefact(arguments.folders[0], KIND).read(StylizerCard)
     backbone = load_classifier(card.backbone.name)
     swift = {str(folder): load_stylizer(folder, backbone) for folder in arguments.folders}
-    manner = Manner(evaluations=arguments.evaluations, colour_weight=0.0)
+    manner = Manner(evaluations=arguments.evaluations)
     found: dict[str, list[tuple[float, float, float]]] = {"L-BFGS": [], **{name: [] for name in swift}}
     for of, like in product(arguments.content, arguments.style):
         content, style = (open_sized(path, backbone.facts.channels, arguments.size) for path in (of, like))

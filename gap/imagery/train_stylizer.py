@@ -14,9 +14,9 @@ from gap.data.named import load_data
 from gap.data.splits import Dataset, Split
 from gap.errors import GapError
 from gap.frozen import frozen
-from gap.imagery.features import Content, Style
+from gap.imagery.features import Colours, Content, Style
 from gap.imagery.objectives import Look, Variation
-from gap.imagery.stylize import SMOOTHNESS, STYLE_WEIGHT
+from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, STYLE_WEIGHT
 from gap.imagery.stylizer import KIND, Form, see
 from gap.imagery.view import default_layers, prepared
 from gap.models.stylizers import Stylizer, make_stylizer
@@ -47,6 +47,9 @@ class StylizerOptions(MachineOptions):
         Form, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
     ] = "adaptive"
     style_weight: Annotated[float, Field(ge=0, description="of style beside content, as in gap stylize")] = STYLE_WEIGHT
+    colour_weight: Annotated[float, Field(ge=0, description="of the style's colours, beside its layers together")] = (
+        COLOUR_WEIGHT
+    )
     smoothness: Annotated[float, Field(ge=0, description="and of neighbouring pixels being alike")] = SMOOTHNESS
     size: Annotated[int, Field(ge=16, le=512, description="pixels of each side while training; it draws any size")] = (
         128
@@ -106,8 +109,11 @@ class StylizerJob(Job):
             look = Look(drawn, dict(zip(names, see(self.taps, drawn), strict=True)))
             style = _mean([Style(name, each)(look) for name, each in zip(names, like, strict=True)])
             content = _mean([Content(name, of[names.index(name)])(look) for name in self.kept])
-        whole = self.options.style_weight * style + content + self.options.smoothness * Variation()(look)
-        return drawn, {"objective": whole, "style": style, "content": content}
+            colours = Colours(styles)(look)
+        asked = self.options
+        whole = content + asked.style_weight * (style + asked.colour_weight * colours)
+        whole = whole + asked.smoothness * Variation()(look)
+        return drawn, {"objective": whole, "style": style, "content": content, "colours": colours}
 
 
 def train_stylizer(

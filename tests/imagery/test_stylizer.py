@@ -99,7 +99,7 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
     )
     # The first is told before anything is learned.
     assert statistics.median(losses[-5:]) < 0.8 * statistics.median(losses[1:6]), losses
-    assert set(artefact.card["figures"]["validation"]) == {"objective", "style", "content"}
+    assert set(artefact.card["figures"]["validation"]) == {"objective", "style", "content", "colours"}
     # The plain form has not learned that much yet.
     assert form == "gram-maps" or heeds_styles(load_stylizer(folder), styles)
     swift = load_stylizer(folder)
