@@ -1,7 +1,7 @@
 """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from torch import Tensor
@@ -11,12 +11,14 @@ from gap.classifier import Classifier
 from gap.cli.easel import Device, check_out, easel, find_class, find_device, load_backbone, open_sized
 from gap.cli.options import Input, Mean, Std
 from gap.errors import GapError
+from gap.imagery.transforms import Shaken
 from gap.imagery.visualize import Feature, invert
 from gap.imagery.visualize import visualize as work
 from gap.models.taps import LOGITS
 from gap.report.pictures import save_image, to_image
 from gap.report.sheets import Captioned, sheet
 
+NATURAL = "between looks; with the natural prior"
 EXAMPLE = "gap visualize runs/hard logit:3 logit:0-9 --out sheet.png"
 
 
@@ -37,6 +39,15 @@ def visualize(
     budget: Annotated[
         str | None, typer.Option("--budget", help="how far without a prior, as l2:10; by default a quarter of what is")
     ] = None,
+    jitter: Annotated[int | None, typer.Option("--jitter", min=0, help=f"pixels moved, at most, {NATURAL} 8")] = None,
+    rotate: Annotated[
+        float | None, typer.Option("--rotate", min=0, help=f"degrees turned, at most, {NATURAL} 5")
+    ] = None,
+    scale: Annotated[
+        float | None, typer.Option("--scale", min=0, max=0.9, help=f"share scaled, at most, {NATURAL} 0.1")
+    ] = None,
+    pad: Annotated[int | None, typer.Option("--pad", min=0, help="pixels of grey around what is looked at")] = None,
+    crop: Annotated[int | None, typer.Option("--crop", min=0, help="rows and columns cut off for each look")] = None,
     size: Annotated[
         int | None, typer.Option("--size", min=8, max=2048, help="pixels of each side; by default the backbone's own")
     ] = None,
@@ -50,8 +61,13 @@ def visualize(
 ) -> None:
     """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
     check_out(out, [start, of])
-    if of is not None and (start is not None or budget is not None or prior != "none"):
-        raise GapError("--invert begins at noise and has no prior; leave out --start, --budget and --prior")
+    moves = {"jitter": jitter, "rotate": rotate, "scale": scale, "pad": pad, "crop": crop}
+    shaken: dict[str, Any] = {name: amount for name, amount in moves.items() if amount is not None}
+    if of is not None and (start is not None or budget is not None or prior != "none" or shaken):
+        raise GapError(
+            "--invert begins at noise and has no prior; leave out --start, --budget, --prior and what shakes"
+        )
+    still = {} if prior == "natural" else {"jitter": 0, "rotate": 0.0, "scale": 0.0}
     where = find_device(device, seed)
     seer = load_backbone(backbone, where, input, mean, std)
     channels, side = seer.facts.channels, (size, size) if size else None
@@ -77,6 +93,7 @@ def visualize(
                     size=side,
                     start=begin,
                     prior=prior,
+                    transforms=Shaken(**still | shaken) if shaken else None,
                     budget=Budget.parse(budget) if budget else None,
                     steps=steps,
                     seed=seed,

@@ -23,14 +23,13 @@ class Shaken(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         images = F.pad(images, [self.pad] * 4, value=GREY)
         height, width = images.shape[-2:]
-        shaken = K.RandomAffine(
-            self.rotate,
-            translate=(min(1.0, self.jitter / width), min(1.0, self.jitter / height)),
-            scale=(1 - self.scale, 1 + self.scale),
-            padding_mode="border",
-            p=1.0,
-        )(images)
+        moves: list[nn.Module] = []
+        if self.jitter or self.rotate or self.scale:
+            shift = (min(1.0, self.jitter / width), min(1.0, self.jitter / height))
+            scales = (1 - self.scale, 1 + self.scale)
+            moves.append(K.RandomAffine(self.rotate, translate=shift, scale=scales, padding_mode="border", p=1.0))
         if self.crop:
-            shaken = K.RandomCrop((max(1, height - self.crop), max(1, width - self.crop)))(shaken)
-        assert isinstance(shaken, Tensor)
-        return shaken
+            moves.append(K.RandomCrop((max(1, height - self.crop), max(1, width - self.crop))))
+        for move in moves:
+            images = move(images)
+        return images

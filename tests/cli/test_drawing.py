@@ -124,6 +124,17 @@ def test_stylize_with_two_styles_masks_and_another_content_network(
     assert "content at content relu4_x" in ended.out and "relu5_x" not in ended.out
 
 
+def test_a_shaken_look_draws_another_picture(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Also without the natural prior; nothing moves but what was asked for."""
+
+    def drawn(*given: str) -> bytes:
+        out = tmp_path / "drawn.png"
+        assert run("visualize", NET, "logit:3", "--steps=3", *given, "--out", out).code == 0
+        return out.read_bytes()
+
+    assert drawn("--jitter=0") == drawn() != drawn("--pad=4")
+
+
 def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "texture.png"
     ended = run("texture", pictures[1], "--backbone", NET, "--size=24", "--evaluations=4", "--out", out)
@@ -137,6 +148,7 @@ def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) 
     [
         (["logit:3", "layer2:0-2,5"], 5),
         (["layer1:0", "--prior=natural", "--size=16"], 1),
+        (["layer1:0", "--jitter=2", "--pad=2", "--crop=3"], 1),
         (["relu2_x", "layer2", "--invert", "style.png"], 3),
         (["logit:0", "--start", "style.png", "--budget=l2:1"], 1),
         (["logit:cat,Ship"], 2),
@@ -176,6 +188,7 @@ def test_visualize(
         (["stylize", "content.png", "style.png", "--fast=x", "--grid"], "--fast does not go with --"),
         (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
+        (["visualize", NET, "layer2", "--invert=style.png", "--pad=2"], "--invert begins at noise"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "logit:cow"], "unknown class 'cow'"),
