@@ -72,6 +72,7 @@ def auto_attack(
 ) -> Withstood:
     """Run AutoAttack on images N x C x H x W in [0, 1]; each attack takes the images that those before it left.
 
+    The attacks look at the classifier with its norms folded, and break an image that either of the two misreads.
     `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four, where
     their loss has no meaning, they are left out, and so is Square where it cannot search. It asks `queries` times.
     `tell` hears the accuracy after each attack.
@@ -81,8 +82,9 @@ def auto_attack(
             predicted = torch.cat([classifier(part).argmax(dim=1) for part in images.split(batch_size)])
         found = Withstood(predicted == labels)
         _note(found, "clean", tell)
+        lean = folded(classifier, classifier.facts.channels, classifier.facts.size)
         runner = AutoAttack(
-            _Rows(folded(classifier, classifier.facts.channels, classifier.facts.size)),
+            _Rows(lean),
             norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,
@@ -106,8 +108,9 @@ def auto_attack(
                     )
                 found.flags += [flag for flag in flags if flag not in found.flags]
                 with torch.no_grad():
-                    after = torch.cat([classifier(part).argmax(dim=1) for part in adversarial.split(batch_size)])
-                found.right[standing] = after == labels[standing]
+                    for reader in (classifier, lean):
+                        after = torch.cat([reader(part).argmax(dim=1) for part in adversarial.split(batch_size)])
+                        found.right[standing] &= after == labels[standing]
             _note(found, name, tell)
     return found
 

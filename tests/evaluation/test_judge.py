@@ -13,6 +13,7 @@ from gap.attacks.gradient import PGD
 from gap.budget import Budget
 from gap.classifier import Classifier, Facts
 from gap.data.splits import MemorySplit
+from gap.evaluation import autoattack
 from gap.evaluation.autoattack import Withstood, auto_attack, can_search
 from gap.evaluation.gate import Bench, FromTwin, is_sign, more_steps, run_gate
 from gap.evaluation.judge import judge
@@ -224,6 +225,20 @@ def test_autoattack_agrees_with_what_it_left(pictures) -> None:
     assert found.newly_broken("square") == pytest.approx(shares[1] - shares[2])
     assert found.doubt is None
     assert "by 0.3%" in Withstood(found.right, {"clean": 1.0, "fab-t": 0.903, "square": 0.9}).doubt
+
+
+def test_what_the_folded_twin_misreads_is_broken(pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attacks stop at such an image, so that nobody knows whether the classifier would withstand them."""
+
+    class Twin(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return pictures.net(images).roll(1, dims=1)
+
+    monkeypatch.setattr(autoattack, "folded", lambda *_: Twin())
+    found = auto_attack(
+        classifier(pictures.net), pictures.images[:40], pictures.labels[:40], BUDGETS[0], attacks=("apgd-ce",)
+    )
+    assert found.accuracy["clean"] > 0.9 and not found.right.any()
 
 
 @pytest.mark.parametrize(
