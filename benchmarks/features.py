@@ -3,14 +3,15 @@
     python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8] [--budget l2:4]
 
 For each backbone, `--each` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
-mean probability that the reader gives to the class drawn, its 95% interval over the pictures, and how often it reads
-that class.
+class score that the reader gives to the class drawn (its logit, less the mean of all logits), the probability, their
+95% intervals over the pictures, and how often it reads that class.
 """
 
 import argparse
 
 import torch
 from gap.models.taps import LOGITS
+from torch import Tensor
 
 from gap.budget import Budget
 from gap.classifier import load_classifier
@@ -36,13 +37,21 @@ def main() -> None:
         )
         classes = torch.arange(backbone.facts.classes).repeat(arguments.each)
         with frozen(reader, backbone), torch.no_grad():
-            shares, own = (
-                each(drawn).softmax(dim=1).gather(1, classes[:, None]).squeeze(1) for each in (reader, backbone)
-            )
-            right = (reader(drawn).argmax(dim=1) == classes).float().mean()
-        mean, error = shares.mean(), 1.96 * shares.std() / len(shares) ** 0.5
-        print(f"{name}: {len(drawn)} pictures, {reader.name} gives the class {mean:.3f} (give or take {error:.3f})")
-        print(f"  and reads it in {right:.1%}; {name} itself gives it {own.mean():.3f}", flush=True)
+            logits = reader(drawn)
+            own = _of_class(backbone(drawn).softmax(dim=1), classes)
+        scores = _of_class(logits - logits.mean(dim=1, keepdim=True), classes)
+        shares, right = _of_class(logits.softmax(dim=1), classes), (logits.argmax(dim=1) == classes).float().mean()
+        print(f"{name}: {len(drawn)} pictures; {reader.name} gives the class a score of {_told(scores)},")
+        print(f"  a probability of {_told(shares)}, and reads it in {right:.1%}")
+        print(f"  ({name} itself gives it {own.mean():.3f})", flush=True)
+
+
+def _of_class(values: Tensor, classes: Tensor) -> Tensor:
+    return values.gather(1, classes[:, None]).squeeze(1)
+
+
+def _told(values: Tensor) -> str:
+    return f"{values.mean():.3f} (give or take {1.96 * values.std() / len(values) ** 0.5:.3f})"
 
 
 if __name__ == "__main__":
