@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, geometric_mean
 from typing import Annotated
 
 import torch
@@ -96,13 +96,15 @@ def compare_styles(
     rows = [_row(name, pairs, names[0]) for name in names]
     for row, painter in zip(rows, painters, strict=True):
         row["entropy"] = sum(activation_entropy(painter, each) for each in contents) / len(contents)
-        row["robustness"] = _robustness(painter, [*contents, *styles][:MOST])
+        row["robustness"] = None if painter.manner.smoothed else _robustness(painter, [*contents, *styles][:MOST])
     columns = [
         Column("backbone", "backbone"),
         Column("style", "style distance", ".3g"),
         Column("content", "content distance", ".3g"),
         Column("ahead", "pairs ahead"),
         Column("lead", "lead", ".2f"),
+        Column("least", "least style distance", ".3g"),
+        Column("cost", "content distance there", ".3g"),
         Column("entropy", "activation entropy", ".3f"),
         Column("robustness", "R of layers", ".3f"),
     ]
@@ -122,8 +124,9 @@ def compare_styles(
     text = (
         f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
         f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
-        " content distance is smaller; the lead says how many times, in the geometric mean over the pairs. Pairs whose"
-        " content distances do not overlap are apart. R is within an L2 budget of a hundredth of the largest distance,"
+        " content distance is smaller, where both come to such a distance; the lead says how many times, in the geometric"
+        " mean over the pairs. Pairs whose content distances do not overlap are apart. The least style distance of each"
+        " pair is of whatever weight, the mean over the pairs. R is within an L2 budget of a hundredth of the largest distance,"
         " over these pictures."
     )
     curves = {name: _pareto([each for each in drawn if each.painter == name]) for name in names}
@@ -168,21 +171,21 @@ def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, in
 
 def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
     """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
-    own = [each for pair in pairs for each in pair if each.painter == name]
+    by_pair = [[each for each in pair if each.painter == name] for pair in pairs]
+    own = [each for pair in by_pair for each in pair]
+    nearest = [min(pair, key=lambda each: each.style_distance) for pair in by_pair]
     leads = [
-        lead([each for each in pair if each.painter == name], [each for each in pair if each.painter == first])
-        for pair in pairs
+        lead(mine, [each for each in pair if each.painter == first]) for mine, pair in zip(by_pair, pairs, strict=True)
     ]
     known = [each for each in leads if each is not None]
-    product = 1.0
-    for each in known:
-        product *= each
     return {
         "backbone": name,
-        "style": sum(each.style_distance for each in own) / len(own),
-        "content": sum(each.content_distance for each in own) / len(own),
+        "style": fmean(each.style_distance for each in own),
+        "content": fmean(each.content_distance for each in own),
+        "least": fmean(each.style_distance for each in nearest),
+        "cost": fmean(each.content_distance for each in nearest),
         "ahead": f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}" if name != first else None,
-        "lead": product ** (1 / len(known)) if known and name != first else None,
+        "lead": geometric_mean(known) if known and name != first else None,
         "leads": leads,
     }
 

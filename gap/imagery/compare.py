@@ -12,13 +12,14 @@ from torch import Tensor
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.imagery.ablations import Painter
+from gap.imagery.canvas import resized, within
 from gap.imagery.features import TINY, Content, Style, maps
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.stylize import shares_of, stylize
 from gap.imagery.view import View, default_content_layers, default_layers, prepared
 
 # The style weights that each backbone may try: its search budget.
-WEIGHTS = (0.3, 3.0, 30.0, 300.0, 3000.0)
+WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,7 +66,8 @@ def check_held_out(judge: Classifier, backbone: Classifier) -> None:
 class Judge:
     """How far a picture is from a content and its styles, C x H x W each, in the layers usual for a network.
 
-    `shares` weigh the styles, by default evenly.
+    Styles are looked at as large as the content, which is how they are drawn: a network's Gram matrices are of strokes
+    so many pixels wide. `shares` weigh the styles, by default evenly.
     """
 
     def __init__(
@@ -74,19 +76,20 @@ class Judge:
         layers = default_layers(network)
         kept = default_content_layers(network)
         self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
-        self.content = _even([Content(layer, self._maps(content, layer)) for layer in kept])
-        given = zip(shares_of(shares, len(styles)), styles, strict=True)
-        parts = [share * _even([Style(layer, self._maps(style, layer)) for layer in layers]) for share, style in given]
-        self.style: Objective = sum(parts[1:], start=parts[0])
+        seen = self._look(content)
+        self.content = _even([Content(layer, maps(seen, layer)) for layer in kept])
+        looks = [self._look(resized(style, within(style, max(content.shape[-2:])))) for style in styles]
+        first, *rest = [
+            share * _even([Style(layer, maps(look, layer)) for layer in layers])
+            for share, look in zip(shares_of(shares, len(styles)), looks, strict=True)
+        ]
+        self.style: Objective = sum(rest, start=first)
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> tuple[float, float]:
         """The distance to the content and to the styles, each the mean over its layers."""
         look = self._look(picture)
         return self.content(look).item(), self.style(look).item()
-
-    def _maps(self, picture: Tensor, layer: str) -> Tensor:
-        return maps(self._look(picture), layer)
 
     @torch.no_grad()
     def _look(self, picture: Tensor) -> Look:
@@ -103,24 +106,26 @@ def _even(parts: Sequence[Objective]) -> Objective:
 def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
     """How many times smaller the style distance of our drawings is, at equal content distance: above 1 is ahead.
 
-    Both are drawings of one content in one style, over some weights: curves of style distance against content distance,
-    compared in their geometric mean where both are. None where they share no content distance.
+    Both are drawings of one content in one style, over some weights. Compared are the least style distances at each
+    content distance that both reach (their Pareto fronts), in the geometric mean. None where they reach none together.
     """
-    ours, theirs = (sorted(each, key=lambda drawn: drawn.content_distance) for each in (ours, theirs))
-    low = max(ours[0].content_distance, theirs[0].content_distance)
-    high = min(ours[-1].content_distance, theirs[-1].content_distance)
+    low = max(min(drawn.content_distance for drawn in each) for each in (ours, theirs))
+    high = min(max(drawn.content_distance for drawn in each) for each in (ours, theirs))
     if low > high:
         return None
     places = np.linspace(low, high, 33)
-    curves = [
-        np.interp(
-            places,
-            [drawn.content_distance for drawn in each],
-            [math.log(max(drawn.style_distance, TINY)) for drawn in each],
-        )
-        for each in (theirs, ours)
-    ]
-    return float(np.exp(np.mean(curves[0] - curves[1])))
+    return float(np.exp(np.mean(_front(theirs, places) - _front(ours, places))))
+
+
+def _front(drawn: Sequence[Drawn], places: np.ndarray) -> np.ndarray:
+    """The logarithm of the style distance at these content distances, of the drawings that no other one beats in
+    both."""
+    best: list[Drawn] = []
+    for each in sorted(drawn, key=lambda one: (one.content_distance, one.style_distance)):
+        if not best or each.style_distance < best[-1].style_distance:
+            best.append(each)
+    heights = [math.log(max(each.style_distance, TINY)) for each in best]
+    return np.interp(places, [each.content_distance for each in best], heights)
 
 
 @torch.no_grad()

@@ -10,6 +10,7 @@ from torch import nn
 from gap.classifier import Classifier, Facts
 from gap.errors import GapError
 from gap.imagery.ablations import Painter, ablated
+from gap.imagery.canvas import resized
 from gap.imagery.compare import Drawn, Judge, activation_entropy, draw_all, lead
 from gap.imagery.stylize import Manner
 from gap.imagery.view import View, prepared
@@ -37,6 +38,20 @@ def test_only_where_both_are() -> None:
     theirs = curve((0.1, 8.0), (0.2, 4.0))
     assert lead(curve((0.2, 1.0), (0.9, 1e-9)), theirs) == pytest.approx(4.0)
     assert lead(curve((0.3, 1.0), (0.9, 0.5)), theirs) is None
+
+
+def test_what_is_worse_in_both_counts_for_nothing() -> None:
+    theirs = curve((0.1, 8.0), (0.2, 4.0), (0.3, 4.0), (0.4, 4.0))
+    stray = curve((0.1, 4.0), (0.2, 2.0), (0.3, 9.0), (0.4, 8.0))
+    assert lead(stray, theirs) == pytest.approx(2.0)
+
+
+def test_the_judge_sees_a_style_as_large_as_the_drawing() -> None:
+    """The style itself, at that size, is as near as can be, however large its file."""
+    torch.manual_seed(0)
+    style = torch.rand(3, 96, 72).round()
+    judge = Judge(net(), torch.rand(3, 32, 24), [style])
+    assert judge(resized(style, (32, 24)))[1] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_judge_sees_no_distance_from_the_pictures_themselves() -> None:
