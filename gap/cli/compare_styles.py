@@ -124,10 +124,10 @@ def compare_styles(
     text = (
         f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
         f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
-        " content distance is smaller, where both come to such a distance; the lead says how many times, in the geometric"
-        " mean over the pairs. Pairs whose content distances do not overlap are apart. The least style distance of each"
-        " pair is of whatever weight, the mean over the pairs. R is within an L2 budget of a hundredth of the largest distance,"
-        " over these pictures."
+        " content distance is smaller, where both come to such a distance; the lead says how many times, in the"
+        " geometric mean over the pairs. Pairs whose content distances do not overlap are apart. The least style"
+        " distance of each pair is that of whatever weight, the mean over the pairs. R is within an L2 budget of a"
+        " hundredth of the largest distance, over these pictures."
     )
     curves = {name: _pareto([each for each in drawn if each.painter == name]) for name in names}
     plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
