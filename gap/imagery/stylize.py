@@ -168,9 +168,7 @@ def texture(
     """The style of a picture alone, C x H x W, drawn from noise at any size (Gatys et al., 2015)."""
     manner = manner or Manner()
     blank = torch.full((style.shape[0], *size), 0.5, device=style.device)
-    return stylize(
-        blank, [style], backbone, manner=replace(manner, start="noise", content_layers=(), style_weight=1.0), tell=tell
-    )
+    return stylize(blank, [style], backbone, manner=replace(manner, start="noise", content_layers=()), tell=tell)
 
 
 def _asked(

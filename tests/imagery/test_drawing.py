@@ -7,10 +7,10 @@ from gap.models.taps import LOGITS, Taps
 from torch import Tensor, nn
 
 from gap.budget import Budget
-from gap.classifier import Classifier, Facts
+from gap.classifier import Classifier, Facts, load_classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Fourier, Pixels
-from gap.imagery.objectives import Leash
+from gap.imagery.objectives import Leash, Look, Variation
 from gap.imagery.optimise import DrawingProgress, optimise
 from gap.imagery.stylize import Manner, stylize, texture
 from gap.imagery.transforms import Shaken
@@ -119,6 +119,15 @@ def test_the_content_s_colours_are_kept(backbone: Classifier) -> None:
 def test_texture_of_another_size(backbone: Classifier) -> None:
     drawn = texture(picture(1), (24, 48), backbone, manner=QUICK)
     assert drawn.picture.shape == (3, 24, 48) and "content" not in drawn.told
+
+
+def test_a_texture_is_no_blur_of_other_colours() -> None:
+    """It varies from pixel to pixel as the style does, and has its mean colours."""
+    style, seer = picture(1, 48, 48), load_classifier("drawing-hardened")
+    drawn = texture(style, (48, 48), seer, manner=Manner(evaluations=40)).picture
+    fine, coarse = (Variation()(Look(each[None], {})).item() for each in (drawn, style))
+    assert fine > 0.5 * coarse
+    torch.testing.assert_close(drawn.mean(dim=(1, 2)), style.mean(dim=(1, 2)), atol=0.05, rtol=0)
 
 
 def test_one_channel_and_no_residual_stages() -> None:
