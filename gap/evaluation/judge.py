@@ -13,7 +13,15 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.data.splits import Split
 from gap.errors import GapError
-from gap.evaluation.autoattack import BLACK_BOX, FAST, STANDARD, Withstood, auto_attack, can_search
+from gap.evaluation.autoattack import (
+    BLACK_BOX,
+    STANDARD,
+    Withstood,
+    auto_attack,
+    can_search,
+    can_target,
+    fast_attacks,
+)
 from gap.evaluation.evaluate import quantised
 from gap.evaluation.gate import Bench, Check, FromTwin, differentiable, is_sign, run_gate
 from gap.evaluation.interval import wilson
@@ -27,6 +35,7 @@ FEW_QUERIES = 1000
 # What may be left unchecked.
 NO_TWIN = "transfer from a standard twin (name one with --twin)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
+NO_TARGETS = "targeted APGD (its loss needs four classes)"
 
 
 def judge(
@@ -61,14 +70,17 @@ def judge(
     bench = Bench(classifier, pictures, labels, budget, batch_size)
     torch.manual_seed(seed)
     blind = not differentiable(classifier, pictures)
-    attacks = (BLACK_BOX,) if blind else FAST if fast else STANDARD
+    classes = classifier.facts.classes
+    attacks = (BLACK_BOX,) if blind else fast_attacks(classes) if fast else STANDARD
     found = auto_attack(
         classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=tell
     )
-    searched = can_search(budget, *classifier.facts.size)
-    gate = [*([_black_box(found, bench, seed)] if searched else []), _flags(found)]
-    others = [PGD(budget, steps=50, restarts=2), *others, *([FromTwin(twin, budget)] if twin else [])]
+    long = PGD(budget, steps=50, restarts=2)
+    others = [long, *others, *([FromTwin(twin, budget)] if twin else [])]
     withstood = _withstood(others, bench, found, tell, blind=blind)
+    searched = can_search(budget, *classifier.facts.size)
+    by_gradients = withstood.get(long.name, torch.ones_like(found.right))
+    gate = [*([_black_box(found, by_gradients, bench, seed)] if searched else []), _flags(found)]
     right = found.right & torch.stack([found.right, *withstood.values()]).all(dim=0)
     gate += [_beaten(found, withstood, right)] if withstood else []
     few = replace(bench, images=pictures[:GATE_IMAGES], labels=labels[:GATE_IMAGES])
@@ -82,13 +94,17 @@ def judge(
         "data": data,
         "budget": str(budget),
         "images": count,
-        "autoattack": list(attacks),
+        "autoattack": [name for name in attacks if name in found.accuracy],
         "clean_accuracy": found.accuracy["clean"],
         "robust_accuracy": survivors / count,
         "interval": list(wilson(survivors, count)),
         "attacks": {name: value for name, value in found.accuracy.items() if name != "clean"} | left,
         "gate": [check.dump() for check in gate],
-        "unchecked": [*([] if twin else [NO_TWIN]), *([] if searched else [NO_SEARCH])],
+        "unchecked": [
+            *([] if twin else [NO_TWIN]),
+            *([] if searched else [NO_SEARCH]),
+            *([] if can_target(classes) else [NO_TARGETS]),
+        ],
         "verdict": _verdict(gate, clean),
         "right": clean,
     }
@@ -131,21 +147,24 @@ class InBytes:
         return quantised(self.attack, images, self.attack(classifier, images, labels))
 
 
-def _black_box(found: Withstood, bench: Bench, seed: int) -> Check:
-    """Search without gradients finds no more than gradients did; on some of the images where AutoAttack left it out."""
+def _black_box(found: Withstood, by_gradients: Tensor, bench: Bench, seed: int) -> Check:
+    """Search without gradients finds no more than gradients did; on some of the images where AutoAttack left it out.
+
+    `by_gradients` are the images that a long PGD left (N booleans)."""
     images, how = len(found.right), ""
-    if BLACK_BOX in found.accuracy:
-        count = round(found.newly_broken(BLACK_BOX) * images)
+    if BLACK_BOX in found.broken:
+        count = int((found.broken[BLACK_BOX] & by_gradients).sum())
     else:
         images = min(images, GATE_IMAGES)
-        count, how = _searched(found, bench, seed), f" ({FEW_QUERIES} queries for each of the first {images})"
+        count = _searched(found.right & by_gradients, bench, seed)
+        how = f" ({FEW_QUERIES} queries for each of the first {images})"
     evidence = f"{count / images:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients{how}"
     return Check("black-box attacks do not beat white-box ones", not is_sign(count, images), evidence)
 
 
-def _searched(found: Withstood, bench: Bench, seed: int) -> int:
-    """How many of the first images fall to a short search, of those that nothing broke."""
-    standing = found.right[:GATE_IMAGES].nonzero().squeeze(1)
+def _searched(right: Tensor, bench: Bench, seed: int) -> int:
+    """How many of the first images fall to a short search, of those that are right still (N booleans)."""
+    standing = right[:GATE_IMAGES].nonzero().squeeze(1)
     if not len(standing):
         return 0
     images, labels = bench.images[standing], bench.labels[standing]

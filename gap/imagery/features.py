@@ -13,6 +13,8 @@ from gap.models.taps import LOGITS
 
 # Against division by what is nothing: far below any activation that matters.
 TINY = 1e-12
+# Of random directions, for the sliced distance.
+BASES = 4
 
 
 class Content(Objective):
@@ -97,15 +99,16 @@ class Sliced(Objective):
     """The sliced Wasserstein distance of a layer's outputs, taken as points of as many coordinates as channels, to a
     picture's (Heitz et al., 2021): along random directions, both sorted, their squared distance.
 
-    The directions are orthogonal and as many as channels, so that no difference goes unseen.
+    The directions are those of BASES orthogonal bases: one would see each of its axes, and not what they do together.
+    They are drawn once, so that a search along a line sees one objective.
     """
 
     def __init__(self, layer: str, target: Tensor, seed: int = 0) -> None:
         self.layers = (layer,)
         points = target.detach().float().flatten(2)
         generator = torch.Generator().manual_seed(seed)
-        axes = torch.linalg.qr(torch.randn(points.shape[1], points.shape[1], generator=generator)).Q
-        self.axes = axes.T.to(points.device)
+        bases = torch.linalg.qr(torch.randn(BASES, points.shape[1], points.shape[1], generator=generator)).Q
+        self.axes = bases.mT.flatten(0, 1).to(points.device)
         self.target = (self.axes @ points).sort(dim=2).values
         self.scale = self.target.flatten(1).var(dim=1).clamp_min(TINY)
 

@@ -16,7 +16,7 @@ from gap.data.splits import MemorySplit
 from gap.evaluation import autoattack
 from gap.evaluation.autoattack import Withstood, auto_attack, can_search
 from gap.evaluation.gate import Bench, FromTwin, is_sign, more_steps, run_gate
-from gap.evaluation.judge import judge
+from gap.evaluation.judge import _black_box, _searched, judge
 from gap.frozen import frozen
 
 BUDGETS = [Budget("linf", 0.045), Budget("l2", 0.45)]
@@ -96,6 +96,33 @@ def test_a_fast_judgement_searches_without_gradients_too(pictures, split: Memory
     found = judge(narrow, split, Budget("linf", 0.1), images=60, fast=True)
     assert BLACK_BOX in failed(found) and found["autoattack"] == ["apgd-ce", "apgd-t"]
     assert found["attacks"]["apgd-t"] > 0.9
+
+
+def test_what_a_long_pgd_breaks_too_did_not_fall_to_search_alone(pictures) -> None:
+    """Nor does what it breaks get searched."""
+    bench = Bench(classifier(pictures.net), pictures.images[:100], pictures.labels[:100], BUDGETS[0])
+    fell, left = torch.arange(100) < 10, torch.arange(100) >= 10
+    found = Withstood(~fell, broken={"square": fell})
+    assert not _black_box(found, torch.ones(100, dtype=torch.bool), bench, 0).passed
+    assert _black_box(found, left, bench, 0).passed
+    assert _searched(torch.zeros(100, dtype=torch.bool), bench, 0) == 0
+
+
+@pytest.mark.parametrize("surely", [1.0, 20.0])
+def test_two_classes_are_judged_alike_however_sure(surely: float) -> None:
+    """The same decisions: cross-entropy sees no gradient where the logits are twenty times as large."""
+    torch.manual_seed(0)
+    images = (0.5 + 0.1 * torch.randn(80, 1, 6, 6)).clamp(0, 1)
+    labels = (images.mean(dim=(1, 2, 3)) > 0.5).long()
+    net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
+    net[1].weight.data = surely * torch.tensor([[-10.0], [10.0]]).expand(2, 36).contiguous()
+    net[1].bias.data = surely * torch.tensor([180.0, -180.0])
+    two = Classifier(net, Facts(1, (6, 6), 2), name="two", architecture="two").eval()
+    split = MemorySplit((images * 255).round().to(torch.uint8), labels)
+    found = judge(two, split, Budget("linf", 0.01), fast=True, twin=two)
+    assert found["autoattack"] == ["apgd-ce", "fab-t"] and "four classes" in found["unchecked"][0]
+    assert found["verdict"] == "holds", found["gate"]
+    assert found["robust_accuracy"] == pytest.approx(0.5, abs=0.15)
 
 
 def test_where_search_is_left_out_the_judgement_says_so(pictures, split: MemorySplit) -> None:
@@ -222,9 +249,10 @@ def test_autoattack_agrees_with_what_it_left(pictures) -> None:
     assert [name for name, _ in told] == ["clean", "apgd-ce", "square"]
     shares = [share for _, share in told]
     assert shares == sorted(shares, reverse=True) and shares[-1] == found.right.double().mean().item()
-    assert found.newly_broken("square") == pytest.approx(shares[1] - shares[2])
+    broken = [found.broken[name].double().mean().item() for name in ("apgd-ce", "square")]
+    assert broken == pytest.approx([shares[0] - shares[1], shares[1] - shares[2]])
     assert found.doubt is None
-    assert "by 0.3%" in Withstood(found.right, {"clean": 1.0, "fab-t": 0.903, "square": 0.9}).doubt
+    assert "by 0.3%" in Withstood(found.right, broken={"square": torch.arange(1000) < 3}).doubt
 
 
 def test_what_the_folded_twin_misreads_is_broken(pictures, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -80,6 +80,19 @@ def test_no_direction_goes_unseen() -> None:
         assert distance(seen(moved)).item() > 1e-2
 
 
+def test_what_channels_do_together_is_seen() -> None:
+    """Points whose coordinates in the first basis are the same, one by one, but go together in one and not the other."""
+    generator = torch.Generator().manual_seed(0)
+    values = torch.randn(400, generator=generator).sort().values
+    together = values.expand(8, 400)
+    apart = torch.stack([values[torch.randperm(400, generator=generator)] for _ in range(8)])
+    basis = Sliced("a", torch.zeros(1, 8, 1, 1)).axes[:8]
+    one, other = ((basis.T @ points).view(1, 8, 20, 20) for points in (together, apart))
+    again = (basis.T @ apart[:, torch.randperm(400, generator=generator)]).view(1, 8, 20, 20)
+    distance = Sliced("a", other)
+    assert distance(seen(one)).item() > 0.1 > 100 * distance(seen(again)).item()
+
+
 def test_what_excites() -> None:
     layer, channels = output(0), torch.tensor([1, 3])
     assert torch.allclose(Channel("a", channels)(seen(layer)), -layer.mean(dim=(2, 3))[[0, 1], channels])
