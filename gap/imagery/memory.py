@@ -4,7 +4,7 @@ from pathlib import Path
 
 import psutil
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gap.errors import GapError
@@ -39,10 +39,12 @@ def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
-        if not isinstance(tensor, nn.Parameter):
+        if tensor.requires_grad or not tensor.is_floating_point():  # weights, and what is cast of them, do not grow
             kept[tensor.data_ptr()] = tensor.nbytes
         return tensor.detach()  # a graph that held its own outputs would never be freed
 
+    with torch.no_grad(), view.still():
+        view(part)  # it learns where it may stop
     with torch.enable_grad(), view.still(), saved_tensors_hooks(keep, lambda tensor: tensor):
         seen = view(part)
         held = sum(output.nbytes for output in seen.values())

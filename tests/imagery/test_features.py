@@ -64,7 +64,8 @@ def test_sliced_wasserstein_is_the_distance_of_sorted_projections() -> None:
     target, other = output(0, 1), output(1, 1)
     distance = Sliced("a", target)
     axes = distance.axes.numpy()
-    np.testing.assert_allclose(axes @ axes.T, np.eye(4), atol=1e-5)
+    for basis in axes.reshape(-1, 4, 4):
+        np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-5)
     projected = [np.sort(axes @ each.flatten(2)[0].numpy(), axis=1) for each in (target, other)]
     expected = np.mean((projected[0] - projected[1]) ** 2) / projected[0].var(ddof=1)
     assert distance(seen(other)).item() == pytest.approx(expected, rel=1e-4)
@@ -81,7 +82,7 @@ def test_no_direction_goes_unseen() -> None:
 
 
 def test_what_channels_do_together_is_seen() -> None:
-    """Points whose coordinates in the first basis are the same, one by one, but go together in one and not the other."""
+    """Points whose coordinates in the first basis are alike one by one, and go together in one and not the other."""
     generator = torch.Generator().manual_seed(0)
     values = torch.randn(400, generator=generator).sort().values
     together = values.expand(8, 400)

@@ -5,10 +5,11 @@ import gc
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18
+from torch import nn
 
 from gap.classifier import Classifier, Facts
 from gap.errors import GapError
-from gap.imagery.memory import check_memory, estimate
+from gap.imagery.memory import REMEMBERED, check_memory, estimate
 from gap.imagery.view import View, prepared
 
 
@@ -31,6 +32,26 @@ def test_the_estimate_is_the_same_from_any_size(view: View) -> None:
     assert estimate(view, images.repeat(3, 1, 1, 1), (128, 96)) == pytest.approx(3 * whole, rel=0.05)
     # What a convolution's way back needs is its input: 4 channels and more, in float32, at full size, several times.
     assert whole > 10 * images.nbytes
+
+
+def test_weights_do_not_grow_with_the_picture() -> None:
+    """A linear layer keeps its weights for the way back, transposed; cast, in half precision."""
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 64, 4000), nn.Linear(4000, 10))
+    backbone = Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    images = torch.rand(1, 3, 32, 32)
+    for half in (False, True):
+        view = View({"": prepared(backbone, images, ["3"])}, half=half)
+        assert estimate(view, images, (320, 320)) < 100 * (REMEMBERED + 10) * images.nbytes
+
+
+def test_the_first_look_is_as_good_as_any() -> None:
+    """It reads no further than the deepest layer asked for."""
+    torch.manual_seed(0)
+    backbone = Classifier(CifarResNet18(3, 10, width=4), Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    images = torch.rand(1, 3, 48, 48)
+    view = View({"": prepared(backbone, images, ["relu2_x"])})
+    assert estimate(view, images, (480, 480)) == estimate(view, images, (480, 480))
 
 
 def test_the_estimate_keeps_nothing(view: View) -> None:
