@@ -35,19 +35,20 @@ EVERY = 10.0
 
 
 class Easel:
-    """Hears of a drawing: a progress bar, and every ten seconds the picture so far, handed to `keep`."""
+    """Hears of a drawing: a progress bar, and every ten seconds the pictures so far (N x C x H x W), handed to
+    `keep`."""
 
     def __init__(self, keep: Callable[[Tensor], None], bar: Bar, diary: SummaryWriter | None = None) -> None:
         self.keep, self.bar, self.diary = keep, bar, diary
         self.task = bar.add_task("drawing", total=None, figures="")
         self.told = time.monotonic()
         self.step = self.steps = 0
-        self.picture: Tensor | None = None
+        self.pictures: Tensor | None = None
 
     def __call__(self, progress: DrawingProgress) -> None:
         self.step, self.steps = progress.step + 1, progress.steps
         # Not the progress itself, which holds what every layer saw.
-        self.picture = progress.look.images[0].detach()
+        self.pictures = progress.look.images.detach()
         objective = progress.values.detach().mean().item()
         figures = f"objective {objective:.4g}"
         if self.diary:
@@ -55,22 +56,22 @@ class Easel:
         self.bar.update(self.task, completed=self.step, total=self.steps, figures=figures)
         if time.monotonic() - self.told > EVERY:
             self.told = time.monotonic()
-            self.keep(self.picture)
+            self.keep(self.pictures)
             if self.diary:
-                self.diary.add_image("picture", self.picture.cpu(), self.step)
+                self.diary.add_images("pictures", self.pictures.cpu(), self.step)
             if not self.bar.console.is_terminal:
                 sys.stderr.write(f"evaluation {self.step}/{self.steps} {figures}\n")
 
     def stop(self) -> None:
         """Leave the picture as it is now, and say so."""
-        if self.picture is not None:
-            self.keep(self.picture)
+        if self.pictures is not None:
+            self.keep(self.pictures)
             sys.stderr.write(f"gap: ended at evaluation {self.step} of {self.steps}; the picture so far is kept\n")
 
 
 @contextmanager
 def easel(keep: Callable[[Tensor], None], log: Path | None = None) -> Iterator[Easel]:
-    """An easel for a drawing; where it is interrupted, or comes apart, the picture so far (C x H x W) is kept."""
+    """An easel for a drawing; where it is interrupted, or comes apart, the pictures so far are kept."""
     console = Console(stderr=True)
     figures = TextColumn("{task.fields[figures]}")
     columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
@@ -108,7 +109,7 @@ def draw(out: Path, work: Callable[[Easel], Stylized], log: Path | None = None) 
 
     With `log`, TensorBoard gets the objective there and the pictures on the way.
     """
-    with easel(lambda picture: save_picture(picture, out), log) as stand:
+    with easel(lambda pictures: save_picture(pictures[0], out), log) as stand:
         drawn = work(stand)
         save_picture(drawn.picture, out)
     typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")

@@ -34,7 +34,7 @@ def keep_best(search: Callable[[Easel], Iterable[Trial]], judge: str, out: Path)
     for old in folder.glob("[0-9][0-9].png"):
         old.unlink()
     drawn: list[Trial] = []
-    with easel(lambda picture: save_picture(picture, folder / UNFINISHED)) as stand:
+    with easel(lambda pictures: save_picture(pictures[0], folder / UNFINISHED)) as stand:
         for each in search(stand):
             drawn.append(each)
             _keep(drawn, judge, folder, out)

@@ -1,5 +1,7 @@
 """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -12,7 +14,8 @@ from gap.cli.easel import Device, check_out, easel, find_class, find_device, loa
 from gap.cli.options import Input, Mean, Std
 from gap.errors import GapError
 from gap.imagery.transforms import Shaken
-from gap.imagery.visualize import Feature, invert
+from gap.imagery.view import prepared
+from gap.imagery.visualize import CENTRE, Feature, check_features, invert
 from gap.imagery.visualize import visualize as work
 from gap.models.taps import LOGITS
 from gap.report.pictures import save_image, to_image
@@ -25,7 +28,11 @@ EXAMPLE = "gap visualize runs/hard logit:3 logit:0-9 --out sheet.png"
 def visualize(
     backbone: Annotated[str, typer.Argument(help="any classifier; a hardened one needs no prior")],
     features: Annotated[
-        list[str], typer.Argument(help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 or logit:cat for a class")
+        list[str],
+        typer.Argument(
+            help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 or logit:cat for a class; layer2:4@centre is the"
+            " neuron in the middle"
+        ),
     ],
     start: Annotated[Path | None, typer.Option("--start", help="a picture that the feature is added to")] = None,
     of: Annotated[
@@ -39,6 +46,10 @@ def visualize(
     budget: Annotated[
         str | None, typer.Option("--budget", help="how far without a prior, as l2:10; by default a quarter of what is")
     ] = None,
+    each: Annotated[int, typer.Option("--each", min=1, help="pictures of each feature, from other noise")] = 1,
+    diversity: Annotated[
+        float, typer.Option("--diversity", min=0, help="weight of the pictures of a feature being unlike one another")
+    ] = 0.0,
     jitter: Annotated[int | None, typer.Option("--jitter", min=0, help=f"pixels moved, at most, {NATURAL} 8")] = None,
     rotate: Annotated[
         float | None, typer.Option("--rotate", min=0, help=f"degrees turned, at most, {NATURAL} 5")
@@ -74,41 +85,51 @@ def visualize(
     longest = size or max(seer.facts.size)
     drawn: list[Captioned] = []
 
-    def keep(picture: Tensor) -> None:
-        save_image(sheet([*drawn, Captioned(to_image(picture), "so far")]), out)
+    def keep(pictures: Tensor) -> None:
+        save_image(sheet([*drawn, *(Captioned(to_image(picture), "so far") for picture in pictures)]), out)
 
+    # What is drawn together, by its captions; all of it is checked before any of it is drawn.
+    tasks: list[tuple[list[str], Callable[..., Tensor]]] = []
+    if of is not None:
+        picture = open_sized(of, channels, longest).to(where)
+        drawn.append(Captioned(to_image(picture), of.name))
+        for layer in features:
+            prepared(seer, picture[None], [layer])
+            tasks.append(([layer], partial(invert, seer, picture, layer)))
+    else:
+        begin = open_sized(start, channels, longest).to(where) if start else None
+        excite = partial(
+            work,
+            seer,
+            size=side,
+            start=begin,
+            prior=prior,
+            transforms=Shaken(**still | shaken) if shaken else None,
+            budget=Budget.parse(budget) if budget else None,
+            diversity=diversity,
+        )
+        for same in (group for text in features for group in _groups(_parse(text, seer), each)):
+            check_features(seer, same, side)
+            tasks.append(([_name(seer.label(one.channel), one) for one in same], partial(excite, same)))
     with easel(keep) as stand:
-        if of is not None:
-            picture = open_sized(of, channels, longest).to(where)
-            drawn.append(Captioned(to_image(picture), of.name))
-            for layer in features:
-                kept = invert(seer, picture, layer, steps=steps, seed=seed, tell=stand)
-                drawn.append(Captioned(to_image(kept), layer))
-        else:
-            begin = open_sized(start, channels, longest).to(where) if start else None
-            for same in [_parse(text, seer) for text in features]:
-                pictures = work(
-                    seer,
-                    same,
-                    size=side,
-                    start=begin,
-                    prior=prior,
-                    transforms=Shaken(**still | shaken) if shaken else None,
-                    budget=Budget.parse(budget) if budget else None,
-                    steps=steps,
-                    seed=seed,
-                    tell=stand,
-                )
-                names = [_name(seer.label(each.channel), each) for each in same]
-                drawn += [Captioned(to_image(each), name) for each, name in zip(pictures, names, strict=True)]
+        for names, task in tasks:
+            made = task(steps=steps, seed=seed, tell=stand)
+            pictures = made.reshape(len(names), *made.shape[-3:])
+            drawn += [Captioned(to_image(one), name) for one, name in zip(pictures, names, strict=True)]
     save_image(sheet(drawn), out)
     typer.echo(f"{len(drawn)} pictures\n{out}")
+
+
+def _groups(features: list[Feature], each: int) -> list[list[Feature]]:
+    """What is drawn together: all, or each feature with itself."""
+    return [features] if each == 1 else [[feature] * each for feature in features]
 
 
 def _parse(text: str, backbone: Classifier) -> list[Feature]:
     """`layer2:0-3,7` as features, `logit` standing for the logits, whose classes may be named; raises GapError where it
     does not parse."""
-    layer, colon, given = text.rpartition(":")
+    layer, colon, given = text.removesuffix(CENTRE).rpartition(":")
+    centre = text.endswith(CENTRE)
     if layer == "logit" and not any(letter.isdecimal() for letter in given):
         return [Feature(LOGITS, find_class(backbone, name)) for name in given.split(",")]
     try:
@@ -117,7 +138,9 @@ def _parse(text: str, backbone: Classifier) -> list[Feature]:
         channels = [channel for part in given.split(",") for channel in _span(part)]
     except ValueError as error:
         raise GapError(f"cannot read {text!r}; write LAYER:CHANNEL, as layer2:0-15 or logit:3") from error
-    return [Feature(LOGITS if layer == "logit" else layer, channel) for channel in channels]
+    if layer == "logit" and centre:
+        raise GapError(f"cannot read {text!r}; classes have no {CENTRE}")
+    return [Feature(LOGITS if layer == "logit" else layer, channel, centre) for channel in channels]
 
 
 def _span(text: str) -> range:

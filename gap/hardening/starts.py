@@ -95,12 +95,16 @@ class LearnedStart(Start):
 
 
 class Generators(nn.Module):
-    """A population of `count` generators that `make` makes: each takes its part of a batch."""
+    """A population of `count` generators that `make` makes: each takes its part of a batch.
+
+    What they are renewed to depends on where the global random numbers stand when the population is made."""
 
     def __init__(self, make: Callable[[], nn.Module], count: int = 1) -> None:
         super().__init__()
         self.make = make
         self.members = nn.ModuleList(make() for _ in range(count))
+        with torch.random.fork_rng():
+            self.seed = int(torch.randint(2**31, ()))
 
     def forward(self, images: Tensor) -> Tensor:
         parts = images.tensor_split(len(self.members))
@@ -115,7 +119,7 @@ class Generators(nn.Module):
         """Make one member anew, each in its turn, the same on every process; return it."""
         member = self.members[turn % len(self.members)]
         with torch.random.fork_rng():
-            torch.manual_seed(turn)
+            torch.manual_seed(self.seed + turn)
             member.load_state_dict(self.make().state_dict())
         return member
 

@@ -11,7 +11,7 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Canvas, Fourier, Pixels
-from gap.imagery.features import Channel, Content, Logit, maps
+from gap.imagery.features import Channel, Content, Diversity, Logit, Neuron, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import DrawingProgress, descend, ignore, optimise, reach, stride
@@ -22,19 +22,22 @@ from gap.models.taps import LOGITS
 # `none`: steps of one length in a ball, no help from anywhere (Santurkar et al., 2019); `natural`: a Fourier canvas in
 # decorrelated colours, shaken between looks (Olah et al., 2017).
 Prior = Literal["none", "natural"]
+# What is written behind a channel of which the neuron in the middle is meant.
+CENTRE = "@centre"
 # How far from grey noise may begin, in pixels of [0, 1].
 FAINT = 0.1
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A channel of a layer, or of the logits a class."""
+    """A channel of a layer, or of the logits a class; of a channel all places, or the neuron in its middle alone."""
 
     layer: str
     channel: int
+    centre: bool = False
 
     def __str__(self) -> str:
-        return f"{self.layer}:{self.channel}"
+        return f"{self.layer}:{self.channel}{CENTRE if self.centre else ''}"
 
 
 def visualize(
@@ -46,11 +49,16 @@ def visualize(
     prior: Prior = "none",
     transforms: nn.Module | None = None,
     budget: Budget | None = None,
+    diversity: float = 0.0,
+    beside: Objective | None = None,
     steps: int = 128,
     seed: int = 0,
     tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Tensor:
     """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
+
+    `diversity` weighs that they are to be unlike one another at that layer (Olah et al., 2017), where one feature is
+    named several times; `beside` is any other objective that is added.
 
     Each begins at `start` (C x H x W), to which the feature is added, or at faint noise of (H, W), by default the
     backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
@@ -58,23 +66,23 @@ def visualize(
     any size: with the natural prior `Shaken()` unless others are given, without it none. Raises GapError for a layer or
     a channel that is not there, for a size that the backbone cannot take, and for more than memory holds.
     """
-    layer = features[0].layer
-    if any(feature.layer != layer for feature in features):
-        raise GapError("features that are drawn together are of one layer; draw those of others apart")
     if prior == "natural" and (start is not None or budget is not None):
         raise GapError("the natural prior begins at noise and goes anywhere; leave out the start and the budget")
     channels = torch.tensor([feature.channel for feature in features], device=_device(backbone))
     images = _beginning(backbone, len(features), size, start, seed)
-    view = View({"": prepared(backbone, images, [layer])})
-    with torch.no_grad(), view.still():
-        _check_channels(view(images[:1])[layer], features, backbone)
+    view = _view_of(features, backbone, images)
     check_memory(view, images, (images.shape[2], images.shape[3]))
     transforms = transforms or (Shaken() if prior == "natural" else nn.Identity())
 
     def outputs(images: Tensor) -> Mapping[str, Tensor]:
         return view(transforms(images))
 
-    objective: Objective = Logit(channels) if layer == LOGITS else Channel(layer, channels)
+    layer, kind = features[0].layer, Neuron if features[0].centre else Channel
+    objective: Objective = Logit(channels) if layer == LOGITS else kind(layer, channels)
+    if diversity:
+        objective = objective + diversity * Diversity(layer)
+    if beside:
+        objective = objective + beside
     with view.still(), torch.random.fork_rng():
         torch.manual_seed(seed)
         if prior == "natural":
@@ -86,6 +94,11 @@ def visualize(
             canvas = Pixels(images, within)
             descend(canvas, objective, outputs, steps=steps, size=stride(within, images, steps), tell=tell)
     return canvas.drawn()
+
+
+def check_features(backbone: Classifier, features: Sequence[Feature], size: tuple[int, int] | None = None) -> None:
+    """Raise GapError for a layer or a channel that is not there, and for features that cannot be drawn together."""
+    _view_of(features, backbone, _beginning(backbone, 1, size, None, 0))
 
 
 def invert(
@@ -122,6 +135,16 @@ def _beginning(
 
 def _device(backbone: Classifier) -> torch.device:
     return next(backbone.parameters()).device
+
+
+def _view_of(features: Sequence[Feature], backbone: Classifier, images: Tensor) -> View:
+    layer = features[0].layer
+    if len({(feature.layer, feature.centre) for feature in features}) > 1:
+        raise GapError("features that are drawn together are of one layer and kind; draw others apart")
+    view = View({"": prepared(backbone, images, [layer])})
+    with torch.no_grad(), view.still():
+        _check_channels(view(images[:1])[layer], features, backbone)
+    return view
 
 
 def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:

@@ -135,6 +135,16 @@ def test_a_shaken_look_draws_another_picture(run: Callable[..., Any], tmp_path: 
     assert drawn("--jitter=0") == drawn() != drawn("--pad=4")
 
 
+def test_nothing_is_drawn_where_a_later_feature_is_not_there(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Neither a sheet of the first, nor in place of an older sheet."""
+    out = tmp_path / "sheet.png"
+    out.write_bytes(b"older")
+    for wrong, message in (("layer9:0", "unknown layer 'layer9'"), ("layer1:99", "not 99")):
+        ended = run("visualize", NET, "layer1:0", wrong, "--steps=2", "--out", out)
+        assert ended.code == 2 and message in ended.err
+        assert out.read_bytes() == b"older"
+
+
 def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "texture.png"
     ended = run("texture", pictures[1], "--backbone", NET, "--size=24", "--evaluations=4", "--out", out)
@@ -148,6 +158,8 @@ def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) 
     [
         (["logit:3", "layer2:0-2,5"], 5),
         (["layer1:0", "--prior=natural", "--size=16"], 1),
+        (["layer1:0,2@centre"], 2),
+        (["layer1:0,2", "--each=2", "--diversity=1"], 4),
         (["layer1:0", "--jitter=2", "--pad=2", "--crop=3"], 1),
         (["relu2_x", "layer2", "--invert", "style.png"], 3),
         (["logit:0", "--start", "style.png", "--budget=l2:1"], 1),

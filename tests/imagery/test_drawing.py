@@ -10,11 +10,12 @@ from gap.budget import Budget
 from gap.classifier import Classifier, Facts, load_classifier
 from gap.errors import GapError
 from gap.imagery.canvas import Fourier, Pixels
+from gap.imagery.features import Diversity, Neuron
 from gap.imagery.objectives import Leash, Look, Variation
 from gap.imagery.optimise import DrawingProgress, optimise
 from gap.imagery.stylize import Manner, stylize, texture
 from gap.imagery.transforms import Shaken
-from gap.imagery.view import default_layers, prepared
+from gap.imagery.view import View, default_layers, prepared
 from gap.imagery.visualize import Feature, invert, visualize
 
 QUICK = Manner(evaluations=12)
@@ -128,6 +129,30 @@ def test_a_texture_is_no_blur_of_other_colours() -> None:
     fine, coarse = (Variation()(Look(each[None], {})).item() for each in (drawn, style))
     assert fine > 0.5 * coarse
     torch.testing.assert_close(drawn.mean(dim=(1, 2)), style.mean(dim=(1, 2)), atol=0.05, rtol=0)
+
+
+def test_pictures_of_one_feature_can_be_unlike(backbone: Classifier) -> None:
+    """And anything else may be asked beside: a leash holds them where they began."""
+    same, drawn = [Feature("layer1", 0)] * 3, {}
+    for diversity in (0.0, 30.0):
+        drawn[diversity] = visualize(backbone, same, diversity=diversity, steps=30)
+    view = View({"": prepared(backbone, drawn[0.0], ["layer1"])})
+    with view.still(), torch.no_grad():
+        alike = [Diversity("layer1")(Look(each, view(each))).mean() for each in drawn.values()]
+    assert alike[1] < alike[0] - 0.02
+    grey = torch.full((3, 3, 32, 32), 0.5)
+    held = visualize(backbone, same, beside=1000 * Leash(grey), steps=30)
+    assert (held - grey).norm() < 0.5 * (drawn[0.0] - grey).norm()
+
+
+def test_a_neuron_is_excited_more_than_by_its_channel(backbone: Classifier) -> None:
+    def middle(centre: bool) -> float:
+        made = visualize(backbone, [Feature("layer1", 0, centre)], steps=30)
+        view = View({"": prepared(backbone, made, ["layer1"])})
+        with view.still(), torch.no_grad():
+            return -Neuron("layer1", torch.tensor([0]))(Look(made, view(made))).item()
+
+    assert middle(True) > 1.2 * middle(False)
 
 
 def test_one_channel_and_no_residual_stages() -> None:
