@@ -44,6 +44,10 @@ Evaluations = Annotated[
     int, typer.Option("--evaluations", min=1, help="of the backbone, there and back, over all sizes together")
 ]
 Optimiser = Annotated[Literal["lbfgs", "adam"], typer.Option("--optimiser", help="lbfgs or adam")]
+Tolerance = Annotated[
+    float,
+    typer.Option("--tolerance", min=0, help="stop where 20 evaluations gain less than this share; 0 is never"),
+]
 StyleMeasure = Annotated[Measure, typer.Option("--measure", help="how styles are compared: by Gram matrices, ...")]
 Pooled = Annotated[Pooling, typer.Option("--pooling", help="average swaps max pooling for smoother pictures")]
 Padded = Annotated[Padding, typer.Option("--padding", help="of convolutions; zeros ring at borders")]
@@ -99,6 +103,7 @@ def stylize(
     measure: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
     optimiser: Optimiser = "lbfgs",
+    tolerance: Tolerance = 0.0,
     lr: Annotated[float | None, typer.Option("--lr", help="step of the optimiser; by default its usual one")] = None,
     pooling: Pooled = "max",
     padding: Padded = "zeros",
@@ -153,6 +158,7 @@ def stylize(
         evaluations=evaluations,
         method=optimiser,
         lr=lr,
+        tolerance=tolerance,
         keep_colours=keep_colours,
         pooling=pooling,
         padding=padding,

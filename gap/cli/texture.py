@@ -23,6 +23,7 @@ from gap.cli.stylize import (
     Smoothness,
     Strided,
     StyleMeasure,
+    Tolerance,
 )
 from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, Manner
 from gap.imagery.stylize import texture as work
@@ -40,6 +41,7 @@ def texture(
     measure: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
     optimiser: Optimiser = "lbfgs",
+    tolerance: Tolerance = 0.0,
     pooling: Pooled = "max",
     padding: Padded = "zeros",
     strides: Strided = "own",
@@ -63,6 +65,7 @@ def texture(
         measure=measure,
         evaluations=evaluations,
         method=optimiser,
+        tolerance=tolerance,
         pooling=pooling,
         padding=padding,
         strides=strides,

@@ -5,15 +5,18 @@ from typing import Annotated
 
 import torch
 import typer
+from torch import Tensor
 
 from gap.budget import Budget
 from gap.classifier import Classifier
-from gap.cli.easel import check_apart, find_class
+from gap.cli.easel import Device, check_apart, easel, find_class, find_device
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
 from gap.imagery.optimise import reach
 from gap.imagery.traverse import traverse as work
-from gap.report.pictures import save_image
+from gap.report.pictures import save_image, to_image
+from gap.report.sheets import Captioned
+from gap.report.sheets import sheet as shown
 from gap.report.video import check_video, save_video
 from gap.report.walks import DrawnWalk, key_frames, walk_frames
 from gap.setting import load_classifiers, parse_input
@@ -39,16 +42,19 @@ def traverse(
     input: Input = None,
     mean: Mean = None,
     std: Std = None,
+    device: Device = "auto",
 ) -> None:
     """Walk pictures towards a class, as a video.
 
     Each walk follows the gradient of the class's logit, in steps of one length, within a budget. Under the pictures
     stand the probabilities of the classes. The pictures are given to every classifier as the first one takes them.
+    Ctrl-C leaves the key frames as they are so far.
     """
     check_video(out)
     sheet = out.with_suffix(".frames.png")
     within = Budget.parse(budget) if budget else None
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    where = find_device(device, 0)
     walkers = load_classifiers([classifier, *(beside or [])], parse_input(input), None, *given)
     first, facts = walkers[0], walkers[0].facts
     target = find_class(first, to)
@@ -58,11 +64,19 @@ def traverse(
     images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
     within = within or reach(images)
     within.check(facts.channels, *facts.size)
-    drawn = []
-    for walker in walkers:
-        walk = work(walker, images, torch.full((len(images),), target), budget=within, steps=steps)
-        drawn.append(DrawnWalk(Path(walker.name.rpartition("@")[2]).name, walk.pictures, walk.shares))
-        _say(walker, walk.shares, files, target)
+    images, classes = images.to(where), torch.full((len(images),), target, device=where)
+    drawn: list[DrawnWalk] = []
+
+    def keep(pictures: Tensor) -> None:
+        so_far = [Captioned(to_image(picture), file.name) for picture, file in zip(pictures, files, strict=True)]
+        save_image(shown(so_far), sheet)
+
+    with easel(keep) as stand:
+        for walker in walkers:
+            walk = work(walker.to(where), images, classes, budget=within, steps=steps, tell=stand)
+            drawn.append(DrawnWalk(Path(walker.name.rpartition("@")[2]).name, walk.pictures, walk.shares))
+    for walker, each in zip(walkers, drawn, strict=True):
+        _say(walker, each.shares, files, target)
     names = [first.label(index) for index in range(facts.classes)]
     save_video(walk_frames(drawn, names), out, fps=fps)
     save_image(key_frames(drawn, names), sheet)

@@ -1,7 +1,7 @@
 """The loops that move a canvas until an objective likes it."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
@@ -22,6 +22,8 @@ Method = Literal["lbfgs", "adam"]
 HISTORY = 20
 # For so many evaluations it searches along its steps: until it has met some curvature, they are far too long.
 SEARCHED = 10
+# Over so many evaluations it is seen whether anything is still gained, where a drawing may stop early.
+PATIENCE = 20
 # The length of all steps together, as a multiple of how far they may lead.
 PATH = 3.0
 # How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
@@ -85,20 +87,23 @@ def optimise(
     evaluations: int,
     method: Method = "lbfgs",
     lr: float | None = None,
+    tolerance: float = 0.0,
     tell: Callable[[DrawingProgress], None] = ignore,
-) -> None:
+) -> int:
     """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
 
     `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do, at
     first with a line search; `adam` takes steps of about `lr` (by default 0.02). Neither stops before its evaluations
-    are used up; what is kept is the best that was met. Raises GapError when the network passes no gradient, or the
+    are used up unless PATIENCE of them gain less than `tolerance`, a share of the objective; what is kept is the best
+    that was met. Returns how many evaluations it took. Raises GapError when the network passes no gradient, or the
     objective is no longer a number.
     """
     seen, best, least = 0, canvas.weights.detach().clone(), math.inf
+    reached: list[float] = []
 
     def evaluate() -> float:
         nonlocal seen, best, least
-        if seen == evaluations:
+        if seen == evaluations or _stalls(reached, tolerance):
             raise _SpentError
         canvas.settle()
         progress = _look(canvas, objective, view, seen, evaluations)
@@ -108,6 +113,7 @@ def optimise(
         value = progress.values.sum() * canvas.weights[0].numel()
         if value < least:
             best, least = canvas.weights.detach().clone(), value.item()
+        reached.append(least)
         (gradient,) = torch.autograd.grad(value, canvas.weights)
         canvas.weights.grad = gradient.contiguous()
         return value.item()
@@ -119,10 +125,19 @@ def optimise(
             if method == "lbfgs":
                 optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
     canvas.weights.data = best
+    return seen
+
+
+def _stalls(reached: Sequence[float], tolerance: float) -> bool:
+    """Whether the last PATIENCE evaluations gained less than a share; never where the share is 0."""
+    if not tolerance or len(reached) <= PATIENCE:
+        return False
+    before = reached[-1 - PATIENCE]
+    return before - reached[-1] < tolerance * abs(before)
 
 
 class _SpentError(Exception):
-    """The evaluations are used up."""
+    """The evaluations are used up, or no longer of use."""
 
 
 def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:

@@ -58,7 +58,8 @@ class Manner:
     Layers are by name, None for those usual for the backbone. `smoothness` weighs the total variation. `start` is
     `content` or `noise`. Sizes below that of the content are drawn first, each from the one before, halving down to
     `least` pixels of the shorter side. Evaluations are of the network, there and back, shared out evenly among the
-    sizes. `smoothed` takes the peaks out of what layers give, by a softmax.
+    sizes; each size stops early where it gains less than `tolerance`, as `optimise` has it. `smoothed` takes the peaks
+    out of what layers give, by a softmax.
     """
 
     layers: Sequence[str] | None = None
@@ -71,6 +72,7 @@ class Manner:
     evaluations: int = 300
     method: Method = "lbfgs"
     lr: float | None = None
+    tolerance: float = 0.0
     least: int = 256
     keep_colours: bool = False
     pooling: Pooling = "max"
@@ -89,8 +91,8 @@ class Manner:
             raise GapError("style needs a layer to be read from; name one, or none of them for the usual")
         if self.evaluations < 1 or not (self.lr is None or self.lr > 0):
             raise GapError("drawing needs 1 evaluation or more, and a positive lr")
-        if not min(self.style_weight, self.colour_weight, self.smoothness) >= 0:
-            raise GapError("the weights of style and colours and the smoothness are 0 or more")
+        if not min(self.style_weight, self.colour_weight, self.smoothness, self.tolerance) >= 0:
+            raise GapError("the weights of style and colours, the smoothness and the tolerance are 0 or more")
 
 
 @dataclass(frozen=True)
@@ -131,7 +133,7 @@ def stylize(
     if masks is not None and any(mask.shape[-2:] != content.shape[-2:] for mask in masks):
         raise GapError("each mask must have the size of the content")
     picture: Tensor | None = None
-    done, told, sizes = 0, "", _sizes(content, manner.least)[-manner.evaluations :]
+    done, spent, told, sizes = 0, 0, "", _sizes(content, manner.least)[-manner.evaluations :]
     for size, evaluations in zip(sizes, _dealt(manner.evaluations, len(sizes)), strict=True):
         target = resized(content, size)
         begin = _beginning(target, start, manner) if picture is None else resized(picture, size)
@@ -142,19 +144,20 @@ def stylize(
             check_memory(view, begin[None], (content.shape[1], content.shape[2]))
         canvas = Pixels(begin[None])
         with view.still():
-            optimise(
+            spent += optimise(
                 canvas,
                 objective,
                 view,
                 evaluations=evaluations,
                 method=manner.method,
                 lr=manner.lr,
+                tolerance=manner.tolerance,
                 tell=_counted(tell, done, manner.evaluations),
             )
             told = _told(canvas, objective, view)
         picture, done = canvas.drawn()[0], done + evaluations
     assert picture is not None
-    return Stylized(_with_colours_of(content, picture) if manner.keep_colours else picture, told, done)
+    return Stylized(_with_colours_of(content, picture) if manner.keep_colours else picture, told, spent)
 
 
 def texture(

@@ -1,5 +1,6 @@
 """Class traversal: pictures that walk towards a class, as a classifier sees it."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,8 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.imagery.canvas import Pixels
 from gap.imagery.features import Logit
-from gap.imagery.optimise import DrawingProgress, descend, reach, stride
+from gap.imagery.memory import check_memory
+from gap.imagery.optimise import DrawingProgress, descend, ignore, reach, stride
 from gap.imagery.view import View
 from gap.models.taps import LOGITS, Taps
 
@@ -23,13 +25,20 @@ class Walk:
 
 
 def traverse(
-    classifier: Classifier, images: Tensor, classes: Tensor, *, budget: Budget | None = None, steps: int = 60
+    classifier: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    budget: Budget | None = None,
+    steps: int = 60,
+    tell: Callable[[DrawingProgress], None] = ignore,
 ) -> Walk:
     """Walk images (N x C x H x W in [0, 1]) up the logit of a class for each (N integers), before the softmax.
 
     Steps have one L2 length; with an L2 budget they end inside it, by default a quarter of the largest distance between
     two pictures. On a hardened classifier the pictures come to look like the class; on a standard one they hardly
-    change before it is sure. Raises GapError when the classifier passes no gradient.
+    change before it is sure. The walk is kept on the CPU. Raises GapError when the classifier passes no gradient, and
+    before it begins where memory will not suffice.
     """
     budget = budget or reach(images)
     canvas = Pixels(images, budget)
@@ -38,9 +47,11 @@ def traverse(
     shares: list[Tensor] = []
 
     def keep(progress: DrawingProgress) -> None:
-        pictures.append(progress.look.images.detach().clone())
-        shares.append(progress.look.layers[LOGITS].detach().float().softmax(dim=1))
+        pictures.append(progress.look.images.detach().to("cpu", copy=True))
+        shares.append(progress.look.layers[LOGITS].detach().float().softmax(dim=1).cpu())
+        tell(progress)
 
+    check_memory(view, images, (images.shape[2], images.shape[3]))
     with view.still():
         descend(canvas, Logit(classes), view, steps=steps, size=stride(budget, images, steps), tell=keep)
     return Walk(torch.stack(pictures), torch.stack(shares))

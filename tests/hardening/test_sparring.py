@@ -180,6 +180,21 @@ def test_a_population_shares_the_batch_and_is_renewed_in_turn() -> None:
     assert torch.equal(torch.random.get_rng_state(), drawn)
 
 
+def test_no_two_populations_are_renewed_alike() -> None:
+    """Neither those of two attacks, nor those of two seeds; with the same seed, they are."""
+
+    def renewed() -> list[Tensor]:
+        players = [generator(count=2) for _ in range(2)]
+        return [next(player.network.renew(1).parameters()).detach().clone() for player in players]
+
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append(renewed())
+    assert torch.equal(found[0][0], found[1][0]) and torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[0][1]) and not torch.equal(found[0][0], found[2][0])
+
+
 def test_closeness_is_minus_the_divergence() -> None:
     torch.manual_seed(0)
     clean, attacked = torch.randn(6, 4, dtype=torch.float64), torch.randn(6, 4, dtype=torch.float64)

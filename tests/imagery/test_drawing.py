@@ -51,6 +51,18 @@ def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
     assert canvas.drawn().min() >= 0 and canvas.drawn().max() <= 1
 
 
+def test_a_drawing_stops_early_only_where_that_is_asked_for(backbone: Classifier) -> None:
+    def spent(tolerance: float) -> int:
+        canvas = Pixels(torch.full((1, 3, 6, 6), 0.5))
+        goal = Leash(picture(0, 6, 6)[None])
+        return optimise(canvas, goal, lambda images: {}, evaluations=90, method="adam", tolerance=tolerance)
+
+    assert spent(0.0) == 90
+    assert 20 < spent(0.999) < spent(0.9) <= 90
+    drawn = stylize(picture(0), [picture(1)], backbone, manner=Manner(evaluations=60, tolerance=0.9))
+    assert drawn.evaluations < 40
+
+
 def test_what_is_kept_is_the_best_that_was_met() -> None:
     """With steps far too long, Adam leaves the start for worse."""
     canvas, goal = Pixels(torch.full((1, 3, 6, 6), 0.5)), torch.full((1, 3, 6, 6), 0.52)
