@@ -61,15 +61,15 @@ class FastStylizer:
 
     def _see(self, picture: Tensor) -> list[Tensor]:
         try:
-            return see(self.taps, picture[None])
+            return list(see(self.taps, picture[None]).values())
         except UNFIT:
             check_size(self.taps, picture[None], "the backbone")
             raise
 
 
-def see(taps: Taps, images: Tensor) -> list[Tensor]:
+def see(taps: Taps, images: Tensor) -> dict[str, Tensor]:
     """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
-    return list(taps(images.contiguous(memory_format=torch.channels_last)).values())
+    return taps(images.contiguous(memory_format=torch.channels_last))
 
 
 def load_stylizer(
@@ -98,4 +98,6 @@ def load_stylizer(
 def _backbone(told: Told, artefact: Artefact) -> Classifier:
     if is_code(told.architecture) or is_code(told.name):
         raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
-    return load_classifier(told.name, channels=told.channels, size=told.size, lenient=True)
+    return load_classifier(
+        told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
+    )

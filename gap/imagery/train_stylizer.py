@@ -18,10 +18,10 @@ from gap.imagery.features import Colours, Content, Style
 from gap.imagery.objectives import Look, Variation
 from gap.imagery.stylize import COLOUR_WEIGHT, SMOOTHNESS, STYLE_WEIGHT
 from gap.imagery.stylizer import KIND, Form, see
-from gap.imagery.view import default_layers, prepared
+from gap.imagery.view import default_content_layers, default_layers, prepared
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.models.taps import Taps
-from gap.setting import load_classifiers
+from gap.setting import load_classifiers, parse_input
 from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, adam
@@ -43,6 +43,9 @@ class StylizerOptions(MachineOptions):
     backbone: Annotated[str, Field(description="any classifier: what both are seen with, and what is compared")] = (
         "drawing-hardened"
     )
+    input: Annotated[str | None, Field(description="what a backbone of your own takes, as 3x256x256")] = None
+    mean: Annotated[list[float] | None, Field(description="normaliser of a backbone that has none: mean")] = None
+    std: Annotated[list[float] | None, Field(description="and standard deviation, of pixels in [0, 1]")] = None
     form: Annotated[
         Form, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
     ] = "adaptive"
@@ -63,11 +66,20 @@ class StylizerJob(Job):
     """The objective of stylizing, asked of a network that draws in one pass (Johnson et al., 2016), for styles that
     change from picture to picture."""
 
-    def __init__(self, network: Stylizer, taps: Taps, styles: Dataset, options: StylizerOptions) -> None:
+    def __init__(
+        self,
+        network: Stylizer,
+        taps: Taps,
+        layers: Sequence[str],
+        kept: Sequence[str],
+        styles: Dataset,
+        options: StylizerOptions,
+    ) -> None:
+        """The stylizer sees, and style is compared at, `layers` of the taps; content is compared at `kept`."""
         self.players = {"stylizer": adam(network, options.lr)}
         self.code = network.code
-        self.taps, self.styles, self.options = taps, styles, options
-        self.kept = list(taps.paths)[-2:-1] or list(taps.paths)
+        self.taps, self.layers, self.kept = taps, layers, kept
+        self.styles, self.options = styles, options
         self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / ROOM)
 
     def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
@@ -100,15 +112,15 @@ class StylizerJob(Job):
 
     def _drawn(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Contents in styles, and the objective of each with its parts."""
-        player, names = self.players["stylizer"], list(self.taps.paths)
+        player = self.players["stylizer"]
         with frozen(self.taps.run):
             with torch.no_grad():
                 of, like = see(self.taps, contents), see(self.taps, styles)
-                code = self.code(like)
-            drawn = player.network(of, code, tuple(contents.shape[-2:]))
-            look = Look(drawn, dict(zip(names, see(self.taps, drawn), strict=True)))
-            style = _mean([Style(name, each)(look) for name, each in zip(names, like, strict=True)])
-            content = _mean([Content(name, of[names.index(name)])(look) for name in self.kept])
+                code = self.code([like[name] for name in self.layers])
+            drawn = player.network([of[name] for name in self.layers], code, tuple(contents.shape[-2:]))
+            look = Look(drawn, see(self.taps, drawn))
+            style = _mean([Style(name, like[name])(look) for name in self.layers])
+            content = _mean([Content(name, of[name])(look) for name in self.kept])
             colours = Colours(styles)(look)
         asked = self.options
         whole = content + asked.style_weight * (style + asked.colour_weight * colours)
@@ -127,7 +139,8 @@ def train_stylizer(
     accelerator = make_accelerator(options)
     room = (ROOM * options.size, ROOM * options.size)
     with main_first(accelerator):
-        (backbone,) = load_classifiers([options.backbone], None, (3, room))
+        asked = parse_input(options.input)
+        (backbone,) = load_classifiers([options.backbone], asked, (3, room), options.mean, options.std)
         channels = backbone.facts.channels
         contents, styles = (
             load_data(name, options.data_root, channels=channels, size=room)
@@ -135,12 +148,12 @@ def train_stylizer(
         )
     if not len(styles.train):
         raise GapError(f"{options.style} has no pictures to train on beside those held out; give five or more")
-    layers = default_layers(backbone)
+    layers, kept = default_layers(backbone), default_content_layers(backbone)
     backbone.to(accelerator.device)
     some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), accelerator.device)
-    taps = prepared(backbone, some, layers)
-    network, widths = _fresh(options.form, taps, some, channels)
-    job = StylizerJob(network, taps, styles, options)
+    taps = prepared(backbone, some, list(dict.fromkeys([*layers, *kept])))
+    network, widths = _fresh(options.form, taps, layers, some, channels)
+    job = StylizerJob(network, taps, layers, kept, styles, options)
     plan = Plan(options.epochs, options.batch_size, options.seed)
     figures = train(
         job,
@@ -169,10 +182,11 @@ def train_stylizer(
 
 
 @torch.no_grad()
-def _fresh(form: str, taps: Taps, images: Tensor, channels: int) -> tuple[Stylizer, list[int]]:
+def _fresh(form: str, taps: Taps, layers: Sequence[str], images: Tensor, channels: int) -> tuple[Stylizer, list[int]]:
     """A fresh stylizer that knows how large each layer's output is for these images, and the layers' widths."""
     with frozen(taps.run):
-        maps = see(taps, images)
+        seen = see(taps, images)
+        maps = [seen[name] for name in layers]
     if any(each.ndim != 4 for each in maps):
         raise GapError("a stylizer needs layers that give maps; take a convolutional backbone")
     widths = [each.shape[1] for each in maps]

@@ -13,6 +13,8 @@ from torch import Tensor
 from gap.classifier import load_classifier
 from gap.data.pictures import open_picture
 from gap.errors import GapError
+from gap.imagery import train_stylizer as training
+from gap.imagery.features import Content
 from gap.imagery.stylizer import FastStylizer, load_stylizer
 from gap.imagery.train_stylizer import StylizerOptions, train_stylizer
 from gap.report.pictures import save_image, to_image
@@ -111,6 +113,20 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
         load_stylizer(folder, load_classifier("drawing-standard"))
     tiny = swift(torch.rand(3, 5, 7), [torch.rand(3, 8, 8)])
     assert tiny.shape == (3, 5, 7) and tiny.isfinite().all()
+
+
+def test_content_is_compared_where_stylize_compares_it(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also at a layer that is no layer of style, as VGG's usual one: the stylizer does not see it."""
+    seen: list[str] = []
+    monkeypatch.setattr(training, "default_content_layers", lambda backbone: ["conv1"])
+    monkeypatch.setattr(training, "Content", lambda layer, target: seen.append(layer) or Content(layer, target))
+    (tmp_path / "out").mkdir()
+    given = {"content": f"folder:{folders[0]}", "style": f"folder:{folders[1]}", "size": 16, "epochs": 1}
+    artefact = train_stylizer(StylizerOptions.read(given | {"device": "cpu"}), tmp_path / "out")
+    assert set(seen) == {"conv1"} and "conv1" not in artefact.card["layers"]
+    assert load_stylizer(tmp_path / "out")(torch.rand(3, 20, 30), [torch.rand(3, 24, 18)]).shape == (3, 20, 30)
 
 
 def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
