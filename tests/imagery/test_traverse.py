@@ -40,6 +40,17 @@ def test_a_walk_ends_at_its_class_inside_the_budget(pictures, budget: Budget | N
     assert all(torch.equal(value, before[name]) for name, value in walker.state_dict().items())
 
 
+def test_a_walk_is_heard_and_its_memory_said_before(pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+    walker, images, heard = classifier(pictures.net), pictures.images[:3], []
+    classes = torch.tensor([0, 1, 2])
+    traverse(walker, images, classes, steps=4, tell=heard.append)
+    assert [progress.look.images.shape for progress in heard] == [images.shape] * 5
+    monkeypatch.setattr("gap.imagery.memory.available", lambda device: 1e3)
+    with pytest.raises(GapError, match="3 drawings of 12 x 12 pixels"):
+        traverse(walker, images, classes, steps=4, tell=heard.append)
+    assert len(heard) == 5
+
+
 def test_steps_have_one_length_and_are_heard(pictures) -> None:
     heard: list[DrawingProgress] = []
     start, goal = torch.full((2, 1, 12, 12), 0.5), torch.full((2, 1, 12, 12), 0.6)
