@@ -24,9 +24,16 @@ def whole(path: str | Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
             yield part
+            part.chmod(0o666 & ~_umask())  # safetensors writes for its owner alone
             os.replace(part, path)
         finally:
             part.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0o077)
+    os.umask(mask)
+    return mask
 
 
 @contextmanager

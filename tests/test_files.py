@@ -1,9 +1,11 @@
 import os
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from gap.errors import GapError
-from gap.files import leftovers, write_bytes
+from gap.files import leftovers, whole, write_bytes
 
 
 def test_makes_the_folder_and_replaces_the_file(tmp_path):
@@ -12,6 +14,18 @@ def test_makes_the_folder_and_replaces_the_file(tmp_path):
     assert write_bytes(str(path), b"new") == path
     assert path.read_bytes() == b"new"
     assert [file.name for file in path.parent.iterdir()] == ["file.bin"]
+
+
+def test_others_may_read_what_was_written_as_the_user_has_it(tmp_path):
+    """Weights too, which safetensors writes for their owner alone."""
+    before = os.umask(0o022)
+    try:
+        path = tmp_path / "model.safetensors"
+        with whole(path) as part:
+            save_file({"weight": torch.zeros(1)}, part)
+    finally:
+        os.umask(before)
+    assert path.stat().st_mode & 0o777 == 0o644
 
 
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, monkeypatch):

@@ -50,7 +50,10 @@ def judge(
     read: Callable[..., JudgeOptions],
     *,
     json: Annotated[Path | None, typer.Option("--json", help="write the judgement there")] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="exit with status 1 unless the verdict is holds")] = False,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="exit with status 1 unless the verdict is holds, however low it is"),
+    ] = False,
 ) -> None:
     """Say how hard a classifier is: AutoAttack, and signs of hidden gradients.
 
@@ -100,10 +103,13 @@ def _show(found: dict[str, Any]) -> None:
     for left_out in found["unchecked"]:
         typer.echo(f"not looked for: {left_out}")
     low, high = found["interval"]
-    few = found["verdict"] == "inconclusive"
-    why = f" (right on {found['right']} images, and fewer than {FEWEST} tell nothing; use more --images)" if few else ""
+    why = {
+        "holds": "no sign that the figure is too high",
+        "masked": "a check failed, so the figure is not to be believed",
+        "inconclusive": f"right on {found['right']} images, and fewer than {FEWEST} tell nothing; use more --images",
+    }[found["verdict"]]
     typer.echo(
         f"{found['classifier']} at {found['budget']}, {found['images']} images of {found['data']}:"
         f" clean {found['clean_accuracy']:.2%}, robust {found['robust_accuracy']:.2%} ({low:.2%} to {high:.2%});"
-        f" verdict: {found['verdict']}{why}"
+        f" verdict: {found['verdict']} ({why})"
     )

@@ -11,7 +11,7 @@ from pydantic import Field
 
 from gap.budget import Budget
 from gap.classifier import Classifier
-from gap.cli.easel import check_out, open_sized
+from gap.cli.easel import check_out, open_sized, split_names
 from gap.cli.options import with_options
 from gap.data.pictures import open_picture
 from gap.errors import GapError
@@ -33,7 +33,7 @@ class LayersOptions(DataOptions, MachineOptions):
     """Options of `gap layers`."""
 
     budget: Annotated[str, Field(description="the perturbations, linf:8/255 or l2:0.5 (pixels in [0, 1])")]
-    layers: list[str] = Field(default_factory=list, description="by name; by default those that style is read from")
+    layers: list[str] = Field(default_factory=list, description="as a,b,c; by default those that style is read from")
     images: Annotated[int, Field(ge=2, description="how many test images")] = 200
     steps: Annotated[int, Field(ge=1, description="steps of gradient ascent")] = STEPS
     batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 50
@@ -80,7 +80,7 @@ def layers(
     images = torch.cat([part for part, _ in test.batches([torch.arange(count)], accelerator.device)])
     found: dict[str, list[LayerRobustness]] = {}
     for classifier in setting.classifiers:
-        names = options.layers or default_layers(classifier)
+        names = split_names(options.layers) or default_layers(classifier)
         typer.echo(f"{classifier.name}: {', '.join(names)}, {options.steps} steps each", err=True)
         found[classifier.name] = layer_robustness(
             classifier,

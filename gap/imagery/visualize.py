@@ -1,5 +1,6 @@
 """Feature visualization: pictures that excite a class or a channel of a backbone, or that a layer takes for another."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -9,14 +10,14 @@ from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.imagery.canvas import Canvas, Fourier, Pixels
 from gap.imagery.features import Channel, Content, Diversity, Logit, Neuron, maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Look, Objective
 from gap.imagery.optimise import DrawingProgress, descend, ignore, optimise, reach, stride
 from gap.imagery.transforms import Shaken
-from gap.imagery.view import View, prepared
+from gap.imagery.view import View, check_size, prepared
 from gap.models.taps import LOGITS
 
 # `none`: steps of one length in a ball, no help from anywhere (Santurkar et al., 2019); `natural`: a Fourier canvas in
@@ -73,12 +74,15 @@ def visualize(
     view = _view_of(features, backbone, images)
     check_memory(view, images, (images.shape[2], images.shape[3]))
     transforms = transforms or (Shaken() if prior == "natural" else nn.Identity())
+    with torch.random.fork_rng():
+        check_size(view.taps[""], transforms(images[:1]), backbone.name)
 
     def outputs(images: Tensor) -> Mapping[str, Tensor]:
         return view(transforms(images))
 
     layer, kind = features[0].layer, Neuron if features[0].centre else Channel
-    objective: Objective = Logit(channels) if layer == LOGITS else kind(layer, channels)
+    excited: Objective = Logit(channels) if layer == LOGITS else kind(layer, channels)
+    objective = excited
     if diversity:
         objective = objective + diversity * Diversity(layer)
     if beside:
@@ -93,7 +97,10 @@ def visualize(
             within = budget or reach(images)
             canvas = Pixels(images, within)
             descend(canvas, objective, outputs, steps=steps, size=stride(within, images, steps), tell=tell)
-    return canvas.drawn()
+    drawn = canvas.drawn()
+    with torch.no_grad(), view.still():
+        _warn_of_silence(excited(Look(drawn, view(drawn))), features)
+    return drawn
 
 
 def check_features(backbone: Classifier, features: Sequence[Feature], size: tuple[int, int] | None = None) -> None:
@@ -145,6 +152,15 @@ def _view_of(features: Sequence[Feature], backbone: Classifier, images: Tensor) 
     with torch.no_grad(), view.still():
         _check_channels(view(images[:1])[layer], features, backbone)
     return view
+
+
+def _warn_of_silence(values: Tensor, features: Sequence[Feature]) -> None:
+    """A unit that gives exactly 0 has no gradient that would wake it; what was drawn says nothing of it."""
+    silent = [str(feature) for feature, value in zip(features, values.tolist(), strict=True) if value == 0]
+    if silent:
+        names = ", ".join(dict.fromkeys(silent))
+        told = f"nothing excited {names}: silent where the drawing began; try another --seed, or the whole channel"
+        warnings.warn(told, GapWarning, stacklevel=3)
 
 
 def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:

@@ -205,6 +205,7 @@ def test_visualize(
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "logit:cow"], "unknown class 'cow'"),
         (["visualize", NET, "layer2:5-3"], "cannot read 'layer2:5-3'"),
+        (["visualize", "mnist-cnn", "logit:1", "--pad=4", "--steps=2"], "cannot look at pictures of 36 x 36"),
         (["visualize", NET, "layer2:99"], "has the channels 0 to 31, not 99"),
     ],
 )

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier, Facts, load_classifier
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.imagery.canvas import Fourier, Pixels
 from gap.imagery.features import Diversity, Neuron
 from gap.imagery.objectives import Leash, Look, Variation
@@ -165,6 +165,14 @@ def test_a_neuron_is_excited_more_than_by_its_channel(backbone: Classifier) -> N
             return -Neuron("layer1", torch.tensor([0]))(Look(made, view(made))).item()
 
     assert middle(True) > 1.2 * middle(False)
+
+
+def test_a_unit_that_nothing_wakes_is_told() -> None:
+    dead = Classifier(CifarResNet18(3, 10, width=4), Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    for bias in (dead.network.layer1[-1].bn2.bias, dead.network.layer1[0].bn2.bias):
+        bias.data.fill_(-1e3)
+    with pytest.warns(GapWarning, match="nothing excited layer1:0@centre: silent"):
+        visualize(dead, [Feature("layer1", 0, centre=True)], diversity=1.0, steps=2)
 
 
 def test_one_channel_and_no_residual_stages() -> None:
