@@ -48,7 +48,7 @@ def traverse(
 
     Each walk follows the gradient of the class's logit, in steps of one length, within a budget. Under the pictures
     stand the probabilities of the classes. The pictures are given to every classifier as the first one takes them.
-    Ctrl-C leaves the key frames as they are so far.
+    Ctrl-C leaves a sheet of the pictures as they are so far.
     """
     check_video(out)
     sheet = out.with_suffix(".frames.png")
