@@ -145,7 +145,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
             sys.path.append(os.getcwd())
         try:
             loaded = importlib.import_module(module)
-        except Exception as error:  # importing runs the user's own code, which may raise anything
+        except Exception as error:  # importing runs the user's own code, which may raise anything; it is told in a line
             raise GapError(f"cannot import {module} for the classifier {factory}: {first_line(error)}") from error
     if not hasattr(loaded, factory):
         callables = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]

@@ -33,12 +33,12 @@ class Folding(Generic[T]):
             names = _pairs(network, probe)
             try:
                 lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-            except Exception:  # a user's network may refuse to be copied, in any way
+            except Exception:  # a user's network may refuse to be copied, in any way; it stays as it is, only slower
                 return
             pairs = _fold(network, lean, names)
             try:
                 found = lean(probe)
-            except Exception:  # a user's forward may miss its norms, and raise anything
+            except Exception:  # a user's forward may miss its norms and raise anything; the same
                 return
         if pairs and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
             self.lean, self.pairs = lean, pairs

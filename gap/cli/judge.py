@@ -52,7 +52,7 @@ def judge(
     json: Annotated[Path | None, typer.Option("--json", help="write the judgement there")] = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="exit with status 1 unless the verdict is holds, however low it is"),
+        typer.Option("--strict", help="exit with status 1 unless the verdict is holds, whatever the accuracy"),
     ] = False,
 ) -> None:
     """Say how hard a classifier is: AutoAttack, and signs of hidden gradients.

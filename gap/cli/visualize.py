@@ -74,10 +74,12 @@ def visualize(
     check_out(out, [start, of])
     moves = {"jitter": jitter, "rotate": rotate, "scale": scale, "pad": pad, "crop": crop}
     shaken: dict[str, Any] = {name: amount for name, amount in moves.items() if amount is not None}
-    if of is not None and (start is not None or budget is not None or prior != "none" or shaken):
+    if of is not None and (start or budget or prior != "none" or shaken or each > 1):
         raise GapError(
-            "--invert begins at noise and has no prior; leave out --start, --budget, --prior and what shakes"
+            "--invert begins at noise and has no prior; leave out --start, --budget, --prior, --each and what shakes"
         )
+    if diversity and each == 1:
+        raise GapError("--diversity is among the pictures of one feature; ask for several, as --each 4")
     still = {} if prior == "natural" else {"jitter": 0, "rotate": 0.0, "scale": 0.0}
     where = find_device(device, seed)
     seer = load_backbone(backbone, where, input, mean, std)

@@ -201,6 +201,8 @@ def test_visualize(
         (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2", "--invert=style.png", "--pad=2"], "--invert begins at noise"),
+        (["visualize", NET, "layer2", "--invert=style.png", "--each=2"], "--invert begins at noise"),
+        (["visualize", NET, "layer2:0-3", "--diversity=1"], "ask for several, as --each 4"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "logit:cow"], "unknown class 'cow'"),

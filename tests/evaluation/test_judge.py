@@ -15,7 +15,7 @@ from gap.classifier import Classifier, Facts
 from gap.data.splits import MemorySplit
 from gap.evaluation import autoattack
 from gap.evaluation.autoattack import Withstood, auto_attack, can_search
-from gap.evaluation.gate import Bench, FromTwin, is_sign, more_steps, run_gate
+from gap.evaluation.gate import Bench, FromTwin, epsilon_curve, is_sign, more_steps, run_gate
 from gap.evaluation.judge import _black_box, _searched, judge
 from gap.frozen import frozen
 
@@ -157,6 +157,19 @@ def test_steps_that_do_not_help_are_a_sign(pictures) -> None:
 def test_one_image_alone_is_no_sign() -> None:
     assert [is_sign(count, 20) for count in (0, 1, 2)] == [False, False, True]
     assert [is_sign(count, 1000) for count in (20, 21)] == [False, True]
+
+
+def test_one_survivor_of_few_is_no_sign_either() -> None:
+    """A network that always says one class keeps the one image of that class, whatever the budget."""
+
+    class Stubborn(nn.Module):
+        def forward(self, images: Tensor) -> Tensor:
+            return images.mean(dim=(1, 2, 3))[:, None] * 0 + torch.tensor([1.0, 0.0])
+
+    stubborn = Classifier(Stubborn(), Facts(1, (4, 4), 2), name="stubborn", architecture="stubborn").eval()
+    for survivors, passed in ((1, True), (2, False)):
+        bench = Bench(stubborn, torch.rand(10, 1, 4, 4), (torch.arange(10) >= survivors).long(), BUDGETS[0])
+        assert epsilon_curve(bench).passed == passed
 
 
 def test_the_bench_takes_so_many_at_a_time(pictures) -> None:
