@@ -25,6 +25,7 @@ from torch import Tensor
 from gap.artefact import open_artefact
 from gap.classifier import load_classifier
 from gap.hardening.harden import HardenOptions, make_job
+from gap.hardening.sparring import parse_name
 from gap.report.plots import accuracy_curves
 from gap.setting import load_setting
 from gap.training.machine import make_accelerator
@@ -64,7 +65,7 @@ def read(folder: Path) -> Recipe:
 
 def passes(attack: str, steps: int) -> int:
     """What an attack costs beside the pass that the classifier learns by."""
-    return steps + {"generator-gradient": 1, "trades": 1}.get(attack, 0)
+    return steps + {"generator-gradient": 1, "trades": 1, "trades-start": 1}.get(parse_name(attack).kind, 0)
 
 
 def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds: int) -> list[float]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from gap.classifier import Classifier, load_classifier
 from gap.cli.easel import open_sized
 from gap.imagery.stylize import STYLE_WEIGHT, Manner, stylize
-from gap.imagery.view import default_layers
+from gap.imagery.view import default_content_layers, default_layers
 
 HISTORY = 20
 
@@ -37,10 +37,10 @@ Tick = Callable[[], None]
 def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The loop as it is usually written; returns the objective it ends with."""
     names = default_layers(backbone)
-    content_name = names[-2]
+    (content_name,) = default_content_layers(backbone)
     known = aliases(backbone.network)
     read: dict[str, Tensor] = {}
-    for name in names:
+    for name in {*names, content_name}:
         module = backbone.network.get_submodule(known.get(name, name))
         module.register_forward_hook(lambda module, given, output, name=name: read.update({name: output}))
     backbone.eval().requires_grad_(False)
@@ -53,7 +53,8 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
         flat = maps[0].flatten(1)
         return flat @ flat.T / flat.shape[1]
 
-    wanted = {name: gram(maps) for name, maps in features(style).items()}
+    painted = features(style)
+    wanted = {name: gram(painted[name]) for name in names}
     kept = features(content)[content_name]
 
     def objective(image: Tensor) -> Tensor:

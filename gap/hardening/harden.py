@@ -18,9 +18,8 @@ from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning
 from gap.folding import Folding
 from gap.hardening.job import HardenJob
-from gap.hardening.sparring import KINDS, Sparring, parse_mix
+from gap.hardening.sparring import KINDS, MOST_GIVEN, Sparring, parse_mix, parse_name
 from gap.hardening.starts import (
-    BlockStart,
     FedGeneratorStart,
     Generators,
     GeneratorStart,
@@ -69,9 +68,10 @@ class HardenOptions(DataOptions, MachineOptions):
     attack: list[str] = Field(
         default_factory=lambda: ["generator-start"],
         min_length=1,
-        description=f"an attack to train against, NAME, NAME=WEIGHT or generator-start@FOLDER: {', '.join(KINDS)}",
+        description="an attack to train against, NAME, NAME=WEIGHT, NAME:steps=3=WEIGHT or generator-start@FOLDER: "
+        + ", ".join(KINDS),
     )
-    steps: Annotated[int, Field(ge=1, le=50, description="gradient steps of pgd and of what begins at a start")] = 2
+    steps: Annotated[int, Field(ge=1, le=MOST_GIVEN, description="gradient steps of attacks that take some")] = 2
     generators: Annotated[int, Field(ge=1, description="how many generators share each batch that one attack gets")] = 1
     renew: Annotated[
         float, Field(ge=0, description="epochs after which a generator starts anew, each in its turn; 0 is never")
@@ -98,7 +98,7 @@ class HardenOptions(DataOptions, MachineOptions):
     @model_validator(mode="after")
     def _consistent(self) -> "HardenOptions":
         Budget.parse(self.budget)
-        if self.generators > 1 and any("@" in name for name in parse_mix(self.attack)):
+        if self.generators > 1 and any(parse_name(name).folder for name in parse_mix(self.attack)):
             raise GapError("--generators makes copies of one that comes from a folder; name a folder for each instead")
         if self.labels == "predicted":
             raise GapError("gap harden learns the data's own labels; leave out --labels predicted")
@@ -181,7 +181,9 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
     facts = classifier.facts
     device = next(classifier.parameters()).device
 
-    kind, _, folder = name.partition("@")
+    named = parse_name(name)
+    kind, folder = named.kind, named.folder
+    steps = named.steps or options.steps
 
     def generators(channels: int) -> Player:
         def make() -> nn.Module:
@@ -200,17 +202,15 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
         case "generator-gradient":
             start, count = FedGeneratorStart(generators(2 * facts.channels)), 0
         case "generator-start" | "trades-start":
-            start, count = GeneratorStart(generators(facts.channels), NOISE), options.steps
+            start, count = GeneratorStart(generators(facts.channels), NOISE), steps
         case "universal":
             start, count = UniversalStart(universals()), 0
         case "universal-start":
-            start, count = UniversalStart(universals(), NOISE), options.steps
+            start, count = UniversalStart(universals(), NOISE), steps
         case "fgsm":
             start, count = RandomStart(reach=2.0), 1
-        case "blocks-start":
-            start, count = BlockStart(), options.steps
         case _:
-            start, count = RandomStart(), options.steps
+            start, count = RandomStart(), steps
     beta = options.beta if kind in ("trades", "trades-start") else None
     return Sparring(name, share, start, count, projected=kind != "fgsm", beta=beta)
 

@@ -22,12 +22,13 @@ KINDS = {
     "universal-start": "gradient steps from such perturbations, with noise of half the budget",
     "fgsm": "one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)",
     "pgd": "gradient steps from a random start",
-    "blocks-start": "gradient steps from blocks of plus or minus epsilon, where Square Attack searches",
     "trades": "pgd away from the clean prediction; the classifier learns to keep that (TRADES)",
     "trades-start": "the same from what a U-Net makes, with noise of half the budget",
 }
-# Those whose generator may be one that `gap train` left.
+# Those whose generator may be one that `gap train` left, and those that take as many gradient steps as they are given.
 FROM_ARTEFACTS = ("generator", "generator-start", "trades-start")
+STEPPING = ("generator-start", "universal-start", "pgd", "trades", "trades-start")
+MOST_GIVEN = 50
 
 
 @dataclass
@@ -124,20 +125,39 @@ def closeness(logits: Tensor, clean_logits: Tensor | None, goal: Goal | None) ->
     return -F.kl_div(attacked, clean, log_target=True, reduction="none").sum(dim=1)
 
 
-def parse_mix(texts: list[str]) -> dict[str, float]:
-    """`["generator-start=0.3", "pgd=0.7"]` as shares that sum to 1; a name without a weight has weight 1.
+@dataclass(frozen=True)
+class Named:
+    """What the name of an attack says: its kind, the folder of its generator and its gradient steps, where it does."""
 
-    Those of a generator may name a folder that it comes from: `generator-start@runs/per-image=0.3`. Raises GapError for
-    an unknown name, a weight below 0, and weights that sum to 0.
+    kind: str
+    folder: str | None
+    steps: int | None
+
+
+def parse_name(text: str) -> Named:
+    """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
+    head, given, steps = text.rpartition(":steps=")
+    kind, at, folder = (head if given else text).partition("@")
+    if kind not in KINDS:
+        raise unknown("attack to train against", kind, KINDS)
+    if at and (kind not in FROM_ARTEFACTS or not folder):
+        raise GapError(f"only {', '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
+    if given and kind not in STEPPING:
+        raise GapError(f"only {', '.join(STEPPING)} are given steps, not {kind}")
+    if given and not (steps.isdecimal() and 1 <= int(steps) <= MOST_GIVEN):
+        raise GapError(f"the steps of {text!r} must be a whole number from 1 to {MOST_GIVEN}")
+    return Named(kind, folder or None, int(steps) if given else None)
+
+
+def parse_mix(texts: list[str]) -> dict[str, float]:
+    """`["generator-start=0.3", "pgd:steps=7=0.7"]` as shares that sum to 1, by name; without a weight it is 1.
+
+    Raises GapError for a name that `parse_name` does not know, a weight below 0, and weights that sum to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
         name, weight = _weighed(text)
-        kind, at, folder = name.partition("@")
-        if kind not in KINDS:
-            raise unknown("attack to train against", kind, KINDS)
-        if at and (kind not in FROM_ARTEFACTS or not folder):
-            raise GapError(f"only {', '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
+        parse_name(name)
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
@@ -148,9 +168,9 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
 
 
 def _weighed(text: str) -> tuple[str, float]:
-    """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name."""
+    """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name, and steps have one."""
     name, equals, number = text.rpartition("=")
-    if not equals:
+    if not equals or name.endswith(":steps"):
         return text, 1.0
     try:
         return name, float(number)

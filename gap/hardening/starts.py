@@ -43,31 +43,6 @@ class RandomStart(Start):
         return (images + self.reach * uniform_in_ball(budget, images)).clamp(0, 1)
 
 
-class BlockStart(Start):
-    """At the edge of the budget's ball, in blocks of plus or minus epsilon (scaled to the length epsilon in L2).
-
-    A block is from a pixel to the whole picture high and wide, drawn for each image; stripes are among them. These are
-    the places that Square Attack (Andriushchenko et al., 2020) searches, and gradient steps seldom come by.
-    """
-
-    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        signs = torch.randint(2, images.shape, device=images.device).to(images.dtype) * 2 - 1
-        for dimension in (2, 3):
-            which = _blocks(len(images), images.shape[dimension], images.device)
-            shape = [len(images), 1, 1, 1]
-            shape[dimension] = -1
-            signs = signs.gather(dimension, which.view(shape).expand_as(signs))
-        return (images + budget.epsilon * steepest(signs, budget.norm)).clamp(0, 1)
-
-
-def _blocks(count: int, length: int, device: torch.device) -> Tensor:
-    """Which block each of `length` places is in, count x length: a third of the rows are one block, the others in
-    blocks of one size each, its logarithm uniform."""
-    size = (length ** (1.5 * torch.rand(count, 1, device=device))).floor()
-    shift = torch.where(size < length, size * torch.rand(count, 1, device=device), 0.0)
-    return ((torch.arange(length, device=device) + shift) / size).long()
-
-
 class LearnedStart(Start):
     """A start that a player finds; `noise` is the share of the budget mixed in at random."""
 

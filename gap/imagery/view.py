@@ -21,8 +21,9 @@ Strides = Literal["own", "smooth"]
 STEEPEST = 3.0
 TINY = 1e-12
 # The layers that articles read style and content from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
+# ResNets' content is read in their first stage: in a later one, as much style costs more content (README, Drawing).
 USUAL = {
-    "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu4_x"]),
+    "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu2_x"]),
     "relu5_1": ([f"relu{block}_1" for block in range(1, 6)], ["relu4_2"]),
     "conv_5": ([f"conv_{place}" for place in range(1, 5)], ["conv_3"]),
 }
@@ -68,8 +69,8 @@ def prepared(
 def default_layers(classifier: Classifier) -> list[str]:
     """The layers that style is read from where nobody says.
 
-    Where the literature has its choice for a kind of network, that one; else the last at each of the first five
-    resolutions. Raises GapError for a network that gives no maps.
+    Those usual for a kind of network; else the last at each of the first five resolutions. Raises GapError for a
+    network that gives no maps.
     """
     if usual := _usual(classifier):
         return usual[0]
@@ -84,8 +85,8 @@ def default_layers(classifier: Classifier) -> list[str]:
 
 
 def default_content_layers(classifier: Classifier) -> list[str]:
-    """Where content is read from if nobody says: as the literature has it, or in the last but one of the layers that
-    style is read from, which knows what is where."""
+    """Where content is read from if nobody says: where it is usual for a kind of network, or in the last but one of the
+    layers that style is read from, which knows what is where."""
     if usual := _usual(classifier):
         return usual[1]
     layers = default_layers(classifier)

@@ -16,7 +16,6 @@ from gap.frozen import frozen
 from gap.hardening.harden import HardenOptions, make_sparring
 from gap.hardening.sparring import KINDS, Sparring, closeness, parse_mix, portions
 from gap.hardening.starts import (
-    BlockStart,
     FedGeneratorStart,
     Generators,
     GeneratorStart,
@@ -41,7 +40,6 @@ def backward(loss: Tensor) -> None:
 
 STARTS = {
     "random": RandomStart,
-    "blocks": BlockStart,
     "generator": lambda: GeneratorStart(generator()),
     "noisy generator": lambda: GeneratorStart(generator(), 0.5),
     "population": lambda: GeneratorStart(generator(count=3)),
@@ -81,21 +79,6 @@ def test_more_steps_leave_less(pictures, net: nn.Module, budget: Budget) -> None
             )
         left.append(pictures.accuracy(bout.adversarial))
     assert left[0] > left[1] + 0.1 and left[1] >= left[2]
-
-
-def test_blocks_are_corners_of_the_ball_from_single_pixels_to_the_whole_picture() -> None:
-    torch.manual_seed(0)
-    grey = torch.full((400, 2, 12, 16), 0.5)
-    start = BlockStart()
-    signs = (start(nn.Identity(), grey, torch.zeros(400), Budget("linf", 0.25)) - grey).sign()
-    assert signs.abs().min() == 1 and 0.4 < (signs > 0).float().mean() < 0.6
-    down = (signs.diff(dim=2) == 0).all(dim=(1, 2, 3)).float().mean()
-    across = (signs.diff(dim=3) == 0).all(dim=(1, 2, 3)).float().mean()
-    changes = (signs.diff(dim=3) != 0).float().mean(dim=(1, 2, 3))
-    assert 0.25 < down < 0.45 and 0.25 < across < 0.45
-    assert changes.max() > 0.45
-    far = start(nn.Identity(), grey, torch.zeros(400), Budget("l2", 1.5)) - grey
-    assert torch.allclose(far.flatten(1).norm(dim=1), torch.tensor(1.5), atol=1e-4)
 
 
 def test_without_projection_noise_adds_to_the_step(pictures, net: nn.Module) -> None:
@@ -231,6 +214,8 @@ def test_mix_sums_to_one() -> None:
     assert parse_mix(["generator-start@runs/lr=0.1/g", "pgd=3"]) == {"generator-start@runs/lr=0.1/g": 0.25, "pgd": 0.75}
     assert parse_mix(["generator@lr=0.1/g=3", "pgd"]) == {"generator@lr=0.1/g": 0.75, "pgd": 0.25}
     assert parse_mix(["pgd", "pgd", "fgsm=2"]) == {"pgd": 0.5, "fgsm": 0.5}
+    assert parse_mix(["pgd:steps=7", "trades:steps=2=3"]) == {"pgd:steps=7": 0.25, "trades:steps=2": 0.75}
+    assert parse_mix(["generator-start@lr=0.1/g:steps=3"]) == {"generator-start@lr=0.1/g:steps=3": 1.0}
 
 
 @pytest.mark.parametrize(
@@ -243,6 +228,10 @@ def test_mix_sums_to_one() -> None:
         (["pgd=much"], "cannot read the weight"),
         (["pgd@runs/a"], "only generator, generator-start, trades-start come from a folder"),
         (["generator@=1"], "only generator"),
+        (["fgsm:steps=2"], "are given steps, not fgsm"),
+        (["pgd:steps=0"], "whole number from 1 to 50"),
+        (["pgd:steps=two"], "whole number from 1 to 50"),
+        (["pgd:steps==0.5"], "whole number from 1 to 50"),
     ],
 )
 def test_a_mix_that_cannot_be(texts: list[str], message: str) -> None:
@@ -262,6 +251,13 @@ def test_portions_are_fair_and_whole(count: int, shares: list[float]) -> None:
 def test_steps_can_cross_the_ball(steps: int) -> None:
     assert steps * Sparring("pgd", 1.0, RandomStart(), steps).step_size >= 1.25
     assert steps * Sparring("fgsm", 1.0, RandomStart(), steps, projected=False).step_size == pytest.approx(1.0)
+
+
+def test_steps_of_their_own_in_one_mix() -> None:
+    options = HardenOptions.read({"classifier": "mnist-cnn", "budget": "linf:0.1", "steps": 4})
+    made = load_classifier("mnist-cnn")
+    steps = {name: make_sparring(name, 0.5, options, made).steps for name in ("pgd", "pgd:steps=7", "trades:steps=2")}
+    assert steps == {"pgd": 4, "pgd:steps=7": 7, "trades:steps=2": 2}
 
 
 @pytest.mark.parametrize("kind", KINDS)
