@@ -88,6 +88,12 @@ class HardenOptions(DataOptions, MachineOptions):
     weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
     shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 0
+    rotate: Annotated[
+        float, Field(ge=0, le=180, description="augmentation: degrees that a picture may be turned, each way")
+    ] = 0.0
+    scale: Annotated[
+        float, Field(ge=0, lt=1, description="augmentation: the share that one may be enlarged by, or made smaller")
+    ] = 0.0
     flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
     average: Annotated[
         float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
@@ -171,7 +177,9 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         renewal=math.ceil(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
-        augmentation=make_augmentation(classifier.facts.size, shift=options.shift, flip=options.flip),
+        augmentation=make_augmentation(
+            classifier.facts.size, shift=options.shift, rotate=options.rotate, scale=options.scale, flip=options.flip
+        ),
         lean=Folding(classifier, classifier.facts.channels, classifier.facts.size).fresh,
     )
 

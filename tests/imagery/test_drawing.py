@@ -359,7 +359,7 @@ def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
 def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
     """Without a search along its first steps, L-BFGS throws the picture far away and needs dozens to come back."""
     told: list[DrawingProgress] = []
-    manner = Manner(evaluations=20, style_weight=1000.0)
+    manner = Manner(evaluations=20, style_weight=1000.0, precision="fp32")
     drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, manner=manner, tell=told.append)
     assert len(told) == 20 and (drawn.picture - picture(0, 96, 96)).abs().max() > 0.05
     assert max(heard(told)) < 3 * heard(told)[0] and min(heard(told)) < 0.3 * heard(told)[0]

@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,14 +9,16 @@ from gap.training.augmentation import make_augmentation
 @pytest.mark.parametrize("size", [(28, 28), (5, 9), (1, 1)])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
-    ("shift", "flip", "crop"), [(0, False, 1.0), (2, False, 1.0), (2, True, 0.5), (0, True, 1.0), (0, False, 0.3)]
-)
-def test_augmentation_keeps_shape_and_range(
-    size: tuple[int, int], channels: int, shift: int, flip: bool, crop: float
-) -> None:
+    "asked",
+    [
+        {}, {"shift": 2}, {"rotate": 30.0}, {"scale": 0.3}, {"shift": 2, "rotate": 10.0, "flip": True, "crop": 0.5},
+        {"flip": True}, {"crop": 0.3},
+    ],
+)  # fmt: skip
+def test_augmentation_keeps_shape_and_range(size: tuple[int, int], channels: int, asked: dict[str, Any]) -> None:
     torch.manual_seed(0)
     images = torch.rand(6, channels, *size)
-    augmented = make_augmentation(size, shift=shift, flip=flip, crop=crop)(images)
+    augmented = make_augmentation(size, **asked)(images)
     assert augmented.shape == images.shape
     assert augmented.min() >= 0
     assert augmented.max() <= 1
@@ -36,6 +40,27 @@ def test_shift_moves_no_further_than_asked() -> None:
     for offsets in (rows, columns):
         assert 2.5 < offsets.abs().max() <= 3 + 1e-3
         assert offsets.min() < 0 < offsets.max()
+
+
+def test_a_turn_is_no_further_than_asked() -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(1, 1, 41, 41)
+    image[..., 20, 20:38] = 1
+    turned = make_augmentation((41, 41), rotate=20.0)(image.expand(300, -1, -1, -1))
+    places = torch.arange(41.0) - 20
+    weights = turned.sum(dim=(1, 2, 3))
+    across, down = (turned.sum(dim=2) @ places)[:, 0] / weights, (turned.sum(dim=3) @ places)[:, 0] / weights
+    degrees = torch.rad2deg(torch.atan2(down, across))
+    assert 18 < degrees.abs().max() <= 20.5 and degrees.min() < -15 and degrees.max() > 15
+
+
+def test_a_scale_is_no_further_than_asked() -> None:
+    torch.manual_seed(0)
+    image = torch.zeros(1, 1, 41, 41)
+    image[..., 10:31, 10:31] = 1
+    scaled = make_augmentation((41, 41), scale=0.2)(image.expand(300, -1, -1, -1))
+    sides = scaled.sum(dim=(1, 2, 3)).sqrt() / 21
+    assert 0.79 < sides.min() < 0.83 and 1.17 < sides.max() < 1.21
 
 
 def test_flip_mirrors_about_half() -> None:
