@@ -18,8 +18,8 @@ from gap.imagery.objectives import Look, Objective
 from gap.imagery.stylize import shares_of, stylize
 from gap.imagery.view import View, default_content_layers, default_layers, prepared
 
-# The style weights that each backbone may try: its search budget.
-WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0)
+# The style weights that each backbone may try: its search budget. Beyond the last, standard ones go no further.
+WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
 
 
 @dataclass(frozen=True, eq=False)
