@@ -1,5 +1,6 @@
 """What the classifier spars with: attacks made of a start and a few gradient steps, each with its share of a batch."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -63,8 +64,29 @@ class Sparring:
         backward: Backward | None = None,
     ) -> "Bout":
         """Adversarial images (N x C x H x W in [0, 1]) against a classifier held still; with `backward`, a start that
-        learns does so from the first of the gradient steps."""
+        learns does so from the first of the gradient steps.
+
+        With `beta`, also where networks multiply in bfloat16, the classifier is looked at in float32: the difference
+        of two predictions that are nearly the same would be one of roundings.
+        """
         start = self.start(classifier, images, labels, budget)
+        exactly = torch.autocast(images.device.type, enabled=False)
+        with exactly if self.beta is not None else nullcontext():
+            adversarial = self._climb(classifier, images, labels, budget, loss, start, backward)
+        adversarial.requires_grad_(self.steps == 0 and backward is not None)
+        return Bout(self, images, labels, start, adversarial)
+
+    def _climb(
+        self,
+        classifier: nn.Module,
+        images: Tensor,
+        labels: Tensor,
+        budget: Budget,
+        loss: Loss,
+        start: Tensor,
+        backward: Backward | None,
+    ) -> Tensor:
+        """Where the gradient steps from a start lead."""
         adversarial = start.detach()
         clean = None
         if self.beta is not None:
@@ -77,8 +99,7 @@ class Sparring:
                 self.start.learn(start, gradient, backward)
             moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
             adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
-        adversarial.requires_grad_(self.steps == 0 and backward is not None)
-        return Bout(self, images, labels, start, adversarial)
+        return adversarial
 
 
 @dataclass

@@ -9,7 +9,7 @@ import torch
 from gap.classifier import Classifier
 from gap.errors import GapError, unknown
 from gap.imagery.stylize import Manner
-from gap.imagery.view import default_layers
+from gap.imagery.view import default_content_layers, default_layers
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,10 +27,12 @@ def smoothed(painter: Painter) -> Painter:
 
 
 def shallow(painter: Painter) -> Painter:
-    """The same looking at the first half of its layers only."""
+    """The same looking at the first half of its layers only; content too, where that is read in one of them."""
     layers = list(painter.manner.layers or default_layers(painter.backbone))
     half = layers[: max(1, len(layers) // 2)]
-    return replace(painter, manner=replace(painter.manner, layers=half, content_layers=half[-1:]))
+    content = list(painter.manner.content_layers or default_content_layers(painter.backbone))
+    kept = [layer for layer in content if layer in half] or half[-1:]
+    return replace(painter, manner=replace(painter.manner, layers=half, content_layers=kept))
 
 
 def random(painter: Painter, seed: int = 0) -> Painter:

@@ -1,7 +1,8 @@
 """What training does to pictures so that what is learned holds on others."""
 
 import kornia.augmentation as K
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 def make_augmentation(
@@ -31,4 +32,14 @@ def make_augmentation(
     if crop < 1:
         ratio = (width / height, width / height)
         parts.append(K.RandomResizedCrop(size, scale=(crop**2, 1.0), ratio=ratio, cropping_mode="resample"))
-    return nn.Sequential(*parts)
+    return Exact(*parts)
+
+
+class Exact(nn.Sequential):
+    """A chain that computes in the precision of its images also where networks multiply in bfloat16: rounded to 8 bits,
+    coordinates are off by whole pixels."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        with torch.autocast(images.device.type, enabled=False):
+            changed: Tensor = super().forward(images)
+        return changed

@@ -203,6 +203,17 @@ def test_trades_keeps_the_clean_prediction(pictures, net: nn.Module) -> None:
     assert lesson.item() == pytest.approx(expected.item(), rel=1e-4)
 
 
+def test_trades_climbs_in_float32_where_networks_multiply_in_bfloat16(pictures, net: nn.Module) -> None:
+    images, labels, budget = pictures.images[:100], pictures.labels[:100], Budget("l2", 0.05)
+    sparring = Sparring("trades", 1.0, RandomStart(), 1, beta=6.0)
+    moved = []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with frozen(net), torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            moved.append(sparring.attack(net, images, labels, budget, LOSS).adversarial - images)
+    assert torch.equal(*moved) and budget.measure(moved[0]).min() > 0
+
+
 def test_mix_sums_to_one() -> None:
     mix = parse_mix(["generator-start=0.3", "universal-start=0.3", "pgd=0.6", "fgsm=0"])
     assert mix == pytest.approx({"generator-start": 0.25, "universal-start": 0.25, "pgd": 0.5})

@@ -77,8 +77,10 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
     assert (shallow.name, shallow.manner.layers, shallow.manner.content_layers) == (
         "net shallow",
         ["relu2_x", "relu3_x"],
-        ["relu3_x"],
+        ["relu2_x"],
     )
+    deep = Painter("net", painter.backbone, Manner(content_layers=["relu4_x"]))
+    assert ablated(deep, "shallow").manner.content_layers == ["relu3_x"]
     assert ablated(painter, "smoothed").manner == Manner(evaluations=3, smoothed=True)
     random = ablated(painter, "random")
     changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]

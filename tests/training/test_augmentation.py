@@ -24,6 +24,16 @@ def test_augmentation_keeps_shape_and_range(size: tuple[int, int], channels: int
     assert augmented.max() <= 1
 
 
+@pytest.mark.parametrize("asked", [{"shift": 2}, {"rotate": 10.0, "scale": 0.1}, {"crop": 0.8}])
+def test_the_precision_of_networks_moves_no_picture(asked: dict[str, Any]) -> None:
+    images, moved = torch.rand(20, 1, 64, 64, generator=torch.Generator().manual_seed(0)), []
+    for enabled in (False, True):
+        torch.manual_seed(0)
+        with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+            moved.append(make_augmentation((64, 64), **asked)(images))
+    assert torch.equal(*moved)
+
+
 def test_no_augmentation_changes_nothing() -> None:
     images = torch.rand(6, 1, 8, 8)
     assert torch.equal(make_augmentation((8, 8))(images), images)
