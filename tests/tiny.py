@@ -16,7 +16,7 @@ from gap.data.splits import MemorySplit
 from gap.training.job import Backward, Job, Player, adam
 from gap.training.listeners import MetricsLog
 from gap.training.loop import Listener, Plan, Progress, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import TrainingMachineOptions, make_accelerator
 
 PLAN = Plan(epochs=2, batch_size=4, seed=3)
 STEPS = 50
@@ -70,7 +70,7 @@ def run(
 ) -> tuple[dict[str, float], TinyJob]:
     folder.mkdir(exist_ok=True)
     job = job or TinyJob()
-    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
     data = split(100), split(31, seed=1)
     figures = train(job, *data, plan, folder, machine, listeners, resume=resume, identity=identity)
     return figures, job

@@ -25,7 +25,7 @@ from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, main_first, make_accelerator
+from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 # How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
 IMAGES = 128_000
@@ -49,7 +49,7 @@ class GeneratorOptions(Options):
     ] = 2
 
 
-class TrainOptions(DataOptions, MachineOptions):
+class TrainOptions(DataOptions, TrainingMachineOptions):
     """Options of `gap train`: whom to attack, on what, in which form, and how long."""
 
     classifier: Annotated[

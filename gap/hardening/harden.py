@@ -18,7 +18,17 @@ from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning
 from gap.folding import Folding
 from gap.hardening.job import HardenJob
-from gap.hardening.sparring import KINDS, MOST_GIVEN, Sparring, parse_mix, parse_name
+from gap.hardening.sparring import (
+    GENERATING,
+    KEEPING,
+    KINDS,
+    MOST_GIVEN,
+    STEPPING,
+    Sparring,
+    check_shares,
+    parse_mix,
+    parse_name,
+)
 from gap.hardening.starts import (
     FedGeneratorStart,
     Generators,
@@ -34,7 +44,7 @@ from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import Player, adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, main_first, make_accelerator
+from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 # The noise mixed into a start that is learned, as a share of the budget: alone, the start is too easy to foresee.
 NOISE = 0.5
@@ -54,7 +64,7 @@ class SmallGeneratorOptions(GeneratorOptions):
     ] = 4
 
 
-class HardenOptions(DataOptions, MachineOptions):
+class HardenOptions(DataOptions, TrainingMachineOptions):
     """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
 
     classifier: Annotated[
@@ -106,9 +116,29 @@ class HardenOptions(DataOptions, MachineOptions):
         Budget.parse(self.budget)
         if self.generators > 1 and any(parse_name(name).folder for name in parse_mix(self.attack)):
             raise GapError("--generators makes copies of one that comes from a folder; name a folder for each instead")
+        self._check_used()
         if self.labels == "predicted":
             raise GapError("gap harden learns the data's own labels; leave out --labels predicted")
         return self
+
+    def _check_used(self) -> None:
+        """Raise GapError for an option that no attack of the mix takes."""
+        named = [parse_name(name) for name in parse_mix(self.attack)]
+        kinds = {each.kind for each in named}
+        generating = bool(kinds & set(GENERATING))
+        taken = {
+            "steps": any(each.kind in STEPPING and each.steps is None for each in named),
+            "generators": generating,
+            "renew": generating,
+            "generator_lr": generating or any(kind.startswith("universal") for kind in kinds),
+            "universals": any(kind.startswith("universal") for kind in kinds),
+            "beta": bool(kinds & set(KEEPING)),
+        }
+        for option, used in taken.items():
+            if not used and getattr(self, option) != type(self).model_fields[option].default:
+                raise GapError(
+                    f"--{option.replace('_', '-')} does nothing: no attack of {', '.join(self.attack)} takes it"
+                )
 
 
 def harden(
@@ -125,6 +155,7 @@ def harden(
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
+    check_shares(options.batch_size // accelerator.num_processes, options.clean, parse_mix(options.attack))
     told = classifier.describe()
     plan = Plan(options.epochs, options.batch_size, options.seed, judged=options.probed)
     job = make_job(options, classifier, steps=plan.steps(len(data.train)))
@@ -219,7 +250,7 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
             start, count = RandomStart(reach=2.0), 1
         case _:
             start, count = RandomStart(), steps
-    beta = options.beta if kind in ("trades", "trades-start") else None
+    beta = options.beta if kind in KEEPING else None
     return Sparring(name, share, start, count, projected=kind != "fgsm", beta=beta)
 
 

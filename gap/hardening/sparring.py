@@ -28,7 +28,9 @@ KINDS = {
 }
 # Those whose generator may be one that `gap train` left, and those that take as many gradient steps as they are given.
 FROM_ARTEFACTS = ("generator", "generator-start", "trades-start")
+GENERATING = ("generator-gradient", *FROM_ARTEFACTS)
 STEPPING = ("generator-start", "universal-start", "pgd", "trades", "trades-start")
+KEEPING = ("trades", "trades-start")
 MOST_GIVEN = 50
 
 
@@ -154,11 +156,18 @@ class Named:
     folder: str | None
     steps: int | None
 
+    def __str__(self) -> str:
+        """The name, the same however it was written."""
+        folder = f"@{self.folder}" if self.folder else ""
+        return f"{self.kind}{folder}:steps={self.steps}" if self.steps else f"{self.kind}{folder}"
+
 
 def parse_name(text: str) -> Named:
     """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
     head, given, steps = text.rpartition(":steps=")
     kind, at, folder = (head if given else text).partition("@")
+    if ":steps=" in kind:
+        raise GapError(f"cannot read the attack {text!r}; write NAME, NAME:steps=3 or NAME@FOLDER:steps=3")
     if kind not in KINDS:
         raise unknown("attack to train against", kind, KINDS)
     if at and (kind not in FROM_ARTEFACTS or not folder):
@@ -166,7 +175,7 @@ def parse_name(text: str) -> Named:
     if given and kind not in STEPPING:
         raise GapError(f"only {', '.join(STEPPING)} are given steps, not {kind}")
     if given and not (steps.isdecimal() and 1 <= int(steps) <= MOST_GIVEN):
-        raise GapError(f"the steps of {text!r} must be a whole number from 1 to {MOST_GIVEN}")
+        raise GapError(f"the steps of {text!r}, at its end, must be a whole number from 1 to {MOST_GIVEN}")
     return Named(kind, folder or None, int(steps) if given else None)
 
 
@@ -177,8 +186,8 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
     """
     weights: dict[str, float] = {}
     for text in texts:
-        name, weight = _weighed(text)
-        parse_name(name)
+        written, weight = _weighed(text)
+        name = str(parse_name(written))
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
@@ -206,3 +215,13 @@ def portions(count: int, shares: list[float]) -> list[int]:
     edges = [round(count * sum(shares[: index + 1])) for index in range(len(shares))]
     edges[-1] = count
     return [edge - before for edge, before in zip(edges, [0, *edges], strict=False)]
+
+
+def check_shares(count: int, clean: float, mix: dict[str, float]) -> None:
+    """Raise GapError where an attack of a mix would get none of `count` images, and never play."""
+    counts = portions(count, [clean, *((1 - clean) * share for share in mix.values())])
+    for name, portion in zip(mix, counts[1:], strict=True):
+        if not portion:
+            raise GapError(
+                f"{name} would get none of the {count} images of a batch; give it more weight, or leave it out"
+            )

@@ -26,13 +26,13 @@ from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, main_first, make_accelerator
+from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 # Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
 ROOM = 2
 
 
-class StylizerOptions(MachineOptions):
+class StylizerOptions(TrainingMachineOptions):
     """Options of `gap train-stylizer`."""
 
     content: Annotated[str, Field(description="pictures whose content is drawn: a data set by name, or folder:PATH")]

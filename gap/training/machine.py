@@ -20,16 +20,22 @@ class MachineOptions(Options):
     """Where and how exactly to compute."""
 
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto, cpu or cuda")] = "auto"
-    precision: Annotated[Precision, Field(description="auto takes bf16 where the hardware multiplies in it")] = "auto"
     seed: Annotated[int, Field(ge=0, description="of every random choice")] = 0
     deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
+
+
+class TrainingMachineOptions(MachineOptions):
+    """The same where networks learn, and may multiply in less than float32; what is measured never does."""
+
+    precision: Annotated[Precision, Field(description="auto takes bf16 where the hardware multiplies in it")] = "auto"
 
 
 def make_accelerator(options: MachineOptions) -> Accelerator:
     """An accelerator for these options; works alone and under `accelerate launch` or `torchrun`.
 
     Precision `auto` takes bfloat16 where the hardware multiplies in it, since elsewhere it is several times slower.
-    Raises GapError when the device is not there.
+    What is float32 is so on a GPU, too, whose convolutions would else take ten bits. Raises GapError when the device is
+    not there.
     """
     if options.device == "cuda" and not torch.cuda.is_available():
         raise GapError("--device cuda: no CUDA device is visible; use --device cpu")
@@ -40,7 +46,9 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     torch.use_deterministic_algorithms(options.deterministic)
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
-    half = is_half(options.precision, torch.device("cpu" if cpu else "cuda"))
+    torch.backends.cudnn.allow_tf32 = False
+    precision = options.precision if isinstance(options, TrainingMachineOptions) else "fp32"
+    half = is_half(precision, torch.device("cpu" if cpu else "cuda"))
     # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")

@@ -15,10 +15,10 @@ from gap.training.augmentation import make_augmentation
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, Player, adam
 from gap.training.loop import Listener, Plan, train
-from gap.training.machine import MachineOptions, main_first, make_accelerator
+from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 
-class PretrainOptions(DataOptions, MachineOptions):
+class PretrainOptions(DataOptions, TrainingMachineOptions):
     """Options of `gap pretrain`."""
 
     classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = (

@@ -13,8 +13,8 @@ from gap.budget import Budget
 from gap.classifier import load_classifier
 from gap.errors import GapError
 from gap.frozen import frozen
-from gap.hardening.harden import HardenOptions, make_sparring
-from gap.hardening.sparring import KINDS, Sparring, closeness, parse_mix, portions
+from gap.hardening.harden import HardenOptions, make_job, make_sparring
+from gap.hardening.sparring import KINDS, Sparring, check_shares, closeness, parse_mix, portions
 from gap.hardening.starts import (
     FedGeneratorStart,
     Generators,
@@ -226,6 +226,7 @@ def test_mix_sums_to_one() -> None:
     assert parse_mix(["generator@lr=0.1/g=3", "pgd"]) == {"generator@lr=0.1/g": 0.75, "pgd": 0.25}
     assert parse_mix(["pgd", "pgd", "fgsm=2"]) == {"pgd": 0.5, "fgsm": 0.5}
     assert parse_mix(["pgd:steps=7", "trades:steps=2=3"]) == {"pgd:steps=7": 0.25, "trades:steps=2": 0.75}
+    assert parse_mix(["pgd:steps=2", "pgd:steps=02"]) == {"pgd:steps=2": 1.0}
     assert parse_mix(["generator-start@lr=0.1/g:steps=3"]) == {"generator-start@lr=0.1/g:steps=3": 1.0}
 
 
@@ -243,6 +244,8 @@ def test_mix_sums_to_one() -> None:
         (["pgd:steps=0"], "whole number from 1 to 50"),
         (["pgd:steps=two"], "whole number from 1 to 50"),
         (["pgd:steps==0.5"], "whole number from 1 to 50"),
+        (["pgd:steps=7:steps=3"], "cannot read the attack"),
+        (["generator-start:steps=3@runs/a"], "at its end"),
     ],
 )
 def test_a_mix_that_cannot_be(texts: list[str], message: str) -> None:
@@ -262,6 +265,56 @@ def test_portions_are_fair_and_whole(count: int, shares: list[float]) -> None:
 def test_steps_can_cross_the_ball(steps: int) -> None:
     assert steps * Sparring("pgd", 1.0, RandomStart(), steps).step_size >= 1.25
     assert steps * Sparring("fgsm", 1.0, RandomStart(), steps, projected=False).step_size == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(
+    ("attack", "given", "option"),
+    [
+        (["fgsm"], {"steps": 7}, "--steps"),
+        (["pgd:steps=3"], {"steps": 7}, "--steps"),
+        (["pgd"], {"beta": 2.0}, "--beta"),
+        (["pgd"], {"generators": 2}, "--generators"),
+        (["universal-start"], {"renew": 1.0}, "--renew"),
+        (["pgd", "trades"], {"generator_lr": 0.1}, "--generator-lr"),
+        (["generator-start"], {"universals": 3}, "--universals"),
+    ],
+)
+def test_an_option_that_no_attack_takes_is_refused(attack: list[str], given: dict[str, float], option: str) -> None:
+    told = {"classifier": "mnist-cnn", "budget": "linf:0.1", **given}
+    with pytest.raises(GapError, match=f"{option} does nothing"):
+        HardenOptions.read({**told, "attack": attack})
+    HardenOptions.read({**told, "attack": ["pgd", "trades", "generator-start", "universal"]})
+
+
+def test_a_share_that_is_no_image_is_refused() -> None:
+    check_shares(128, 0.5, {"pgd": 0.99, "fgsm": 0.01})
+    with pytest.raises(GapError, match="fgsm would get none of the 128 images"):
+        check_shares(128, 0.5, {"pgd": 0.997, "fgsm": 0.003})
+
+
+def test_each_attack_of_a_mix_takes_its_own_steps_in_training() -> None:
+    """Forward passes of single images by the attacks, and by the classifier that learns: of TRADES two."""
+    options = HardenOptions.read(
+        {"classifier": "mnist-cnn", "budget": "linf:0.1", "attack": ["pgd:steps=1", "trades:steps=3"], "warmup": 0.0}
+    )
+    classifier = load_classifier("mnist-cnn")
+    job = make_job(options, classifier, steps=10)
+    seen: list[int] = []
+    job.lean = lambda: Counted(classifier, seen)
+    job.step(torch.rand(20, 1, 28, 28), torch.arange(20) % 10, backward)
+    assert seen == [10, *[10] * 4]
+
+
+class Counted(nn.Module):
+    """A classifier that notes how many images it is shown."""
+
+    def __init__(self, classifier: nn.Module, seen: list[int]) -> None:
+        super().__init__()
+        self.classifier, self.seen = classifier, seen
+
+    def forward(self, images: Tensor) -> Tensor:
+        self.seen.append(len(images))
+        return self.classifier(images)
 
 
 def test_steps_of_their_own_in_one_mix() -> None:

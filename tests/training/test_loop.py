@@ -14,7 +14,7 @@ from gap.data.splits import MemorySplit
 from gap.errors import GapError
 from gap.training.job import Backward
 from gap.training.loop import Plan, Progress, _schedule, read_checkpoint, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import TrainingMachineOptions, make_accelerator
 
 
 class Listing(MemorySplit):
@@ -61,7 +61,7 @@ def test_one_step_is_a_step() -> None:
 def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None:
     listing = split(40, kind=Listing)
     assert isinstance(listing, Listing)
-    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
     train(TinyJob(), listing, split(3), Plan(epochs=3, batch_size=batch_size), tmp_path, machine)
     batch = min(batch_size, 40)
     per_epoch = 40 // batch
@@ -75,7 +75,7 @@ def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None
 def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path) -> None:
     listing = split(40, kind=Listing)
     assert isinstance(listing, Listing)
-    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
     train(TinyJob(), split(40), listing, Plan(epochs=1, batch_size=10, judged=7), tmp_path, machine)
     assert torch.equal(torch.cat(listing.read), torch.arange(7))
 
@@ -147,7 +147,7 @@ def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
             judged.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
             return super().judge(images, labels)
 
-    machine = make_accelerator(MachineOptions(device="cpu", precision="bf16"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="bf16"))
     train(Typed(), split(16), split(8), Plan(epochs=1, batch_size=8), tmp_path, machine)
     assert set(learned) == {torch.bfloat16}
     for dtype, logits, plain in judged:

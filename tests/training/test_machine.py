@@ -5,9 +5,10 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, PartialState
 
-from gap.training.machine import MachineOptions, main_first, make_accelerator
+from gap.errors import GapError
+from gap.training.machine import MachineOptions, TrainingMachineOptions, main_first, make_accelerator
 
-CPU = MachineOptions(device="cpu", precision="fp32")
+CPU = TrainingMachineOptions(device="cpu", precision="fp32")
 
 
 def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
@@ -31,3 +32,10 @@ def test_the_main_process_goes_first_and_lets_the_others_go(main: bool, order: l
         if fails:
             raise OSError
     assert happened == order
+
+
+def test_what_measures_has_no_precision_to_choose() -> None:
+    assert make_accelerator(MachineOptions(device="cpu")).mixed_precision == "no"
+    assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(GapError, match="precision"):
+        MachineOptions.read({"precision": "bf16"})

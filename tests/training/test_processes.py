@@ -30,7 +30,7 @@ from gap.hardening.starts import Generators, GeneratorStart, RandomStart, Univer
 from gap.process import Stopped
 from gap.training.job import Backward, Player, adam
 from gap.training.loop import Plan, read_checkpoint, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import TrainingMachineOptions, make_accelerator
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")
@@ -141,7 +141,7 @@ JOBS = PLAIN | {"with_statistics": with_statistics}
 
 def work(folder: Path) -> dict[str, Any]:
     """Figures of each job, the images that this process learned from, and the first layer's weights at the end."""
-    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
     left: dict[str, Any] = {}
     for name, make in (JOBS | {"apart": apart}).items():
         torch.manual_seed(0)

@@ -6,12 +6,12 @@ from gap.data.named import load_data
 from gap.training.augmentation import make_augmentation
 from gap.training.job import adam
 from gap.training.loop import Plan, train
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.training.machine import TrainingMachineOptions, make_accelerator
 from gap.training.standard import StandardJob
 
 
 def test_a_classifier_learns_digits(tmp_path) -> None:
-    machine = make_accelerator(MachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
     data = load_data("mnist-5k")
     classifier = load_classifier("mnist-cnn")
     job = StandardJob(adam(classifier, 3e-3), smoothing=0.05, augmentation=make_augmentation((28, 28), shift=1))
