@@ -38,7 +38,7 @@ class Recipe:
     """One hardened classifier: what it was trained against, what that cost, what `gap judge` found."""
 
     options: HardenOptions
-    attack: str
+    mix: dict[str, float]
     steps: str
     passes: float
     training_steps: float
@@ -55,7 +55,7 @@ def read(folder: Path) -> Recipe:
     attacks = sum(share * passes(name, steps[name]) for name, share in mix.items())
     return Recipe(
         options=options,
-        attack=" and ".join(mix),
+        mix=mix,
         steps=", ".join(str(steps[name]) for name in mix),
         passes=1 + (1 - options.clean) * attacks,
         training_steps=options.epochs * card["data"]["images"]["train"] / options.batch_size,
@@ -74,7 +74,7 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
     if len(alike) > 1:
         raise SystemExit("recipes are compared on one classifier, one data set and one batch size")
     first = recipes[0].options.model_copy(update={"data_root": data_root})
-    make_accelerator(first)
+    machine = make_accelerator(first)
     split = load_setting([first.classifier], first).data.train
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
@@ -86,8 +86,9 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
     for round_ in range(rounds + 1):
         for step, taken in zip(steps, seconds, strict=True):
             started = time.perf_counter()
-            for _ in range(turn):
-                step(*next(given))
+            with machine.autocast():
+                for _ in range(turn):
+                    step(*next(given))
             if round_:  # the first one warms up
                 taken.append((time.perf_counter() - started) / turn)
     return [statistics.median(taken) for taken in seconds]
@@ -110,7 +111,7 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=12, help="training steps in a turn")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each")
     arguments = parser.parse_args()
-    recipes = sorted(map(read, arguments.folders), key=lambda recipe: (recipe.passes, recipe.attack))
+    recipes = sorted(map(read, arguments.folders), key=lambda recipe: (recipe.passes, list(recipe.mix)))
     print("| trained against | steps | epochs | passes | seconds | clean | PGD | robust | verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     curves = defaultdict(list)
@@ -121,11 +122,12 @@ def main() -> None:
         given = [value for name, value in attacks if name.startswith("pgd") and " on " not in name]
         seconds = each.training_steps * speed
         print(
-            f"| {each.attack} | {each.steps} | {each.options.epochs:g} | {each.passes:g} | {seconds:.0f}"
+            f"| {' and '.join(each.mix)} | {each.steps} | {each.options.epochs:g} | {each.passes:g} | {seconds:.0f}"
             f" | {each.judged['clean_accuracy']:.1%} | {min(given):.1%} | {robust:.1%} ({low:.1%} to {high:.1%})"
             f" | {each.judged['verdict']} |"
         )
-        curves[each.attack].append((seconds, robust, low, high))
+        kinds = " and ".join(parse_name(name).kind for name in each.mix)
+        curves[kinds].append((seconds, robust, low, high))
     if arguments.out:
         budget = recipes[0].judged["budget"]
         plot = accuracy_curves(curves, f"Robust accuracy within {budget}", "seconds of training")

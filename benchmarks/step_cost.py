@@ -3,7 +3,8 @@
     python benchmarks/step_cost.py --data-root DATA [--classifier mnist-cnn] [--data mnist] [--steps 7] [--rounds 5]
 
 The recipe: PGD from a random start in eval mode, then one AdamW step on what it made. `foolbox` is the test dependency,
-`torchattacks` takes part where it is installed. The contestants take turns of `--turn` steps; medians and ratios are
+`torchattacks` takes part where it is installed. All multiply in bfloat16 where the
+processor does. The contestants take turns of `--turn` steps; medians and ratios are
 printed, and `gap generator-start` beside them: what a jointly trained generator adds.
 """
 
@@ -92,10 +93,11 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turn", type=int, default=20, help="training steps in a turn")
     parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     arguments = parser.parse_args()
-    told = ("classifier", "budget", "data", "data_root")
+    told = ("classifier", "budget", "data", "data_root", "precision")
     options = HardenOptions.read({name: getattr(arguments, name) for name in told})
-    make_accelerator(options)
+    machine = make_accelerator(options)
     contestants = {
         "gap": ours(arguments, "pgd"),
         "gap generator-start": ours(arguments, "generator-start"),
@@ -114,10 +116,12 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):
         for name, step in contestants.items():
             started = time.perf_counter()
-            for _ in range(arguments.turn):
-                step(*next(given))
+            with machine.autocast():
+                for _ in range(arguments.turn):
+                    step(*next(given))
             if turn:  # the first one warms up
                 seconds[name].append((time.perf_counter() - started) / arguments.turn)
+    print(f"precision: {machine.mixed_precision}")
     for name, each in seconds.items():
         ratios = [other / own for other, own in zip(each, seconds["gap"], strict=True)]
         print(

@@ -14,6 +14,7 @@ from gap.artefact import claim_output, mark
 from gap.budget import Budget
 from gap.cli.easel import Device, find_device, load_backbone, open_sized
 from gap.cli.options import parse_numbers
+from gap.cli.stylize import Precise
 from gap.data.pictures import save_picture
 from gap.errors import GapError
 from gap.evaluation.layers import layer_robustness
@@ -27,6 +28,7 @@ from gap.report.page import Act, Figure, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
 from gap.report.plots import lines
 from gap.report.tables import Column, Table, print_table
+from gap.training.machine import Precision, is_half
 
 EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
 
@@ -57,6 +59,7 @@ def compare_styles(
     ] = None,
     size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of the longer side")] = 256,
     evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of a backbone for each drawing")] = 100,
+    precision: Precise = "auto",
     device: Device = "auto",
 ) -> None:
     """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders.
@@ -77,7 +80,8 @@ def compare_styles(
         raise GapError("backbones and judge must look at the same pictures; these differ in channels")
     contents = [open_sized(path, channels, size).to(where) for path in content]
     styles = [open_sized(path, channels).to(where) for path in style]
-    manner = Manner(evaluations=evaluations)
+    taken: Precision = "bf16" if is_half(precision, where) else "fp32"
+    manner = Manner(evaluations=evaluations, precision=taken)
     painters = [Painter(each.name, each, manner) for each in backbones]
     painters += [ablated(painters[0], kind) for kind in dict.fromkeys(ablation or [])]
     names = [painter.name for painter in painters]
@@ -114,13 +118,14 @@ def compare_styles(
         {
             "judge": judge,
             "evaluations": evaluations,
+            "precision": taken,
             "weights": tried,
             "rows": rows,
             "drawings": [_told(each, content, style) for each in drawn],
         },
     )
     seconds = time.monotonic() - started
-    budget = f"{evaluations} evaluations for each of the style weights {', '.join(f'{each:g}' for each in tried)}"
+    budget = f"{evaluations} evaluations in {taken} for each of the style weights {', '.join(f'{w:g}' for w in tried)}"
     text = (
         f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
         f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
@@ -129,7 +134,7 @@ def compare_styles(
         " distance of each pair is that of whatever weight, the mean over the pairs. R is within an L2 budget of a"
         " hundredth of the largest distance, over these pictures."
     )
-    curves = {name: _pareto([each for each in drawn if each.painter == name]) for name in names}
+    curves = {name: _means_by_weight([each for each in drawn if each.painter == name]) for name in names}
     plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
     table = Act("Measured", text, [figure], Table(rows, columns))
@@ -146,7 +151,7 @@ def compare_styles(
     typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
 
 
-def _pareto(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
+def _means_by_weight(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
     """The mean content and style distance of each style weight."""
     by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
     return [

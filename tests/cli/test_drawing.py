@@ -329,6 +329,7 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
     more = [
         "--judge=cifar-resnet18-narrow",
         "--weights=3,300",
+        "--precision=bf16",
         "--ablation=smoothed",
         "--size=32",
         "--evaluations=2",
@@ -348,7 +349,7 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
         "drawing-hardened",
         "drawing-standard smoothed",
     ]
-    assert len(told["drawings"]) == 12
+    assert len(told["drawings"]) == 12 and told["precision"] == "bf16"
     assert all((tmp_path / "page" / each["file"]).is_file() for each in told["drawings"])
 
 
