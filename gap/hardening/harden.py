@@ -40,7 +40,7 @@ from gap.hardening.starts import (
 )
 from gap.models.generators import make_generator
 from gap.setting import DataOptions, accuracy, is_chance, load_setting
-from gap.training.augmentation import make_augmentation
+from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Player, adam
 from gap.training.loop import Listener, Plan, train
@@ -64,7 +64,7 @@ class SmallGeneratorOptions(GeneratorOptions):
     ] = 4
 
 
-class HardenOptions(DataOptions, TrainingMachineOptions):
+class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
     """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
 
     classifier: Annotated[
@@ -97,14 +97,6 @@ class HardenOptions(DataOptions, TrainingMachineOptions):
     generator_lr: Annotated[float, Field(gt=0, description="and of the generators'")] = 2e-3
     weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
-    shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 0
-    rotate: Annotated[
-        float, Field(ge=0, le=180, description="augmentation: degrees that a picture may be turned, each way")
-    ] = 0.0
-    scale: Annotated[
-        float, Field(ge=0, lt=1, description="augmentation: the share that one may be enlarged by, or made smaller")
-    ] = 0.0
-    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
     average: Annotated[
         float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
     ] = 0.02
@@ -208,9 +200,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         renewal=math.ceil(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,
-        augmentation=make_augmentation(
-            classifier.facts.size, shift=options.shift, rotate=options.rotate, scale=options.scale, flip=options.flip
-        ),
+        augmentation=options.augmentation(classifier.facts.size),
         lean=Folding(classifier, classifier.facts.channels, classifier.facts.size).fresh,
     )
 

@@ -11,14 +11,14 @@ from torch.nn import functional as F
 from gap.artefact import Artefact, save_artefact
 from gap.errors import GapError
 from gap.setting import DataOptions, accuracy, load_setting
-from gap.training.augmentation import make_augmentation
+from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, Player, adam
 from gap.training.loop import Listener, Plan, train
 from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 
-class PretrainOptions(DataOptions, TrainingMachineOptions):
+class PretrainOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
     """Options of `gap pretrain`."""
 
     classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = (
@@ -30,7 +30,6 @@ class PretrainOptions(DataOptions, TrainingMachineOptions):
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 0.01
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.05
     shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 2
-    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
 
 
 class StandardJob(Job):
@@ -68,7 +67,7 @@ def pretrain(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
-    augmentation = make_augmentation(classifier.facts.size, shift=options.shift, flip=options.flip)
+    augmentation = options.augmentation(classifier.facts.size)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
     plan = Plan(options.epochs, options.batch_size, options.seed)
     figures = train(

@@ -357,7 +357,9 @@ def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
 
 
 def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
-    """Without a search along its first steps, L-BFGS throws the picture far away and needs dozens to come back."""
+    """Without a search along its first steps, L-BFGS throws the picture far away and needs dozens to come back.
+
+    In bfloat16 the search is among roundings, and may throw it for one evaluation, which is not kept."""
     told: list[DrawingProgress] = []
     manner = Manner(evaluations=20, style_weight=1000.0, precision="fp32")
     drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, manner=manner, tell=told.append)
