@@ -153,7 +153,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
     made = getattr(loaded, factory)
     try:
         network = made if isinstance(made, nn.Module) else made()
-    except Exception as error:  # the user's own code may raise anything
+    except Exception as error:  # the user's own factory may raise anything; it is told in a line
         raise GapError(f"cannot call {module}:{factory} without arguments: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise GapError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
@@ -171,7 +171,7 @@ def _import_file(source: Path) -> Any:
         sys.path.append(os.fspath(source.parent.resolve()))
     try:
         spec.loader.exec_module(loaded)
-    except Exception as error:  # importing runs the user's own code, which may raise anything
+    except Exception as error:  # importing runs the user's own code, which may raise anything; it is told in a line
         raise GapError(f"cannot import {source}: {first_line(error)}") from error
     return loaded
 

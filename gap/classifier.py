@@ -226,7 +226,7 @@ def _tried(classifier: Classifier) -> Classifier:
     try:
         with frozen(classifier):
             logits = classifier(probe)
-    except Exception as error:  # a network of the user's may raise anything
+    except Exception as error:  # the forward of a user's network may raise anything; it is told in a line
         shape = "x".join(map(str, probe.shape[1:]))
         raise GapError(f"{name} fails on images of {shape}: {first_line(error)}") from error
     if not isinstance(logits, Tensor):

@@ -72,36 +72,21 @@ class Sparring:
         of two predictions that are nearly the same would be one of roundings.
         """
         start = self.start(classifier, images, labels, budget)
+        adversarial, clean = start.detach(), None
         exactly = torch.autocast(images.device.type, enabled=False)
         with exactly if self.beta is not None else nullcontext():
-            adversarial = self._climb(classifier, images, labels, budget, loss, start, backward)
+            if self.beta is not None:
+                loss = closeness
+                with torch.no_grad():
+                    clean = classifier(images)
+            for step in range(self.steps):
+                _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
+                if step == 0 and backward:
+                    self.start.learn(start, gradient, backward)
+                moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
+                adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
         return Bout(self, images, labels, start, adversarial)
-
-    def _climb(
-        self,
-        classifier: nn.Module,
-        images: Tensor,
-        labels: Tensor,
-        budget: Budget,
-        loss: Loss,
-        start: Tensor,
-        backward: Backward | None,
-    ) -> Tensor:
-        """Where the gradient steps from a start lead."""
-        adversarial = start.detach()
-        clean = None
-        if self.beta is not None:
-            loss = closeness
-            with torch.no_grad():
-                clean = classifier(images)
-        for step in range(self.steps):
-            _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
-            if step == 0 and backward:
-                self.start.learn(start, gradient, backward)
-            moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
-            adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
-        return adversarial
 
 
 @dataclass

@@ -20,8 +20,8 @@ Strides = Literal["own", "smooth"]
 # Of smoothed outputs, none outweighs another by more than e to the power of twice this.
 STEEPEST = 3.0
 TINY = 1e-12
-# The layers that articles read style and content from, by a name that tells the kind of network: ResNets, VGG, AlexNet.
-# ResNets' content is read in their first stage: in a later one, as much style costs more content (README, Drawing).
+# Where style and content are read, by a name that tells the kind of network: ResNets, VGG, AlexNet. As articles have
+# it, but for ResNets' content, theirs being relu4_x: in the first stage as much style costs less (README, Drawing).
 USUAL = {
     "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu2_x"]),
     "relu5_1": ([f"relu{block}_1" for block in range(1, 6)], ["relu4_2"]),
