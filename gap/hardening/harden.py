@@ -15,6 +15,7 @@ from gap.attacks.train import GeneratorOptions
 from gap.attacks.trained import AttackCard, load_generator
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.config import Options
 from gap.errors import GapError, GapWarning
 from gap.folding import Folding
 from gap.hardening.job import HardenJob
@@ -126,11 +127,16 @@ class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
             "universals": any(kind.startswith("universal") for kind in kinds),
             "beta": bool(kinds & set(KEEPING)),
         }
-        for option, used in taken.items():
-            if not used and getattr(self, option) != type(self).model_fields[option].default:
-                raise GapError(
-                    f"--{option.replace('_', '-')} does nothing: no attack of {', '.join(self.attack)} takes it"
-                )
+        unused = [option for option in _changed(self) if not taken.get(option, True)]
+        if not any(each.kind in GENERATING and not each.folder for each in named):
+            unused += _changed(self.generator)
+        for option in unused:
+            raise GapError(f"--{option.replace('_', '-')} does nothing: no attack of {', '.join(self.attack)} takes it")
+
+
+def _changed(options: Options) -> list[str]:
+    """The options that are not what they are by default."""
+    return [name for name, field in type(options).model_fields.items() if getattr(options, name) != field.default]
 
 
 def harden(
@@ -147,7 +153,9 @@ def harden(
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
-    check_shares(options.batch_size // accelerator.num_processes, options.clean, parse_mix(options.attack))
+    if len(data.train):
+        batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
+        check_shares(batch, options.clean, parse_mix(options.attack))
     told = classifier.describe()
     plan = Plan(options.epochs, options.batch_size, options.seed, judged=options.probed)
     job = make_job(options, classifier, steps=plan.steps(len(data.train)))
@@ -197,6 +205,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
         clean=options.clean,
         smoothing=options.smoothing,
         warmup=round(options.warmup * steps),
+        last=steps,
         renewal=math.ceil(options.renew / options.epochs * steps),
         decay=1 - 1 / max(2.0, options.average * steps),
         watched=options.watch,

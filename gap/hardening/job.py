@@ -34,7 +34,8 @@ class HardenJob(Job):
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks some held-out images: the weights kept
     are those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives
-    every attack one more gradient step, as does a classifier that withstands only the attacks it trains with.
+    every attack one more gradient step, as does a classifier that withstands only the attacks it trains with; after the
+    `last` step there are none to give.
     """
 
     def __init__(
@@ -46,6 +47,7 @@ class HardenJob(Job):
         clean: float = 0.0,
         smoothing: float = 0.0,
         warmup: int = 0,
+        last: int | None = None,
         renewal: int = 0,
         decay: float = 0.99,
         watched: bool = True,
@@ -56,7 +58,7 @@ class HardenJob(Job):
         self.players = {"classifier": classifier, **learners}
         self.mix = list(mix)
         self.budget, self.clean, self.smoothing = budget, clean, smoothing
-        self.warmup, self.renewal, self.watched = warmup, renewal, watched
+        self.warmup, self.last, self.renewal, self.watched = warmup, last, renewal, watched
         self.augmentation = augmentation
         self.lean = lean or (lambda: classifier.bare)
         self.loss = capped_cross_entropy
@@ -147,7 +149,7 @@ class HardenJob(Job):
             self.averaged.module.load_state_dict(self.best)
             classifier.optimizer.state.clear()  # its moments are those of the weights that fell
             done.append(f"back to the weights with {self.best_probe:.1%}")
-        growing = [sparring for sparring in self.mix if sparring.steps < MOST_STEPS]
+        growing = [each for each in self.mix if each.steps < MOST_STEPS and self.taken != self.last]
         for sparring in growing:
             sparring.steps += 1
         if growing:

@@ -154,6 +154,16 @@ def test_a_collapse_under_many_steps_takes_none_away_and_is_told(pictures) -> No
     assert torch.equal(job.players["classifier"].network[1].weight, job.best["1.weight"])
 
 
+def test_a_collapse_at_the_end_is_told_without_promises(pictures) -> None:
+    job = make(pictures.net, last=2)
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    job.judged(found(0.6))
+    job.step(pictures.images[:8], pictures.labels[:8], backward)
+    with pytest.warns(GapWarning, match="fell: 10.0% left under the probe; back to the weights with 60.0%$"):
+        job.judged(found(0.1))
+    assert [sparring.steps for sparring in job.mix] == [1, 2]
+
+
 def test_the_probe_catches_who_is_robust_to_its_generator_alone(pictures) -> None:
     """The plain form: the classifier learns what its generator does, and falls to gradients. With the probe it gets
     gradient steps, and withstands them better than without."""

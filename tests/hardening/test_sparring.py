@@ -277,6 +277,8 @@ def test_steps_can_cross_the_ball(steps: int) -> None:
         (["universal-start"], {"renew": 1.0}, "--renew"),
         (["pgd", "trades"], {"generator_lr": 0.1}, "--generator-lr"),
         (["generator-start"], {"universals": 3}, "--universals"),
+        (["pgd"], {"generator": {"encoder": "resnet18"}}, "--encoder"),
+        (["generator-start@somewhere"], {"generator": {"fold": 2}}, "--fold"),
     ],
 )
 def test_an_option_that_no_attack_takes_is_refused(attack: list[str], given: dict[str, float], option: str) -> None:
