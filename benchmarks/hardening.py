@@ -49,7 +49,9 @@ def read(folder: Path) -> Recipe:
     card = open_artefact(folder, "classifier").card
     judged = [found for name, found in card.items() if name.startswith("judged at")]
     if len(judged) != 1:
-        raise SystemExit(f"{folder} was judged at {len(judged)} budgets; it takes one, by gap judge")
+        raise SystemExit(f"{folder} was judged {len(judged)} times; it takes one, by gap judge")
+    if card["hardened"]["mended"]:
+        raise SystemExit(f"{folder} took more steps after a collapse; what it cost is not known: use --no-watch")
     mix, steps = card["hardened"]["mix"], card["hardened"]["steps"]
     options = HardenOptions.read(card["options"])
     attacks = sum(share * passes(name, steps[name]) for name, share in mix.items())
@@ -86,8 +88,8 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
     for round_ in range(rounds + 1):
         for step, taken in zip(steps, seconds, strict=True):
             started = time.perf_counter()
-            with machine.autocast():
-                for _ in range(turn):
+            for _ in range(turn):
+                with machine.autocast():
                     step(*next(given))
             if round_:  # the first one warms up
                 taken.append((time.perf_counter() - started) / turn)

@@ -116,8 +116,8 @@ def main() -> None:
     for turn in range(arguments.rounds + 1):
         for name, step in contestants.items():
             started = time.perf_counter()
-            with machine.autocast():
-                for _ in range(arguments.turn):
+            for _ in range(arguments.turn):
+                with machine.autocast():
                     step(*next(given))
             if turn:  # the first one warms up
                 seconds[name].append((time.perf_counter() - started) / arguments.turn)

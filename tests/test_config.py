@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gap.attacks.train import TrainOptions
 from gap.config import merge, named_configs, parse_assignments, read_config, read_yaml
 from gap.errors import GapError
-from gap.training.standard import PretrainOptions
+from gap.hardening.harden import HardenOptions
 
 NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
 
@@ -48,7 +48,7 @@ def test_options_survive_yaml(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("name", named_configs())
 def test_configs_are_options_of_a_command(name: str) -> None:
     content = read_config(name)
-    options = PretrainOptions if "pretrain" in name else TrainOptions
+    options = HardenOptions if "hardened" in name else TrainOptions
     read = options.read(content)
     assert options.read(read.dump()) == read
 

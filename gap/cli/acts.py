@@ -1,6 +1,5 @@
 """The acts of `gap demo`: each makes something of what those before it left, and adds a section to the page."""
 
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,10 +17,9 @@ from gap.cli.tables import columns_for, curves_of, for_display
 from gap.cli.work import run_work
 from gap.config import Options
 from gap.data.pictures import save_picture
-from gap.errors import GapWarning
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.judge import judge
-from gap.evaluation.lineup import find_entrants, run_lineup
+from gap.evaluation.lineup import find_entrants, make_attack, run_lineup
 from gap.files import write_json
 from gap.hardening.harden import HardenOptions, harden
 from gap.imagery.stylize import Manner, stylize
@@ -141,7 +139,9 @@ def hardening_act(stage: Stage) -> None:
     stage.make("adaptive", train_generator, TrainOptions.read(against))
     found = {
         "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),
-        "hardened": _withstood(stage, "hardened", {"generator": "adaptive", "universal": "universal"}),
+        "hardened": _withstood(
+            stage, "hardened", {"generator": "adaptive", "universal": "universal"}, twin="classifier"
+        ),
     }
     left = {name: shares for name, (shares, _) in found.items()}
     rows = [{"attack": each, **{name: shares[each] for name, shares in left.items()}} for each in left["hardened"]]
@@ -211,18 +211,20 @@ def _waves(side: int) -> torch.Tensor:
     return ((1 - mix) * palette[below] + mix * palette[below + 1]).permute(2, 0, 1)
 
 
-def _withstood(stage: Stage, classifier: str, trained: dict[str, str]) -> tuple[dict[str, float], str]:
-    """The accuracy left of a classifier by each attack, clean first, and the verdict of the masking gate."""
+def _withstood(
+    stage: Stage, classifier: str, trained: dict[str, str], twin: str | None = None
+) -> tuple[dict[str, float], str]:
+    """The accuracy left of a classifier by each attack, clean first, all of the same digits, and the gate's verdict."""
     setting = load_setting([stage.path(classifier)], DataOptions())
-    entrants = find_entrants([*(stage.path(folder) for folder in trained.values()), "pgd"])
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", GapWarning)  # the text says what is a transfer
-        rows = [evaluation.row for evaluation in run_lineup(entrants, setting, [HARD], images=IMAGES)]
-    judged = judge(setting.classifiers[0], setting.data.test, HARD, images=IMAGES, fast=True)
-    names = [*trained, "PGD"]
-    found = {name: row["accuracy_under_attack"] for name, row in zip(names, rows, strict=True)}
-    found = {"none": rows[0]["clean_accuracy"], **found, "AutoAttack (fast)": judged["robust_accuracy"]}
-    return found, judged["verdict"]
+    judged, data = setting.classifiers[0], setting.data
+    entrants = find_entrants([stage.path(folder) for folder in trained.values()])
+    attacks = [make_attack(entrant, HARD, judged, setting, 0) for entrant in entrants]
+    standard = load_classifier(stage.path(twin)) if twin else None
+    found = judge(judged, data.test, HARD, images=IMAGES, fast=True, twin=standard, others=attacks, data=data.name)
+    left, last = found["attacks"], found["autoattack"][-1]
+    own = {name: left[attack.name] for name, attack in zip(trained, attacks, strict=True)}
+    shares = {"none": found["clean_accuracy"], **own, "PGD": left["pgd"], "AutoAttack (fast)": left[last]}
+    return shares, found["verdict"]
 
 
 # The order of the page. A later chapter of the chain is a function here.

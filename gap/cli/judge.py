@@ -88,7 +88,8 @@ def judge(
     if json:
         write_json(json, found)
     if folder := folder_of(name):
-        note_in_card(folder, f"judged at {budget}", found)
+        suite = "fast" if options.fast else "standard"
+        note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.gradient import PGD, loss_gradient
+from gap.attacks.gradient import PGD, loss_gradient, steepest
 from gap.attacks.losses import Goal, margin
 from gap.attacks.protocol import Attack
 from gap.budget import Budget, measure
@@ -20,6 +20,9 @@ from gap.frozen import frozen
 SLACK = 0.02
 # What a budget that allows (nearly) any picture may leave.
 NOTHING = 0.05
+# How far a gradient is followed, in shares of epsilon, to see whether what it foretells comes, and how much of it must.
+# The longest goes beyond one level of 8-bit pictures, to which some classifiers round with gradients of their own.
+FOLLOWED, KEPT = (0.01, 0.1, 0.3), 0.5
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ def run_gate(bench: Bench, twin: Classifier | None = None) -> list[Check]:
         checks = [repeats(bench), flat(bench)]
         if not differentiable(bench.classifier, bench.images):
             return checks
-        checks += [epsilon_curve(bench), more_steps(bench)]
+        checks += [true_gradients(bench), epsilon_curve(bench), more_steps(bench)]
         if twin:
             checks.append(transfer(bench, twin))
     return checks
@@ -131,6 +134,34 @@ def flat(bench: Bench) -> Check:
     still = (torch.cat(slopes) == 0)[right]
     evidence = f"the gradient of the margin is exactly 0 for {still.double().mean():.1%} of the images"
     return Check(name, not is_sign(int(still.sum()), len(still)), evidence)
+
+
+def true_gradients(bench: Bench) -> Check:
+    """Against its gradient the margin falls: at some small length as far as foretold, or half as far, for half of the
+    images."""
+    name = "gradients tell how the margin changes"
+    kept = torch.cat([_promises_kept(bench, images, labels) for images, labels in bench.batches()])
+    kept = kept[~kept.isnan().any(dim=1)]
+    if not len(kept):
+        return Check(name, True, "no image has a gradient to follow")
+    shares = kept.median(dim=0).values.tolist()
+    told = ", ".join(f"{share:.0%} at {length:.0%} of epsilon" for length, share in zip(FOLLOWED, shares, strict=True))
+    return Check(name, max(shares) >= KEPT, f"of the fall that they foretell comes {told}")
+
+
+def _promises_kept(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
+    """How far the margin falls along its gradient, as a share of what that foretells, for each of FOLLOWED: N x
+    lengths, not a number where nothing is foretold."""
+    goal, budget = Goal(labels), bench.budget
+    logits, gradient = loss_gradient(bench.classifier, images, None, goal, margin)
+    shares = []
+    for length in FOLLOWED:
+        there = (images - length * budget.epsilon * steepest(gradient, budget.norm)).clamp(0, 1)
+        foretold = ((there - images) * gradient).sum(dim=(1, 2, 3))
+        with torch.no_grad():
+            fall = margin(bench.classifier(there), None, goal) - margin(logits, None, goal)
+        shares.append(torch.where(foretold == 0, torch.nan, fall / foretold))
+    return torch.stack(shares, dim=1)
 
 
 def epsilon_curve(bench: Bench) -> Check:

@@ -36,6 +36,7 @@ FEW_QUERIES = 1000
 NO_TWIN = "transfer from a standard twin (name one with --twin)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
+NO_OTHERS = "attacks trained against it: a generator, a universal perturbation (name them with --attack)"
 
 
 def judge(
@@ -76,8 +77,8 @@ def judge(
         classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=tell
     )
     long = PGD(budget, steps=50, restarts=2)
-    others = [long, *others, *([FromTwin(twin, budget)] if twin else [])]
-    withstood = _withstood(others, bench, found, tell, blind=blind)
+    beside = [long, *others, *([FromTwin(twin, budget)] if twin else [])]
+    withstood = _withstood(beside, bench, found, tell, blind=blind)
     searched = can_search(budget, *classifier.facts.size)
     by_gradients = withstood.get(long.name, torch.ones_like(found.right))
     gate = [*([_black_box(found, by_gradients, bench, seed)] if searched else []), _flags(found)]
@@ -104,6 +105,7 @@ def judge(
             *([] if twin else [NO_TWIN]),
             *([] if searched else [NO_SEARCH]),
             *([] if can_target(classes) else [NO_TARGETS]),
+            *([] if others else [NO_OTHERS]),
         ],
         "verdict": _verdict(gate, clean),
         "right": clean,
@@ -158,6 +160,8 @@ def _black_box(found: Withstood, by_gradients: Tensor, bench: Bench, seed: int) 
         images = min(images, GATE_IMAGES)
         count = _searched(found.right & by_gradients, bench, seed)
         how = f" ({FEW_QUERIES} queries for each of the first {images})"
+    if found.doubt:
+        how += f"; AutoAttack's own flag: {found.doubt}"
     evidence = f"{count / images:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients{how}"
     return Check("black-box attacks do not beat white-box ones", not is_sign(count, images), evidence)
 
@@ -182,9 +186,8 @@ def _searched(right: Tensor, bench: Bench, seed: int) -> int:
 
 
 def _flags(found: Withstood) -> Check:
-    """AutoAttack warns of nothing; its doubt about black-box search is told, and weighed by a check of its own."""
-    told = [*found.flags, *([found.doubt] if found.doubt else [])]
-    return Check("AutoAttack raises no flag", not found.flags, "; ".join(told) or "none")
+    """AutoAttack warns of nothing; its doubt about black-box search is weighed by that check."""
+    return Check("AutoAttack raises no other flag", not found.flags, "; ".join(found.flags) or "none")
 
 
 def _beaten(found: Withstood, withstood: dict[str, Tensor], right: Tensor) -> Check:

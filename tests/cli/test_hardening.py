@@ -104,7 +104,7 @@ def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_pa
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
     assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
     card = yaml.safe_load((hardened / "card.yaml").read_text())
-    assert card["judged at linf:0.1"]["robust_accuracy"] == found["robust_accuracy"]
+    assert card["judged at linf:0.1, fast, 60 images of mnist-5k"]["robust_accuracy"] == found["robust_accuracy"]
 
 
 def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path) -> None:
@@ -182,5 +182,7 @@ def test_a_network_of_ones_own_goes_through_the_whole_chain(run: Callable[..., A
     assert ended.code == 0, ended.err
     ended = run("judge", ended.out.splitlines()[-1], "--budget=linf:0.02", "--images=60", "--fast", "--twin", standard)
     assert ended.code == 0, ended.err
-    assert "judged at linf:0.02" in yaml.safe_load((tmp_path / "hardened" / "card.yaml").read_text())
+    assert "judged at linf:0.02, fast, 60 images of mnist-5k" in yaml.safe_load(
+        (tmp_path / "hardened" / "card.yaml").read_text()
+    )
     assert run("inspect", standard).code == 0
