@@ -141,27 +141,18 @@ def test_a_collapse_brings_back_the_best_weights_and_adds_a_step(pictures, colla
         assert all(torch.equal(value, job.best[name]) for name, value in network.state_dict().items())
 
 
-def test_a_collapse_under_many_steps_takes_none_away_and_is_told(pictures) -> None:
-    job = make(pictures.net)
-    for sparring in job.mix:
-        sparring.steps = 20
+@pytest.mark.parametrize(("last", "steps"), [(None, [20, 20]), (2, [1, 2])], ids=["many steps", "the end"])
+def test_where_no_step_is_to_be_given_a_collapse_is_told(pictures, last: int | None, steps: list[int]) -> None:
+    job = make(pictures.net, last=last)
+    for sparring, given in zip(job.mix, steps, strict=True):
+        sparring.steps = given
     job.step(pictures.images[:8], pictures.labels[:8], backward)
     job.judged(found(0.6))
     job.step(pictures.images[:8], pictures.labels[:8], backward)
     with pytest.warns(GapWarning, match="fell: 10.0% left under the probe; back to the weights with 60.0%$"):
         job.judged(found(0.1))
-    assert [sparring.steps for sparring in job.mix] == [20, 20]
+    assert [sparring.steps for sparring in job.mix] == steps
     assert torch.equal(job.players["classifier"].network[1].weight, job.best["1.weight"])
-
-
-def test_a_collapse_at_the_end_is_told_without_promises(pictures) -> None:
-    job = make(pictures.net, last=2)
-    job.step(pictures.images[:8], pictures.labels[:8], backward)
-    job.judged(found(0.6))
-    job.step(pictures.images[:8], pictures.labels[:8], backward)
-    with pytest.warns(GapWarning, match="fell: 10.0% left under the probe; back to the weights with 60.0%$"):
-        job.judged(found(0.1))
-    assert [sparring.steps for sparring in job.mix] == [1, 2]
 
 
 def test_the_probe_catches_who_is_robust_to_its_generator_alone(pictures) -> None:
