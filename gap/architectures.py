@@ -12,6 +12,7 @@ from typing import Any
 
 from torch import nn
 
+from gap.artefact import open_artefact
 from gap.errors import GapError, first_line, unknown
 from gap.models.classifiers import ZOO
 from gap.weights import check_not_exported
@@ -53,8 +54,7 @@ Builder = Callable[[Wanted], tuple[nn.Module, Facts]]
 def find_builder(architecture: str, weights: str) -> Builder:
     """How to build the network of that name; `weights` is what stood behind the @. Raises GapError for no such name."""
     if architecture in ZOO:
-        if weights and not is_file(weights):
-            raise GapError(f"there is no weights file {weights!r} for {architecture}")
+        _check_weights(architecture, weights)
         return lambda wanted: _from_zoo(architecture, wanted)
     kind, _, inner = architecture.partition(":")
     if kind == "torchvision" and inner:
@@ -62,12 +62,11 @@ def find_builder(architecture: str, weights: str) -> Builder:
     if kind == "timm" and inner:
         return lambda wanted: _from_timm(inner, weights)
     if inner:
-        if weights and not is_file(weights):
-            raise GapError(f"there is no weights file {weights!r} for {architecture}")
+        _check_weights(architecture, weights)
         module, _, factory = architecture.rpartition(":")
         return lambda wanted: (_call_factory(module, factory), _facts_of_users(architecture, wanted))
     if Path(architecture).is_dir():
-        raise GapError(f"{architecture} is a folder, but not one that gap left (it has no card.yaml)")
+        open_artefact(Path(architecture), "classifier")  # says what stands there instead
     if architecture.endswith(".py") and Path(architecture).is_file():
         raise GapError(f"{architecture} holds code; say what makes the network, as {architecture}:Net")
     if Path(architecture).is_file():
@@ -76,6 +75,13 @@ def find_builder(architecture: str, weights: str) -> Builder:
     if "/" in architecture or architecture.startswith("."):
         raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")
     raise unknown("classifier", architecture, ZOO)
+
+
+def _check_weights(architecture: str, weights: str) -> None:
+    if weights and Path(weights).is_dir():
+        open_artefact(Path(weights), "classifier")  # says what stands there instead
+    if weights and not is_file(weights):
+        raise GapError(f"there is no weights file {weights!r} for {architecture}")
 
 
 def _from_zoo(name: str, wanted: Wanted) -> tuple[nn.Module, Facts]:

@@ -42,6 +42,8 @@ def read_config(name: str) -> dict[str, Any]:
         return read_yaml(resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
     if Path(name).is_file():
         return read_yaml_file(Path(name))
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise GapError(f"there is no config file {name}")
     raise unknown("config", name, named_configs())
 
 
@@ -101,9 +103,21 @@ def _explain(options: type[BaseModel], error: ValidationError) -> GapError:
     if isinstance(cause, GapError):
         return GapError(f"{path}: {cause}")
     if first["type"] == "missing":
-        return GapError(f"option {path} is missing; give --{path.rpartition('.')[2].replace('_', '-')}")
+        return _missing(options, path)
+    if first["type"] == "list_type":
+        return GapError(f"option {path}={first['input']!r}: write a list, as [a, b]")
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
     return GapError(f"option {path}={first['input']!r}: {message}" if path else message)
+
+
+def _missing(options: type[BaseModel], path: str) -> GapError:
+    """The error for an option that has no default and was not given; `path` leads to it through sections."""
+    field = options.model_fields.get(path)
+    if field is None:
+        return GapError(f"option {path} is missing")
+    if field.json_schema_extra == {"positional": True}:
+        return GapError(f"{path} is missing: name it without a flag")
+    return GapError(f"option {path} is missing; give --{path.replace('_', '-')}: {field.description}")
 
 
 def _paths(options: type[BaseModel], prefix: str = "") -> list[str]:

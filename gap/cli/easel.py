@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -21,7 +22,7 @@ from torch.utils.tensorboard import SummaryWriter
 from gap.classifier import Classifier
 from gap.cli.options import parse_numbers
 from gap.data.pictures import open_picture, save_picture
-from gap.errors import GapError, unknown
+from gap.errors import GapError, GapWarning, unknown
 from gap.files import writing
 from gap.imagery.canvas import resized, within
 from gap.imagery.optimise import DrawingProgress
@@ -168,8 +169,10 @@ def find_device(device: str, seed: int) -> torch.device:
 
 
 def open_sized(path: Path, channels: int, side: int | None = None) -> Tensor:
-    """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels."""
+    """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels; warns where colours are lost."""
     picture = open_picture(path, channels).float() / 255
+    if channels == 1 and (coloured := open_picture(path, 3)).ne(coloured[:1]).any():
+        warnings.warn(f"{path} loses its colours: the network looks at grey pictures", GapWarning, stacklevel=2)
     return resized(picture, within(picture, side, enlarge=True)) if side else picture
 
 

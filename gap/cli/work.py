@@ -39,7 +39,7 @@ def run_training(
         artefact = open_artefact(out)
         _say(f"{out} is finished; there is nothing to resume, and options change nothing\n{_next_argument(artefact)}")
         return
-    options = _options(read, out, resume)
+    options = _options(verb, read, out, resume)
     claim(out, resume=resume, overwrite=overwrite)
     artefact = run_work(verb, work, options, out, resume=resume)
     figures = "  ".join(
@@ -110,13 +110,16 @@ def _say(text: str) -> None:
         sys.stdout.write(f"{text}\n")
 
 
-def _options(read: Callable[..., T], out: Path, resume: bool) -> T:
+def _options(verb: str, read: Callable[..., T], out: Path, resume: bool) -> T:
     if not resume:
         return read()
     if not (out / CONFIG).is_file():
         raise GapError(f"there is nothing to resume in {out}; leave out --resume to start")
     saved = read_yaml_file(out / CONFIG)
-    options = read(saved)
+    try:
+        options = read(saved)
+    except GapError as error:
+        raise GapError(f"gap {verb} cannot go on with the work in {out}: {error}") from error
     changed = [name for name, value in options.dump().items() if saved.get(name) != value]
     if changed:
         raise GapError(f"--resume goes on with the options in {out / CONFIG}, but {', '.join(changed)} would change")

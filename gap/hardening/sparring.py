@@ -151,7 +151,7 @@ def parse_name(text: str) -> Named:
     """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
     head, given, steps = text.rpartition(":steps=")
     kind, at, folder = (head if given else text).partition("@")
-    if ":steps=" in kind:
+    if ":" in kind:
         raise GapError(f"cannot read the attack {text!r}; write NAME, NAME:steps=3 or NAME@FOLDER:steps=3")
     if kind not in KINDS:
         raise unknown("attack to train against", kind, KINDS)

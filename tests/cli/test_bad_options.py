@@ -65,6 +65,13 @@ def test_a_config_that_is_none(run: Callable[..., Any], tmp_path: Path) -> None:
     for name, says in [("list", "mapping"), ("torn", "not readable YAML"), ("wrong", "did you mean classifier")]:
         ended = run("train", "--config", tmp_path / f"{name}.yaml", "--out", tmp_path / "out")
         assert says in ended.complaint
+    assert "no config file" in run("train", "--config=nowhere.yaml", "--out", tmp_path / "out").complaint
+    (tmp_path / "text.yaml").write_text("attack: pgd=0.5\nbudget: linf:0.1\n")
+    assert (
+        "as [a, b]"
+        in run("harden", "mnist-cnn", "--config", tmp_path / "text.yaml", "--out", tmp_path / "out").complaint
+    )
+    assert "give --budget: the perturb" in run("harden", "mnist-cnn", "--out", tmp_path / "out").complaint
     assert not (tmp_path / "out").exists()
 
 

@@ -53,6 +53,10 @@ def unfinished(killed: Path, tmp_path: Path) -> Path:
 def test_resume_ends_the_work(run: Callable[..., Any], unfinished: Path) -> None:
     assert "unfinished; go on with --resume" in run("perturb", unfinished, unfinished, "--out", unfinished).complaint
     assert "--resume" in run("train", "--classifier=mnist-cnn", "--budget=linf:0.1", "--out", unfinished).complaint
+    for name in (unfinished, f"mnist-cnn@{unfinished}"):
+        assert "unfinished; go on with --resume" in run("inspect", name).complaint
+    other = run("harden", "--resume", "--out", unfinished).complaint
+    assert f"gap harden cannot go on with the work in {unfinished}" in other
     changed = run("train", "--resume", "--budget=linf:0.2", "--out", unfinished).complaint
     assert "budget" in changed and "would change" in changed
     ended = run("train", "--resume", "--out", unfinished)

@@ -319,8 +319,12 @@ def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_
     given = ["--input=1x28x28", "--mean=0.1", "--std=0.3", "--evaluations=2", "--size=28"]
     ended = run("stylize", digit, digit, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
     assert ended.code == 0, ended.err
+    assert "loses its colours" not in ended.err
     with Image.open(tmp_path / "s.png") as drawn:
         assert drawn.mode == "L"
+    Image.new("RGB", (28, 28), "red").save(red := tmp_path / "red.png")
+    ended = run("stylize", digit, red, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
+    assert ended.code == 0 and f"{red} loses its colours" in ended.err
 
 
 def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:

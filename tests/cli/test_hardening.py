@@ -130,7 +130,8 @@ def test_what_cannot_be(run: Callable[..., Any], tmp_path: Path, given: str, nam
 
 
 def test_without_a_classifier(run: Callable[..., Any], tmp_path: Path) -> None:
-    assert "classifier" in run("harden", *QUICK, "--out", tmp_path / "out").complaint
+    missing = run("harden", *QUICK, "--out", tmp_path / "out").complaint
+    assert missing == "classifier is missing: name it without a flag"
 
 
 def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:

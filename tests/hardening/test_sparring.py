@@ -245,6 +245,7 @@ def test_mix_sums_to_one() -> None:
         (["pgd:steps=two"], "whole number from 1 to 50"),
         (["pgd:steps==0.5"], "whole number from 1 to 50"),
         (["pgd:steps=7:steps=3"], "cannot read the attack"),
+        (["pgd:step=2=0.5"], "cannot read the attack 'pgd:step=2'; write NAME, NAME:steps=3"),
         (["generator-start:steps=3@runs/a"], "at its end"),
     ],
 )
