@@ -145,8 +145,8 @@ def true_gradients(bench: Bench) -> Check:
     if not len(kept):
         return Check(name, True, "no image has a gradient to follow")
     shares = kept.median(dim=0).values.tolist()
-    told = ", ".join(f"{share:.0%} at {length:.0%} of epsilon" for length, share in zip(FOLLOWED, shares, strict=True))
-    return Check(name, max(shares) >= KEPT, f"of the fall that they foretell comes {told}")
+    told = ", ".join(f"{share:.0%} within {length:.0%}" for length, share in zip(FOLLOWED, shares, strict=True))
+    return Check(name, max(shares) >= KEPT, f"of the fall that they foretell comes, by shares of epsilon, {told}")
 
 
 def _promises_kept(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:

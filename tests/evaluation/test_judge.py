@@ -1,6 +1,7 @@
 """Classifiers that only hide their gradients are caught, and an honest one passes."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -15,7 +16,7 @@ from gap.classifier import Classifier, Facts
 from gap.data.splits import MemorySplit
 from gap.evaluation import autoattack
 from gap.evaluation.autoattack import Withstood, auto_attack, can_search
-from gap.evaluation.gate import Bench, Check, FromTwin, epsilon_curve, is_sign, more_steps, run_gate
+from gap.evaluation.gate import Bench, Check, FromTwin, epsilon_curve, is_sign, more_steps, run_gate, true_gradients
 from gap.evaluation.judge import _black_box, _flags, _searched, judge
 from gap.frozen import frozen
 
@@ -102,6 +103,20 @@ def test_a_masked_classifier_is_caught_by_its_signs(pictures, split: MemorySplit
     found = judge(classifier(Masked(pictures.net, *MASKS[mask])), split, budget, images=60, fast=True)
     signs = failed(found) & SIGNS[mask] if mask == "noise" else failed(found)  # noise may drown any other, too
     assert found["verdict"] == "masked" and signs == SIGNS[mask]
+
+
+@pytest.mark.parametrize("budget", BUDGETS, ids=str)
+def test_gradients_that_pass_by_rounding_to_8_bits_are_true(pictures, budget: Budget) -> None:
+    """Within less than one level the margin stands still or jumps."""
+
+    def levels(images: Tensor) -> Tensor:
+        return images + ((images * 255).round() / 255 - images).detach()
+
+    bench = Bench(classifier(Masked(pictures.net, levels, same)), pictures.images, pictures.labels, budget)
+    honest = replace(bench, classifier=classifier(pictures.net))
+    for each in (bench, honest):
+        with frozen(each.classifier):
+            assert true_gradients(each).passed, true_gradients(each).evidence
 
 
 def test_a_fast_judgement_searches_without_gradients_too(pictures, split: MemorySplit) -> None:
