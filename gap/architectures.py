@@ -80,6 +80,7 @@ def find_builder(architecture: str, weights: str) -> Builder:
 def _check_weights(architecture: str, weights: str) -> None:
     if weights and Path(weights).is_dir():
         open_artefact(Path(weights), "classifier")  # says what stands there instead
+        raise GapError(f"{weights} says itself which network it is; leave out {architecture}@")
     if weights and not is_file(weights):
         raise GapError(f"there is no weights file {weights!r} for {architecture}")
 

@@ -31,6 +31,8 @@ def largest_file(size: int) -> Iterator[None]:
 
 def test_an_attack_is_no_classifier(run: Callable[..., Any], per_image: Path, classifier: Path, tmp_path: Path) -> None:
     assert "holds a thresholded generator" in run("inspect", per_image).complaint
+    assert "holds a thresholded generator" in run("inspect", f"mnist-cnn@{per_image}").complaint
+    assert "leave out cifar-resnet18@" in run("inspect", f"cifar-resnet18@{classifier}").complaint
     assert "holds a classifier" in run("perturb", classifier, tmp_path, "--out", tmp_path / "out").complaint
     assert not (tmp_path / "out").exists()
 
