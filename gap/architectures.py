@@ -60,7 +60,7 @@ def find_builder(architecture: str, weights: str) -> Builder:
     if kind == "torchvision" and inner:
         return lambda wanted: _from_torchvision(inner, weights, wanted)
     if kind == "timm" and inner:
-        return lambda wanted: _from_timm(inner, weights)
+        return lambda wanted: _from_timm(inner, weights, wanted)
     if inner:
         _check_weights(architecture, weights)
         module, _, factory = architecture.rpartition(":")
@@ -108,8 +108,9 @@ def _from_torchvision(name: str, weights: str, wanted: Wanted) -> tuple[nn.Modul
         raise unknown("torchvision classifier", name, known)
     entries = torchvision.models.get_model_weights(name)
     if weights == "none" or is_file(weights):
-        network = torchvision.models.get_model(name, weights=None)
-        return network, Facts(3, wanted["size"] or (224, 224), 1000, IMAGENET_MEAN, IMAGENET_STD)
+        classes = wanted["classes"] or 1000
+        network = torchvision.models.get_model(name, weights=None, num_classes=classes)
+        return network, Facts(3, wanted["size"] or (224, 224), classes, IMAGENET_MEAN, IMAGENET_STD)
     if weights and weights not in entries.__members__:
         raise unknown(f"weights for torchvision:{name}", weights, [*entries.__members__, "none"])
     chosen = entries[weights] if weights else entries.DEFAULT
@@ -122,7 +123,7 @@ def _from_torchvision(name: str, weights: str, wanted: Wanted) -> tuple[nn.Modul
     return network, Facts(3, (crop, crop), len(names), tuple(preset.mean), tuple(preset.std), tuple(names))
 
 
-def _from_timm(name: str, weights: str) -> tuple[nn.Module, Facts]:
+def _from_timm(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
@@ -131,13 +132,15 @@ def _from_timm(name: str, weights: str) -> tuple[nn.Module, Facts]:
         raise GapError(
             f"timm weights are part of the name (timm:resnet50.a1_in1k); {weights!r} is neither that nor a file"
         )
+    head = {"num_classes": wanted["classes"]} if weights and wanted["classes"] else {}
     try:
-        network = timm.create_model(name, pretrained=not weights)
+        network = timm.create_model(name, pretrained=not weights, **head)
     except (OSError, RuntimeError, ValueError) as error:
         raise GapError(f"cannot get the weights of timm:{name} ({first_line(error)})") from error
     told: Any = network.pretrained_cfg
     channels, height, width = told["input_size"]
-    facts = Facts(channels, (height, width), int(told["num_classes"]), tuple(told["mean"]), tuple(told["std"]))
+    classes = head.get("num_classes", int(told["num_classes"]))
+    facts = Facts(channels, (height, width), classes, tuple(told["mean"]), tuple(told["std"]))
     return network, replace(facts, class_names=_imagenet_names(facts.classes))
 
 
@@ -196,6 +199,13 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
 
     info = ImageNetInfo("imagenet-1k")
     return tuple(info.index_to_description(index) for index in range(classes))
+
+
+def is_fresh(name: str) -> bool:
+    """Whether a network of this name comes without weights, and with as many classes as are wanted."""
+    architecture, _, weights = name.partition("@")
+    of_ours = name in ZOO and not ZOO[name].pretrained
+    return of_ours or (weights == "none" and architecture.startswith(("torchvision:", "timm:")))
 
 
 def is_file(weights: str) -> bool:

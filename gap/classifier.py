@@ -19,7 +19,7 @@ from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
 from gap.errors import GapError, GapWarning, first_line
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
-from gap.weights import fit_weights, load_weights
+from gap.weights import classes_in, fit_weights, read_weights
 
 
 class Classifier(nn.Module):
@@ -142,7 +142,7 @@ def check_fits(classifier: Classifier, *, channels: int, classes: int | None, da
     if not indexed and classes != facts.classes:
         raise GapError(
             f"{classifier.name} knows {facts.classes} classes, but {data} has {classes};"
-            " use data with its classes, or --labels predicted"
+            " use data with its classes, or, to attack it, --labels predicted"
         )
 
 
@@ -170,9 +170,20 @@ class _Card(BaseModel):
 
 def folder_of(name: str) -> Path | None:
     """The folder that gap left with a classifier of this name in it, where there is one."""
+    if is_artefact(Path(name)):
+        return Path(name)
     where = Path(name.rpartition("@")[2])
     folder = where.parent if where.name == TENSORS else where
     return folder if is_artefact(folder) else None
+
+
+def card_of(classifier: Classifier) -> Path | None:
+    """The folder whose card is about this very classifier, its weights and its normaliser, where there is one."""
+    folder = folder_of(classifier.name)
+    if folder is None:
+        return None
+    told, own = open_artefact(folder).card.get("classifier", {}), classifier.describe()
+    return folder if all(told.get(key) == own[key] for key in ("fingerprint", "mean", "std")) else None
 
 
 def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classifier:
@@ -186,10 +197,15 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         told = open_artefact(folder, "classifier").read(_Card).classifier.facts
         wanted = {"channels": told.channels, "size": told.size, "classes": told.classes}
         weights = str(folder / TENSORS)
-    network, facts = find_builder(architecture, weights)(wanted)
+    build = find_builder(architecture, weights)
+    network, facts = build(wanted)
+    if is_file(weights):
+        state, normaliser = read_weights(Path(weights), network)
+        if classes := classes_in(state, network, facts.classes):
+            network, facts = build(wanted | {"classes": classes})
+        fit_weights(network, state, weights)
     facts = told or facts
     if is_file(weights):
-        normaliser = load_weights(network, Path(weights))
         if normaliser:
             facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
         elif facts.mean is not None and any(facts.mean) and not silent and not folder_of(weights):

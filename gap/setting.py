@@ -11,13 +11,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from gap.architectures import is_fresh
 from gap.classifier import Classifier, check_fits, check_normaliser, load_classifier
 from gap.config import Options
 from gap.data.named import load_data
 from gap.data.splits import Dataset, Split, in_order
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
-from gap.models.classifiers import ZOO
 
 Labels = Literal["auto", "data", "predicted"]
 
@@ -132,9 +132,8 @@ def with_predictions(data: Dataset, classifier: Classifier, device: torch.device
 
 
 def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
-    """A fresh network of ours with as many classes as the data has; any other classifier as it is."""
-    fresh = classifier.name in ZOO and not ZOO[classifier.name].pretrained
-    if not fresh or classes in (None, classifier.facts.classes):
+    """A fresh network with as many classes as the data has; any other classifier as it is."""
+    if not is_fresh(classifier.name) or classes in (None, classifier.facts.classes):
         return classifier
     return load_classifier(
         classifier.name, channels=classifier.facts.channels, size=classifier.facts.size, classes=classes

@@ -1,7 +1,6 @@
 """Weights from files, as the field publishes them: read without running anything in them, and fitted to a network."""
 
 import io
-import os
 import pickle
 import shlex
 import struct
@@ -53,18 +52,31 @@ class Normaliser:
     std: tuple[float, ...]
 
 
-def load_weights(network: nn.Module, path: Path) -> Normaliser | None:
-    """Load a file's weights into a network and return the normaliser that stood beside them, where there was one.
+def read_weights(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], Normaliser | None]:
+    """The state dict for a network that a file holds, and the normaliser that stood beside it, where there was one.
 
     The file is safetensors, or a checkpoint of tensors and plain values: a state dict, or a mapping that holds one
     beside other things (MadryLab's robustness keeps it under `model`). Wrappers' prefixes (`module.`, `_orig_mod.`,
-    `module.model.`) are found by what they stand before, and a second copy of the network is passed over. Raises
-    GapError for any other file, and naming the first keys that do not fit for weights of another architecture.
+    `module.model.`) are found by what they stand before, and a second copy of the same weights is passed over. Raises
+    GapError for any other file, and for one that holds two networks whose weights differ.
     """
     state = _state_dict(_read(path), path)
     normaliser = _take_normaliser(state, network)
-    fit_weights(network, _unwrapped(state, network), os.fspath(path))
-    return normaliser
+    return _unwrapped(state, network, path), normaliser
+
+
+def classes_in(state: Mapping[str, Tensor], network: nn.Module, classes: int) -> int | None:
+    """How many classes a state dict is for, where it is for others than the `classes` of this network; else None."""
+    heads = {
+        len(state[key])
+        for key, own in network.state_dict().items()
+        if own.shape[:1] == (classes,)
+        and key in state
+        and state[key].ndim == own.ndim
+        and state[key].shape != own.shape
+        and state[key].shape[1:] == own.shape[1:]
+    }
+    return heads.pop() if len(heads) == 1 else None
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
@@ -172,12 +184,24 @@ def _take_normaliser(state: dict[str, Tensor], network: nn.Module) -> Normaliser
     return Normaliser(tuple(mean.flatten().tolist()), tuple(std.flatten().tolist()))
 
 
-def _unwrapped(state: dict[str, Tensor], network: nn.Module) -> dict[str, Tensor]:
-    """A state dict with the prefix of the wrappers off, and without the copies that they hold of the same network."""
+def _same(one: Tensor, other: Tensor) -> bool:
+    try:
+        return torch.equal(one, other)
+    except RuntimeError:  # sparse tensors cannot be compared
+        return False
+
+
+def _unwrapped(state: dict[str, Tensor], network: nn.Module, path: Path) -> dict[str, Tensor]:
+    """A state dict with the prefix of the wrappers off, and without the copies that they hold of the same weights."""
     own = set(network.state_dict())
     prefixes = {name[: -len(key)] for key in own for name in state if name.endswith(key)}
     held = {prefix: {key for key in own if prefix + key in state} for prefix in prefixes}
     best = max(held, key=lambda prefix: (len(held[prefix]), -len(prefix)), default="")
     told = {key for key in own if not key.endswith(COUNTER)}  # older files have no counters
-    copies = {copy + key for copy in held if held[copy] >= told and copy != best for key in own}
+    others = [prefix for prefix in held if held[prefix] >= told and prefix != best]
+    for other in others:
+        if not all(_same(state[other + key], state[best + key]) for key in held[other] & held[best]):
+            pair = " and ".join(prefix or "(no prefix)" for prefix in (best, other))
+            raise GapError(f"{path} holds two networks with other weights each, {pair}; leave one of them in it")
+    copies = {copy + key for copy in others for key in own}
     return {name.removeprefix(best): value for name, value in state.items() if name not in copies}

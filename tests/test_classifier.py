@@ -11,7 +11,7 @@ import yaml
 from torch import nn
 
 from gap.artefact import save_artefact
-from gap.classifier import Classifier, Facts, check_fits, folder_of, load_classifier
+from gap.classifier import Classifier, Facts, card_of, check_fits, load_classifier
 from gap.errors import GapError, GapWarning
 
 SOURCE = """
@@ -206,7 +206,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
     [
         (lambda state: state.pop("7.bias"), r"it lacks 7.bias \(1 in all\)"),
         (lambda state: state.update(extra=torch.zeros(1)), "unexpected extra"),
-        (lambda state: state.update({"7.bias": torch.zeros(11)}), "another shape for 7.bias"),
+        (lambda state: state.update({"0.bias": torch.zeros(11)}), "another shape for 0.bias"),
     ],
 )
 def test_weights_of_another_architecture(
@@ -325,9 +325,21 @@ def test_code_that_the_user_names_takes_weights_and_facts_of_a_folder(
     save_artefact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
     again = load_classifier(f"{source}:net@{tmp_path / 'made'}{behind}")
     assert again.fingerprint() == made.fingerprint() and again.facts == made.facts
-    assert folder_of(again.name) == tmp_path / "made"
+    assert card_of(again) == tmp_path / "made"
     images = torch.rand(2, 3, 2, 2)
     assert torch.equal(again(images), made(images))
+
+
+def test_only_the_card_of_that_very_classifier_is_found(tmp_path: Path) -> None:
+    made, other = load_classifier("mnist-cnn"), load_classifier("mnist-cnn")
+    for name, each in (("run@b", made), ("b", other)):
+        (tmp_path / name).mkdir()
+        save_artefact(tmp_path / name, "classifier", each.network.state_dict(), {"classifier": each.describe()})
+    weights = f"mnist-cnn@{tmp_path / 'b' / 'model.safetensors'}"
+    assert card_of(load_classifier(tmp_path / "run@b")) == tmp_path / "run@b"
+    assert card_of(load_classifier(weights)) == tmp_path / "b"
+    assert card_of(load_classifier(weights, mean=[0.5], std=[0.5])) is None
+    assert card_of(made) is None
 
 
 def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:

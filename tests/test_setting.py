@@ -65,6 +65,17 @@ def test_an_index_that_the_classifier_does_not_have(tmp_path: Path) -> None:
     assert predicted.data.classes == 10
 
 
+@pytest.mark.parametrize("name", ["torchvision:squeezenet1_1@none", "timm:test_byobnet@none"])
+def test_a_fresh_network_of_a_library_has_the_classes_of_the_data(name: str, tmp_path: Path) -> None:
+    setting = load_setting([name], labelled(tmp_path / "data", "cat", "dog", "owl"))
+    (classifier,) = setting.classifiers
+    assert classifier.facts.classes == classifier(torch.rand(2, 3, 64, 64)).shape[1] == 3
+    save_artefact(
+        tmp_path / "made", "classifier", classifier.network.state_dict(), {"classifier": classifier.describe()}
+    )
+    assert load_classifier(tmp_path / "made").fingerprint() == classifier.fingerprint()
+
+
 def test_names_of_fewer_classes_do_not_fit(tmp_path: Path) -> None:
     with pytest.raises(GapError, match=r"knows 10 classes, but .* has 2"):
         load_setting([saved(tmp_path / "ten")], labelled(tmp_path / "data", "cat", "dog"))

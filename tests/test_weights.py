@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gap.classifier import load_classifier
 from gap.errors import GapError
-from gap.weights import Normaliser, load_weights, read_plain
+from gap.weights import Normaliser, fit_weights, read_plain, read_weights
 
 MEAN, STD = torch.tensor([0.1, 0.2, 0.3]), torch.tensor([0.4, 0.5, 0.6])
 
@@ -30,6 +30,12 @@ def net() -> nn.Module:
     inner.layer1 = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4))
     inner.layer1.conv1 = nn.Conv2d(4, 4, 1)
     return inner
+
+
+def load_weights(network: nn.Module, path: Path) -> Normaliser | None:
+    state, normaliser = read_weights(path, network)
+    fit_weights(network, state, str(path))
+    return normaliser
 
 
 def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
@@ -72,6 +78,24 @@ def test_the_forms_in_which_weights_are_published(save: Callable[..., Any], norm
     else:
         assert isinstance(found, Normaliser)
         assert torch.allclose(torch.tensor([found.mean, found.std]), torch.stack([MEAN, STD]))
+
+
+def test_two_networks_in_one_file_are_not_mistaken_for_one(tmp_path: Path) -> None:
+    first, second = (net().state_dict() for _ in range(2))
+    torch.save({**prefixed("module.")(first), **prefixed("ema.")(second)}, tmp_path / "theirs.pt")
+    with pytest.raises(GapError, match=r"holds two networks with other weights each, ema\. and module\.; leave one"):
+        load_weights(net(), tmp_path / "theirs.pt")
+
+
+@pytest.mark.parametrize(
+    "name", ["mnist-cnn", "cifar-resnet18-narrow", "torchvision:squeezenet1_1", "timm:test_byobnet"]
+)
+def test_weights_say_how_many_classes_they_are_for(name: str, tmp_path: Path) -> None:
+    fresh = name if ":" not in name else f"{name}@none"
+    theirs = load_classifier(fresh, classes=7)
+    torch.save(prefixed("module.")(theirs.network.state_dict()), tmp_path / "theirs.pt")
+    ours = load_classifier(f"{name}@{tmp_path / 'theirs.pt'}")
+    assert (ours.facts.classes, ours.fingerprint()) == (7, theirs.fingerprint())
 
 
 def test_the_normaliser_of_the_checkpoint_is_used(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from gap.artefact import note_in_card
 from gap.budget import Budget
-from gap.classifier import folder_of
+from gap.classifier import card_of
 from gap.cli.options import with_options
 from gap.evaluation.judge import FEWEST
 from gap.evaluation.judge import judge as work
@@ -87,7 +87,7 @@ def judge(
     _show(found)
     if json:
         write_json(json, found)
-    if folder := folder_of(name):
+    if folder := card_of(classifier):
         suite = "fast" if options.fast else "standard"
         note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
     if strict and found["verdict"] != "holds":

@@ -28,9 +28,10 @@ class HardenJob(Job):
     """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
 
     Batches are augmented before anyone sees them. Attacks see the classifier in eval mode; then it learns on their
-    images with `smoothing` of its labels. Epsilon rises linearly over the first `warmup` steps. Every `renewal` steps
-    one generator of each attack starts anew. What is judged and kept is the average of the weights, and of the
-    statistics of norms, with `decay`. `lean` gives the classifier in eval mode in a form that runs faster.
+    images with `smoothing` of its labels, but not where a start learns by the same pass. Epsilon rises linearly over
+    the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What is judged and kept is
+    the average of the weights, and of the statistics of norms, with `decay`. `lean` gives the classifier in eval mode
+    in a form that runs faster.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks some held-out images: the weights kept
     are those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives
@@ -153,7 +154,7 @@ class HardenJob(Job):
         for sparring in growing:
             sparring.steps += 1
         if growing:
-            done.append("gradient steps from now on: " + ", ".join(f"{each.name} {each.steps}" for each in self.mix))
+            done.append("gradient steps from now on: " + ", ".join(f"{each.steps} of {each.name}" for each in self.mix))
         told = f"the classifier {what}: {probe:.1%} left under the probe; {'; '.join(done) or 'nothing is left to try'}"
         self.mended.append(f"step {self.taken}: {told}")
         warnings.warn(told, GapWarning, stacklevel=2)

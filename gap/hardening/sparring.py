@@ -22,7 +22,7 @@ KINDS = {
     "universal": "perturbations for all images, trained jointly; no gradient steps",
     "universal-start": "gradient steps from such perturbations, with noise of half the budget",
     "fgsm": "one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)",
-    "pgd": "gradient steps from a random start",
+    "pgd": "gradient steps from a random start; with one step, FGSM from there",
     "trades": "pgd away from the clean prediction; the classifier learns to keep that (TRADES)",
     "trades-start": "the same from what a U-Net makes, with noise of half the budget",
 }

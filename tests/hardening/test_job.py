@@ -132,7 +132,9 @@ def test_a_collapse_brings_back_the_best_weights_and_adds_a_step(pictures, colla
     job.step(pictures.images[:8], pictures.labels[:8], backward)
     job.judged(found(0.6))
     job.step(pictures.images[:8], pictures.labels[:8], backward)
-    with pytest.warns(GapWarning, match="back to the weights with 60.0%; gradient steps from now on: fgsm 2, pgd 3"):
+    with pytest.warns(
+        GapWarning, match="back to the weights with 60.0%; gradient steps from now on: 2 of fgsm, 3 of pgd"
+    ):
         job.judged(collapse)
     assert [sparring.steps for sparring in job.mix] == [2, 3]
     assert not job.players["classifier"].optimizer.state

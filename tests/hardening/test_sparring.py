@@ -338,4 +338,4 @@ def test_every_kind_can_be_made(kind: str) -> None:
     )  # fmt: skip
     with frozen(made):
         bout = sparring.attack(made, images, torch.arange(4), Budget("linf", 0.1), LOSS, backward)
-    assert bout.adversarial.shape == images.shape and len(KINDS[kind]) > 20
+    assert bout.adversarial.shape == images.shape
