@@ -5,7 +5,9 @@ from pathlib import Path
 import onnxruntime
 import pytest
 import safetensors.torch
+import timm
 import torch
+import torchvision
 from torch import Tensor, nn
 
 from gap.classifier import Classifier, Facts, load_classifier
@@ -50,6 +52,19 @@ def test_a_state_dict_is_that_of_the_network(classifier: Classifier, suffix: str
     again = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=5)
     again.network.load_state_dict(state)
     assert again.fingerprint() == classifier.fingerprint()
+
+
+@torch.no_grad()
+def test_the_libraries_load_the_state_dict_of_theirs(tmp_path: Path) -> None:
+    for library, name, theirs in (
+        ("tv", "torchvision:squeezenet1_1@none", torchvision.models.squeezenet1_1(num_classes=5)),
+        ("timm", "timm:test_byobnet@none", timm.create_model("test_byobnet", num_classes=5)),
+    ):
+        ours = load_classifier(name, classes=5)
+        export(ours, tmp_path / f"{library}.pt")
+        theirs.load_state_dict(torch.load(tmp_path / f"{library}.pt", weights_only=True))
+        images = torch.rand(2, 3, *ours.facts.size)
+        assert torch.allclose(theirs.eval()(ours.normalised(images)), ours(images), atol=1e-5)
 
 
 class Chance(nn.Module):
