@@ -72,11 +72,17 @@ def classes_in(state: Mapping[str, Tensor], network: nn.Module, classes: int) ->
         for key, own in network.state_dict().items()
         if own.shape[:1] == (classes,)
         and key in state
+        and _is_whole(state[key])
         and state[key].ndim == own.ndim
         and state[key].shape != own.shape
         and state[key].shape[1:] == own.shape[1:]
     }
     return heads.pop() if len(heads) == 1 else None
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    """Whether a tensor is as large as it says: neither sparse, nor without memory, nor one number repeated."""
+    return tensor.layout == torch.strided and not tensor.is_meta and tensor.is_contiguous()
 
 
 def fit_weights(network: nn.Module, state: Mapping[str, Tensor], name: str) -> None:

@@ -98,6 +98,13 @@ def test_weights_say_how_many_classes_they_are_for(name: str, tmp_path: Path) ->
     assert (ours.facts.classes, ours.fingerprint()) == (7, theirs.fingerprint())
 
 
+@pytest.mark.parametrize("head", [torch.zeros(1).expand(10**13), torch.zeros(10**13, device="meta")])
+def test_no_network_is_built_as_large_as_a_file_only_says(head: Tensor, tmp_path: Path) -> None:
+    torch.save({**load_classifier("mnist-cnn").network.state_dict(), "7.bias": head}, tmp_path / "theirs.pt")
+    with pytest.raises(GapError, match=r"another shape for 7\.bias"):
+        load_classifier(f"mnist-cnn@{tmp_path / 'theirs.pt'}")
+
+
 def test_the_normaliser_of_the_checkpoint_is_used(tmp_path: Path) -> None:
     theirs = load_classifier("cifar-resnet18-narrow")
     torch.save(robustness(theirs.network.state_dict()), tmp_path / "theirs.pt")

@@ -173,10 +173,10 @@ def harden(
             GapWarning,
             stacklevel=2,
         )
-    elif is_chance(max(0.0, job.best_probe), classifier.facts.classes, data.validation):
+    elif job.best_figures and is_chance(job.best_probe, classifier.facts.classes, data.validation):
         warnings.warn(
-            f"the classifier withstands nothing: {max(0.0, job.best_probe):.1%} left under the probe within"
-            f" {options.budget}; give its attacks more --steps, or train for more --epochs",
+            f"the classifier withstands nothing: {job.best_probe:.1%} left under the probe within {options.budget},"
+            " no better than chance; give its attacks more --steps, or train for more --epochs",
             GapWarning,
             stacklevel=2,
         )

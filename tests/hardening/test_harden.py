@@ -8,6 +8,7 @@ import torch
 
 from gap.artefact import open_artefact
 from gap.classifier import load_classifier
+from gap.errors import GapWarning
 from gap.hardening.harden import HardenOptions, harden, make_job, make_sparring
 from gap.hardening.job import HardenJob
 from gap.hardening.starts import GeneratorStart, RandomStart, UniversalStart
@@ -74,3 +75,11 @@ def test_the_weights_left_are_those_that_withstood_the_probe_best(
     assert all(torch.equal(left[name], value) for name, value in first.items() if name in left)
     assert any(not torch.equal(left[name], value) for name, value in last.items() if name in left)
     assert open_artefact(folder, "classifier").card["figures"]["validation"]["probe_accuracy"] == 0.9
+
+
+def test_a_classifier_that_withstands_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judged = HardenJob.judged
+    monkeypatch.setattr(HardenJob, "judged", lambda job, figures: judged(job, {**figures, "probe_accuracy": 0.05}))
+    options = read(attack=["pgd"], steps=1, epochs=1.0, batch_size=250, probed=50, watch=False, warmup=0.0)
+    with pytest.warns(GapWarning, match=r"withstands nothing: 5\.0% left under the probe within linf:0\.1"):
+        harden(options, tmp_path / "hard")
