@@ -3,9 +3,9 @@
     python benchmarks/step_cost.py --data-root DATA [--classifier mnist-cnn] [--data mnist] [--steps 7] [--rounds 5]
 
 The recipe: PGD from a random start in eval mode, then one AdamW step on what it made. `foolbox` is the test dependency,
-`torchattacks` takes part where it is installed. All multiply in bfloat16 where the processor does. The contestants take
-turns of `--turn` steps; medians and ratios are printed, and `gap generator-start` beside them: what a jointly trained
-generator adds.
+`torchattacks` takes part where it is installed. All multiply in bfloat16 where the processor does, and have one
+memory layout and one optimizer. The contestants take turns of `--turn` steps; medians and ratios are printed, and `gap
+generator-start` beside them: what a jointly trained generator adds.
 """
 
 import argparse

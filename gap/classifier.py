@@ -199,23 +199,23 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         weights = str(folder / TENSORS)
     build = find_builder(architecture, weights)
     network, facts = build(wanted)
-    if is_file(weights):
-        state, normaliser = read_weights(Path(weights), network)
-        if classes := classes_in(state, network, facts.classes):
-            network, facts = build(wanted | {"classes": classes})
-        fit_weights(network, state, weights)
+    if not is_file(weights):
+        return Classifier(network, facts, name=text, architecture=architecture)
+    state, normaliser = read_weights(Path(weights), network)
+    if classes := classes_in(state, network, facts.classes):
+        network, facts = build(wanted | {"classes": classes})
+    fit_weights(network, state, weights)
     facts = told or facts
-    if is_file(weights):
-        if normaliser:
-            facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
-        elif facts.mean is not None and any(facts.mean) and not silent and not folder_of(weights):
-            shown = " ".join(f"{value:.3g}" for value in facts.mean)
-            warnings.warn(
-                f"{weights} brings no normaliser; pixels are normalised as is usual for {architecture} (mean {shown});"
-                " if it takes them as they are, say --mean 0 --std 1",
-                GapWarning,
-                stacklevel=3,
-            )
+    if normaliser:
+        facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
+    elif facts.mean is not None and any(facts.mean) and not silent and not folder_of(weights):
+        shown = " ".join(f"{value:.3g}" for value in facts.mean)
+        warnings.warn(
+            f"{weights} brings no normaliser; pixels are normalised as is usual for {architecture} (mean {shown});"
+            " if it takes them as they are, say --mean 0 --std 1",
+            GapWarning,
+            stacklevel=3,
+        )
     return Classifier(network, facts, name=text, architecture=architecture)
 
 
