@@ -1,5 +1,7 @@
 """Where a job runs: device, precision, determinism, processes."""
 
+import atexit
+import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -51,7 +53,18 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     half = is_half(precision, torch.device("cpu" if cpu else "cuda"))
     # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
+    atexit.register(_leave_group)
     return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
+
+
+def _leave_group() -> None:
+    """End the process group with its threads: one that is still there when Python ends may abort the process.
+
+    They go with the last reference to the group, which networks hold.
+    """
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
 
 
 @contextmanager
