@@ -4,10 +4,11 @@
     gap judge runs/pgd-7 --data mnist --budget linf:0.3 --images 500 --fast --attack pgd:steps=50,restarts=5
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
-Each folder is one recipe, judged once. Passes are forward-and-backwards of the classifier for each image of an epoch:
-those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD. Seconds are those
-of all steps, from steps of every recipe that are taken here anew, in turns; medians. Recipes that train on the same
-attack are one curve of the plot.
+Each folder is one run, judged once; runs that differ in nothing but `--seed` are one recipe, told by its median and its
+range (a single run's robust accuracy by its interval). Passes are forward-and-backwards of the classifier for each
+image of an epoch: those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD.
+Seconds are those of all steps, from steps of every recipe that are taken here anew, in turns; medians. Recipes that
+train on the same attack are one curve of the plot.
 """
 
 import argparse
@@ -35,14 +36,36 @@ Step = Callable[[Tensor, Tensor], object]
 
 @dataclass
 class Recipe:
-    """One hardened classifier: what it was trained against, what that cost, what `gap judge` found."""
+    """A way to harden: what it trains against, what that costs, what `gap judge` found in each run of it."""
 
     options: HardenOptions
     mix: dict[str, float]
     steps: str
     passes: float
     training_steps: float
-    judged: dict[str, Any]
+    judged: list[dict[str, Any]]
+
+    def told(self, figure: Callable[[dict[str, Any]], float]) -> tuple[float, float, float]:
+        """The median of a figure, its least and its most."""
+        values = [figure(found) for found in self.judged]
+        return statistics.median(values), min(values), max(values)
+
+    @property
+    def robust(self) -> tuple[float, float, float]:
+        """The median of the runs' robust accuracies, the least and the most; of one run, the ends of its interval."""
+        if len(self.judged) == 1:
+            return self.judged[0]["robust_accuracy"], *self.judged[0]["interval"]
+        return self.told(lambda found: found["robust_accuracy"])
+
+
+def gather(folders: list[Path]) -> list[Recipe]:
+    """The recipes of these runs, the cheapest first."""
+    recipes: dict[str, Recipe] = {}
+    for recipe in map(read, folders):
+        same = recipes.setdefault(recipe.options.model_dump_json(exclude={"seed"}), recipe)
+        if same is not recipe:
+            same.judged += recipe.judged
+    return sorted(recipes.values(), key=lambda recipe: (recipe.passes, list(recipe.mix)))
 
 
 def read(folder: Path) -> Recipe:
@@ -61,8 +84,18 @@ def read(folder: Path) -> Recipe:
         steps=", ".join(str(steps[name]) for name in mix),
         passes=1 + (1 - options.clean) * attacks,
         training_steps=options.epochs * card["data"]["images"]["train"] / options.batch_size,
-        judged=judged[0],
+        judged=judged,
     )
+
+
+def strongest_pgd(judged: dict[str, Any]) -> float:
+    """What the strongest of the PGDs that a judgement was given leaves."""
+    attacks = judged["attacks"].items()
+    return min(value for name, value in attacks if name.startswith("pgd") and " on " not in name)
+
+
+def written(median: float, low: float, high: float) -> str:
+    return f"{median:.1%}" if low == high else f"{median:.1%} ({low:.1%} to {high:.1%})"
 
 
 def passes(attack: str, steps: int) -> int:
@@ -113,25 +146,23 @@ def main() -> None:
     parser.add_argument("--turn", type=int, default=12, help="training steps in a turn")
     parser.add_argument("--rounds", type=int, default=4, help="turns of each")
     arguments = parser.parse_args()
-    recipes = sorted(map(read, arguments.folders), key=lambda recipe: (recipe.passes, list(recipe.mix)))
-    print("| trained against | steps | epochs | passes | seconds | clean | PGD | robust | verdict |")
-    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    recipes = gather(arguments.folders)
+    print("| trained against | steps | epochs | seeds | passes | seconds | clean | PGD | robust | verdict |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     curves = defaultdict(list)
     speeds = time_steps(recipes, arguments.data_root, arguments.turn, arguments.rounds)
     for each, speed in zip(recipes, speeds, strict=True):
-        robust, (low, high) = each.judged["robust_accuracy"], each.judged["interval"]
-        attacks = each.judged["attacks"].items()
-        given = [value for name, value in attacks if name.startswith("pgd") and " on " not in name]
         seconds = each.training_steps * speed
+        figures = each.told(lambda found: found["clean_accuracy"]), each.told(strongest_pgd), each.robust
         print(
-            f"| {' and '.join(each.mix)} | {each.steps} | {each.options.epochs:g} | {each.passes:g} | {seconds:.0f}"
-            f" | {each.judged['clean_accuracy']:.1%} | {min(given):.1%} | {robust:.1%} ({low:.1%} to {high:.1%})"
-            f" | {each.judged['verdict']} |"
+            f"| {' and '.join(each.mix)} | {each.steps} | {each.options.epochs:g} | {len(each.judged)}"
+            f" | {each.passes:g} | {seconds:.0f} | {' | '.join(written(*figure) for figure in figures)}"
+            f" | {', '.join(sorted({found['verdict'] for found in each.judged}))} |"
         )
         kinds = " and ".join(parse_name(name).kind for name in each.mix)
-        curves[kinds].append((seconds, robust, low, high))
+        curves[kinds].append((seconds, *each.robust))
     if arguments.out:
-        budget = recipes[0].judged["budget"]
+        budget = recipes[0].judged[0]["budget"]
         plot = accuracy_curves(curves, f"Robust accuracy within {budget}", "seconds of training")
         arguments.out.write_bytes(plot)
 
