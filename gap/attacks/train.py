@@ -122,6 +122,19 @@ def train_generator(
     for text in filter(None, (options.budget, options.magnitude)):
         Budget.parse(text).check(facts.channels, *facts.size)
     warn_if_chance(setting.classifiers[0], setting.data.validation, device, setting.data.name)
+    return train_against(setting, options, folder, accelerator, listeners, resume=resume)
+
+
+def train_against(
+    setting: Setting,
+    options: TrainOptions,
+    folder: Path,
+    accelerator: Accelerator,
+    listeners: Sequence[Listener] = (),
+    *,
+    resume: bool = False,
+) -> Artefact:
+    """The same against classifiers and on data that are there already, whatever the options name."""
     with frozen(*setting.classifiers):
         epochs = options.epochs or IMAGES / max(1, len(setting.data.train))
         plan = Plan(epochs, options.batch_size, options.seed)

@@ -1,6 +1,6 @@
 """Say how hard a classifier is: AutoAttack, and signs of hidden gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -9,15 +9,20 @@ import typer
 from pydantic import Field
 
 from gap.artefact import note_in_card
+from gap.attacks.protocol import Attack
+from gap.attacks.train import IMAGES
 from gap.budget import Budget
-from gap.classifier import card_of
+from gap.classifier import Classifier, card_of
 from gap.cli.options import with_options
+from gap.evaluation.adaptive import adaptive_attacks
 from gap.evaluation.judge import FEWEST
 from gap.evaluation.judge import judge as work
 from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
 from gap.files import write_json
+from gap.process import Stopped
 from gap.report.tables import Column, print_table
-from gap.setting import DataOptions, load_setting, warn_if_chance
+from gap.setting import DataOptions, Setting, load_setting, warn_if_chance
+from gap.training.listeners import Terminal
 from gap.training.machine import MachineOptions, make_accelerator
 
 EXAMPLE = "gap judge runs/hard --data mnist --budget linf:0.3 --images 1000 --json judged.json"
@@ -38,6 +43,14 @@ class JudgeOptions(DataOptions, MachineOptions):
         default_factory=list,
         description="one more attack, as to gap evaluate: what gap train left, or uap-sgd:images_seen=20000",
     )
+    adaptive: Annotated[
+        int | None,
+        Field(
+            ge=0,
+            description="training images that a generator and a universal perturbation learn from, to attack it;"
+            f" {IMAGES:,} where not told, and none with --fast",
+        ),
+    ] = None
     images: Annotated[int, Field(ge=1, description="how many test images, from the first on")] = 1000
     fast: Annotated[
         bool, Field(description="the two white-box attacks (APGD) only, and a short black-box search of 200 images")
@@ -71,6 +84,7 @@ def judge(
     entrants = find_entrants(options.attack)
     check_entrants(entrants, replace(setting, classifiers=[classifier]))
     others = [make_attack(entrant, budget, classifier, setting, options.seed) for entrant in entrants]
+    others += _adaptive(options, classifier, setting, budget)
     found = work(
         classifier,
         setting.data.test,
@@ -92,6 +106,15 @@ def judge(
         note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)
+
+
+def _adaptive(options: JudgeOptions, classifier: Classifier, setting: Setting, budget: Budget) -> Iterator[Attack]:
+    images = options.adaptive if options.adaptive is not None else 0 if options.fast else IMAGES
+    try:
+        if images:
+            yield from adaptive_attacks(classifier, setting, budget, images, options, Terminal)
+    except Stopped as stopped:
+        raise typer.Exit(stopped.code) from None
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -36,7 +36,7 @@ FEW_QUERIES = 1000
 NO_TWIN = "transfer from a standard twin (name one with --twin)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
-NO_OTHERS = "attacks trained against it: a generator, a universal perturbation (name them with --attack)"
+NO_OTHERS = "attacks trained against it: a generator, a universal perturbation (see --adaptive, --attack)"
 
 
 def judge(

@@ -93,14 +93,15 @@ def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], harde
 def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
     ended = run(
         "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--twin", classifier,
-        "--attack=uap-sgd:images_seen=500", "--attack=noise",
+        "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive=1280",
         "--json", tmp_path / "judged.json", "--strict",
     )  # fmt: skip
     assert ended.code == 0, ended.err + ended.out
     found = json.loads((tmp_path / "judged.json").read_text())
     assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "gate", "verdict"}
     assert 0 < found["robust_accuracy"] < found["clean_accuracy"] <= 1
-    assert list(found["attacks"])[2:] == ["pgd", "uap-sgd:images_seen=500", "noise", f"pgd on {classifier}"]
+    given, adaptive = ["uap-sgd:images_seen=500", "noise"], ["adaptive generator", "adaptive universal"]
+    assert list(found["attacks"])[2:] == ["pgd", *given, *adaptive, f"pgd on {classifier}"]
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
     assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
     card = yaml.safe_load((hardened / "card.yaml").read_text())
