@@ -163,6 +163,11 @@ class Told(BaseModel):
     def facts(self) -> Facts:
         return Facts(self.channels, self.size, self.classes, self.mean, self.std, self.class_names)
 
+    def is_about(self, classifier: Classifier) -> bool:
+        """Whether it is this very classifier: its weights and its normaliser."""
+        own = _normaliser(classifier.facts.mean, classifier.facts.std)
+        return self.fingerprint == classifier.fingerprint() and _normaliser(self.mean, self.std) == own
+
 
 class _Card(BaseModel):
     classifier: Told
@@ -180,10 +185,9 @@ def folder_of(name: str) -> Path | None:
 def card_of(classifier: Classifier) -> Path | None:
     """The folder whose card is about this very classifier, its weights and its normaliser, where there is one."""
     folder = folder_of(classifier.name)
-    if folder is None:
+    if folder is None or (artefact := open_artefact(folder)).kind != "classifier":
         return None
-    told, own = open_artefact(folder).card.get("classifier", {}), classifier.describe()
-    return folder if all(told.get(key) == own[key] for key in ("fingerprint", "mean", "std")) else None
+    return folder if artefact.read(_Card).classifier.is_about(classifier) else None
 
 
 def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classifier:
@@ -208,15 +212,24 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
     facts = told or facts
     if normaliser:
         facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
-    elif facts.mean is not None and any(facts.mean) and not silent and not folder_of(weights):
-        shown = " ".join(f"{value:.3g}" for value in facts.mean)
-        warnings.warn(
-            f"{weights} brings no normaliser; pixels are normalised as is usual for {architecture} (mean {shown});"
-            " if it takes them as they are, say --mean 0 --std 1",
-            GapWarning,
-            stacklevel=3,
-        )
+    elif not silent and not folder_of(weights):
+        _warn_of_supposed(facts, architecture, weights)
     return Classifier(network, facts, name=text, architecture=architecture)
+
+
+def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:
+    """Say which normaliser is supposed for weights that bring none, where another would be as likely."""
+    if facts.mean is not None and any(facts.mean):
+        shown = " ".join(f"{value:.3g}" for value in facts.mean)
+        supposed = f"pixels are normalised as is usual for {architecture} (mean {shown}); if it takes them as they are"
+    elif is_code(architecture):
+        supposed = (
+            "the network gets pixels from 0 to 1; give --mean and --std, to each verb, if it learned from others;"
+        )
+        supposed += " if it did not"
+    else:
+        return
+    warnings.warn(f"{weights} brings no normaliser; {supposed}, say --mean 0 --std 1", GapWarning, stacklevel=4)
 
 
 def _from_artefact(artefact: Artefact, name: str) -> Classifier:

@@ -170,7 +170,10 @@ def is_chance(share: float, classes: int, split: Split) -> bool:
 
 
 def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
-    """Say so when a classifier does no better on this data than guessing: an attack on it means nothing."""
+    """Say so when a classifier is fresh, or no better on this data than guessing: an attack on it means nothing."""
+    if is_fresh(classifier.name):
+        warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
+        return
     if len(split) < 20:
         return
     share = accuracy(classifier, split, device)

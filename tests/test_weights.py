@@ -155,14 +155,24 @@ def test_norms_that_do_not_count_their_batches_are_as_good(tmp_path: Path) -> No
         assert torch.equal(ours.state_dict()["layer1.1.running_mean"], theirs.state_dict()["layer1.1.running_mean"])
 
 
-@pytest.mark.parametrize(("given", "warns"), [({}, True), ({"mean": [0.0], "std": [1.0]}, False)])
-def test_a_normaliser_that_is_only_supposed_is_told(given: dict[str, Any], warns: bool, tmp_path: Path) -> None:
-    theirs = load_classifier("cifar-resnet18-narrow")
-    torch.save(theirs.network.state_dict(), tmp_path / "theirs.pt")
+@pytest.mark.parametrize("given", [{}, {"mean": [0.0], "std": [1.0]}, {"mean": [0.2]}], ids=str)
+@pytest.mark.parametrize(("code", "supposes"), [(False, "as is usual for"), (True, "gets pixels from 0 to 1")])
+def test_a_normaliser_that_is_only_supposed_is_told(
+    given: dict[str, Any], code: bool, supposes: str, tmp_path: Path
+) -> None:
+    architecture = "cifar-resnet18-narrow"
+    if code:
+        architecture = f"{tmp_path / 'mine.py'}:make"
+        (tmp_path / "mine.py").write_text(
+            "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(27, 2))\n"
+        )
+    network = load_classifier(architecture, channels=3, size=(3, 3) if code else None).network
+    torch.save(network.state_dict(), tmp_path / "theirs.pt")
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        load_classifier(f"cifar-resnet18-narrow@{tmp_path / 'theirs.pt'}", **given)
-    assert any("brings no normaliser" in str(each.message) for each in caught) == warns
+        load_classifier(f"{architecture}@{tmp_path / 'theirs.pt'}", channels=3, size=(3, 3) if code else None, **given)
+    told = [str(each.message) for each in caught if "brings no normaliser" in str(each.message)]
+    assert [supposes in each for each in told] == ([] if given else [True])
 
 
 @pytest.mark.parametrize(("suffix", "kind"), [(".onnx", "ONNX"), (".ts", "TorchScript")])

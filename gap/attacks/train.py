@@ -1,5 +1,6 @@
 """Train a perturbation generator against classifiers, from options to artefact."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,7 +17,7 @@ from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, Thresholded
 from gap.attacks.losses import CONFIDENCE, find_loss
 from gap.budget import Budget
 from gap.config import Options
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.folding import folded
 from gap.frozen import frozen
 from gap.report.pictures import amplify, save_image, to_image
@@ -29,6 +30,8 @@ from gap.training.machine import TrainingMachineOptions, main_first, make_accele
 
 # How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
 IMAGES = 128_000
+# More epochs than this by default are told: the data may be smaller than the user thinks.
+MANY = 100
 
 
 class GeneratorOptions(Options):
@@ -136,7 +139,7 @@ def train_against(
 ) -> Artefact:
     """The same against classifiers and on data that are there already, whatever the options name."""
     with frozen(*setting.classifiers):
-        epochs = options.epochs or IMAGES / max(1, len(setting.data.train))
+        epochs = options.epochs or _default_epochs(len(setting.data.train))
         plan = Plan(epochs, options.batch_size, options.seed)
         job = make_job(options, setting, plan.steps(len(setting.data.train)))
         figures = train(
@@ -152,6 +155,16 @@ def train_against(
         )
         accelerator.wait_for_everyone()
         return _save(options, setting, job, figures, folder, accelerator)
+
+
+def _default_epochs(images: int) -> float:
+    epochs = IMAGES / max(1, images)
+    if epochs > MANY:
+        told = (
+            f"with {images} training images, {IMAGES:,} images' worth are {epochs:.0f} epochs; --epochs says otherwise"
+        )
+        warnings.warn(told, GapWarning, stacklevel=3)
+    return epochs
 
 
 def make_job(options: TrainOptions, setting: Setting, steps: int) -> AttackJob:

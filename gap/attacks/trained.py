@@ -39,7 +39,7 @@ class AttackCard(BaseModel):
 
     def knows(self, classifier: Classifier) -> bool:
         """Whether this classifier, as it is, is among those."""
-        return classifier.fingerprint() in {told.fingerprint for told in self.classifiers}
+        return any(told.is_about(classifier) for told in self.classifiers)
 
 
 @dataclass(frozen=True)

@@ -102,7 +102,7 @@ def _trained_against(artefact: Artefact) -> Classifier | None:
     except GapError as error:
         warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
         return None
-    if reader.fingerprint() != told.fingerprint:
+    if not told.is_about(reader):
         warnings.warn(
             f"{told.name} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
         )

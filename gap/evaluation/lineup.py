@@ -149,8 +149,8 @@ def check_artefact(artefact: Artefact, setting: Setting) -> None:
     for classifier in setting.classifiers:
         if not card.knows(classifier):
             warnings.warn(
-                f"{artefact.folder} was trained against {card.made_on}, not {classifier.name} as it is:"
-                " this is transfer",
+                f"{artefact.folder} was trained against {card.made_on}, not {classifier.name} as it is, in weights and"
+                " normaliser: this is transfer",
                 GapWarning,
                 stacklevel=2,
             )

@@ -5,8 +5,16 @@ from torch import Tensor, nn
 from gap.attacks.goals import find_goal
 from gap.attacks.jobs import DirectJob, DiscriminatorJob, ThresholdedJob
 from gap.attacks.losses import find_loss
+from gap.attacks.train import _default_epochs
 from gap.budget import Budget
+from gap.errors import GapWarning
 from gap.training.job import adam
+
+
+def test_many_epochs_that_nobody_asked_for_are_told(recwarn: pytest.WarningsRecorder) -> None:
+    assert _default_epochs(4000) == 32 and not recwarn
+    with pytest.warns(GapWarning, match="30 training images, .* 4267 epochs; --epochs"):
+        assert _default_epochs(30) == pytest.approx(4266.7, abs=0.1)
 
 
 @pytest.mark.parametrize("kind", ["thresholded", "direct", "discriminator"])

@@ -104,6 +104,8 @@ def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_pa
     assert list(found["attacks"])[2:] == ["pgd", *given, *adaptive, f"pgd on {classifier}"]
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
     assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
+    (transfer,) = [check["evidence"] for check in found["gate"] if check["check"].startswith("transfer")]
+    assert float(transfer.partition("which reads ")[2].partition("%")[0]) > 80
     card = yaml.safe_load((hardened / "card.yaml").read_text())
     assert card["judged at linf:0.1, fast, 60 images of mnist-5k"]["robust_accuracy"] == found["robust_accuracy"]
 

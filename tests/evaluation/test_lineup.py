@@ -2,6 +2,7 @@
 
 import math
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,9 +94,18 @@ def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
         warnings.simplefilter("always", GapWarning)
         assert len(list(run_lineup(find_entrants([attack]), setting(ONE, TWO, THREE), BUDGETS))) == 6
     assert [str(warning.message).rpartition(", not ")[2] for warning in told] == [
-        "two as it is: this is transfer",
-        "three as it is: this is transfer",
+        "two as it is, in weights and normaliser: this is transfer",
+        "three as it is, in weights and normaliser: this is transfer",
     ]
+
+
+def test_another_normaliser_is_another_classifier(tmp_path: Path) -> None:
+    attack = trained(tmp_path / "attack", ONE)
+    facts = replace(ONE.facts, mean=(0.1,), std=(0.3,))
+    other = Classifier(ONE.network, facts, name=ONE.name, architecture=ONE.architecture)
+    assert other.fingerprint() == ONE.fingerprint()
+    with pytest.warns(GapWarning, match="not one as it is, in weights and normaliser"):
+        rows([attack], other)
 
 
 def test_another_norm_is_warned_about(tmp_path: Path) -> None:
@@ -120,7 +130,7 @@ def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
     assert one["accuracy_under_attack"] <= rows([folder], ONE)[0]["accuracy_under_attack"]
     one, two = found(f"pgd:{spec}")
     assert one["l2_mean"] != two["l2_mean"]
-    with pytest.warns(GapWarning, match="not two as it is: this is transfer"):
+    with pytest.warns(GapWarning, match="not two as it is, in weights and normaliser: this is transfer"):
         rows([f"pgd:start={folder}"], TWO)
 
 
