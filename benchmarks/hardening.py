@@ -4,11 +4,11 @@
     gap judge runs/pgd-7 --data mnist --budget linf:0.3 --images 500 --fast --attack pgd:steps=50,restarts=5
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
-Each folder is one run, judged once; runs that differ in nothing but `--seed` are one recipe, told by its median and its
-range (a single run's robust accuracy by its interval). Passes are forward-and-backwards of the classifier for each
-image of an epoch: those of the attacks, and one to learn from them. What is robust withstands AutoAttack and every PGD.
-Seconds are those of all steps, from steps of every recipe that are taken here anew, in turns; medians. Recipes that
-train on the same attack are one curve of the plot.
+Each folder is one run, judged once; runs that differ in nothing but `--seed`, and were judged alike, are one recipe,
+told by its median and its range. What is robust, which is what withstands AutoAttack and every PGD, is told with its
+interval, of several runs the hull of theirs. Passes are forward-and-backwards of the classifier for each image of an
+epoch: those of the attacks, and one to learn from them. Seconds are those of all steps, from steps of every recipe that
+are taken here anew, in turns; medians. Recipes that train on the same attack are one curve of the plot.
 """
 
 import argparse
@@ -52,19 +52,23 @@ class Recipe:
 
     @property
     def robust(self) -> tuple[float, float, float]:
-        """The median of the runs' robust accuracies, the least and the most; of one run, the ends of its interval."""
-        if len(self.judged) == 1:
-            return self.judged[0]["robust_accuracy"], *self.judged[0]["interval"]
-        return self.told(lambda found: found["robust_accuracy"])
+        """The median of the runs' robust accuracies, and the least and the most that their intervals reach."""
+        lows, highs = zip(*(found["interval"] for found in self.judged), strict=True)
+        return statistics.median(found["robust_accuracy"] for found in self.judged), min(lows), max(highs)
 
 
 def gather(folders: list[Path]) -> list[Recipe]:
     """The recipes of these runs, the cheapest first."""
     recipes: dict[str, Recipe] = {}
+    seen = set()
     for recipe in map(read, folders):
-        same = recipes.setdefault(recipe.options.model_dump_json(exclude={"seed"}), recipe)
-        if same is not recipe:
-            same.judged += recipe.judged
+        told = [recipe.judged[0][key] for key in ("budget", "data", "images", "autoattack")]
+        same = f"{recipe.options.model_dump_json(exclude={'seed'})} {told}"
+        if (same, recipe.options.seed) in seen:
+            raise SystemExit(f"{' and '.join(recipe.mix)} with seed {recipe.options.seed} is there twice")
+        seen.add((same, recipe.options.seed))
+        if recipes.setdefault(same, recipe) is not recipe:
+            recipes[same].judged += recipe.judged
     return sorted(recipes.values(), key=lambda recipe: (recipe.passes, list(recipe.mix)))
 
 

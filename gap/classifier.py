@@ -27,15 +27,18 @@ class Classifier(nn.Module):
 
     Takes images N x C x H x W in [0, 1]; gives logits N x classes. Images of another size than its own are resized to
     it, so that one attack can meet several classifiers. `architecture` is the string that builds the network, `name`
-    the one the user wrote.
+    the one the user wrote. `settled` says that its normaliser, or that it has none, came with its weights.
     """
 
     facts: Facts
     mean: Tensor | None
     std: Tensor | None
 
-    def __init__(self, network: nn.Module, facts: Facts, *, name: str, architecture: str) -> None:
+    def __init__(
+        self, network: nn.Module, facts: Facts, *, name: str, architecture: str, settled: bool = False
+    ) -> None:
         super().__init__()
+        self.settled = settled
         self.network = network
         self.facts = facts
         self.name = name
@@ -91,8 +94,9 @@ def load_classifier(
     the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
     checkpoint that holds nothing that runs; see `gap.weights`), and `@FOLDER` after code of your own that of a folder
     that gap left, with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do
-    not say themselves. `mean` and `std` are for networks without a normaliser and for weights from a file, whose
-    training may have had another than is usual for the architecture; `lenient` leaves one that has its own as it is.
+    not say themselves. `mean` and `std` are for networks without a normaliser and for weights from a file that does not
+    bring its own, whose training may have had another than is usual for the architecture; `lenient` leaves the others
+    as they are.
 
     Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
     a normaliser and is given another.
@@ -105,7 +109,7 @@ def load_classifier(
         classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
     given, facts = _normaliser(mean, std), classifier.facts
     foreign = is_file(text.partition("@")[2])
-    if given and (foreign or _normaliser(facts.mean, facts.std) is None):
+    if given and not classifier.settled and (foreign or _normaliser(facts.mean, facts.std) is None):
         facts = replace(facts, mean=given[0], std=given[1])
         classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
     if not lenient:
@@ -120,8 +124,8 @@ def check_normaliser(
     given = _normaliser(mean, std)
     if given and all(_normaliser(each.facts.mean, each.facts.std) != given for each in classifiers):
         names = " and ".join(classifier.name for classifier in classifiers)
-        verb = "normalises" if len(classifiers) == 1 else "normalise"
-        raise GapError(f"{names} already {verb}; leave out --mean and --std")
+        own = "has its own normaliser, or none" if len(classifiers) == 1 else "have their own normalisers, or none"
+        raise GapError(f"{names} {own}; leave out --mean and --std")
 
 
 def check_fits(classifier: Classifier, *, channels: int, classes: int | None, data: str, indexed: bool = False) -> None:
@@ -165,8 +169,9 @@ class Told(BaseModel):
 
     def is_about(self, classifier: Classifier) -> bool:
         """Whether it is this very classifier: its weights and its normaliser."""
-        own = _normaliser(classifier.facts.mean, classifier.facts.std)
-        return self.fingerprint == classifier.fingerprint() and _normaliser(self.mean, self.std) == own
+        own = classifier.facts
+        told = _effect(self.mean, self.std, self.channels)
+        return told == _effect(own.mean, own.std, own.channels) and self.fingerprint == classifier.fingerprint()
 
 
 class _Card(BaseModel):
@@ -214,7 +219,8 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
     elif not silent and not folder_of(weights):
         _warn_of_supposed(facts, architecture, weights)
-    return Classifier(network, facts, name=text, architecture=architecture)
+    settled = told is not None or normaliser is not None
+    return Classifier(network, facts, name=text, architecture=architecture, settled=settled)
 
 
 def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:
@@ -244,7 +250,7 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
     weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
     network, _ = find_builder(architecture, weights)(wanted)
     fit_weights(network, artefact.tensors(), name)
-    return Classifier(network, saved, name=name, architecture=architecture)
+    return Classifier(network, saved, name=name, architecture=architecture, settled=True)
 
 
 @torch.no_grad()
@@ -286,6 +292,12 @@ def _normaliser(
     if mean is None and std is None:
         return None
     return tuple(mean or (0.0,)), tuple(std or (1.0,))
+
+
+def _effect(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[tuple[float, float]]:
+    """What a normaliser does to each channel, the same however it was written."""
+    means, stds = tuple(mean or (0.0,)), tuple(std or (1.0,))
+    return [(means[each % len(means)], stds[each % len(stds)]) for each in range(channels)]
 
 
 def _per_channel(values: Sequence[float] | None, channels: int, what: str) -> Tensor | None:

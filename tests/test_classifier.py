@@ -165,7 +165,7 @@ def test_a_normaliser_can_be_given(source: Path) -> None:
 
 def test_a_second_normaliser_is_refused() -> None:
     own = load_classifier("mnist-cnn").facts
-    with pytest.raises(GapError, match="mnist-cnn already normalises"):
+    with pytest.raises(GapError, match="mnist-cnn has its own normaliser"):
         load_classifier("mnist-cnn", mean=[0.9])
     assert load_classifier("mnist-cnn", mean=[0.9], lenient=True).facts == own
     assert load_classifier("mnist-cnn", mean=own.mean, std=own.std).facts == own

@@ -115,5 +115,9 @@ def test_a_normaliser_goes_to_those_that_have_none(tmp_path: Path) -> None:
         facts = {each.name: each.facts for each in load_setting(names, asked).classifiers}
         assert (facts[mine].mean, facts[mine].std) == ((0.25,), (0.5,))
         assert facts[own] == load_classifier(own).facts
-    with pytest.raises(GapError, match="ten and mnist-cnn already normalise;"):
+    made = load_classifier(mine, channels=1, size=(28, 28))
+    save_artefact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    settled, other = load_setting([f"{mine}@{tmp_path / 'made'}", mine], asked).classifiers
+    assert settled.facts.mean is None and other.facts.mean == (0.25,)
+    with pytest.raises(GapError, match="ten and mnist-cnn have their own normalisers, or none;"):
         load_setting([own, "mnist-cnn"], asked)

@@ -1,7 +1,8 @@
 """Say how hard a classifier is: AutoAttack, and signs of hidden gradients."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -9,11 +10,11 @@ import typer
 from pydantic import Field
 
 from gap.artefact import note_in_card
-from gap.attacks.protocol import Attack
 from gap.attacks.train import IMAGES
 from gap.budget import Budget
-from gap.classifier import Classifier, card_of
+from gap.classifier import card_of
 from gap.cli.options import with_options
+from gap.errors import GapError
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.evaluation.judge import FEWEST
 from gap.evaluation.judge import judge as work
@@ -21,7 +22,7 @@ from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
 from gap.files import write_json
 from gap.process import Stopped
 from gap.report.tables import Column, print_table
-from gap.setting import DataOptions, Setting, load_setting, warn_if_chance
+from gap.setting import DataOptions, load_setting, warn_if_chance
 from gap.training.listeners import Terminal
 from gap.training.machine import MachineOptions, make_accelerator
 
@@ -76,6 +77,8 @@ def judge(
     options = read()
     budget = Budget.parse(options.budget)
     accelerator = make_accelerator(options)
+    if accelerator.num_processes > 1:
+        raise GapError("gap judge works in one process; start it without torchrun or accelerate")
     name = f"{options.architecture}@{options.classifier}" if options.architecture else options.classifier
     names = [name, *([options.twin] if options.twin else [])]
     setting = load_setting(names, options, accelerator.device)
@@ -83,21 +86,34 @@ def judge(
     warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
     entrants = find_entrants(options.attack)
     check_entrants(entrants, replace(setting, classifiers=[classifier]))
-    others = [make_attack(entrant, budget, classifier, setting, options.seed) for entrant in entrants]
-    others += _adaptive(options, classifier, setting, budget)
-    found = work(
-        classifier,
-        setting.data.test,
-        budget,
-        images=options.images,
-        fast=options.fast,
-        twin=twin,
-        others=others,
-        batch_size=options.batch_size,
-        seed=options.seed,
-        data=setting.data.name,
-        tell=lambda name, accuracy: typer.echo(f"{name}: {accuracy:.2%} left", err=True),
+    others, adaptive = (
+        [
+            make_attack(entrant, budget, classifier, setting, options.seed)
+            for entrant in entrants
+            if entrant.learns_against(classifier) == learns
+        ]
+        for learns in (False, True)
     )
+    images = options.adaptive if options.adaptive is not None else 0 if options.fast else IMAGES
+    made = adaptive_attacks(classifier, setting, budget, images, options, Terminal) if images else ()
+    try:
+        found = work(
+            classifier,
+            setting.data.test,
+            budget,
+            images=options.images,
+            fast=options.fast,
+            twin=twin,
+            others=others,
+            adaptive=chain(adaptive, made),
+            batch_size=options.batch_size,
+            seed=options.seed,
+            data=setting.data.name,
+            tell=lambda name, accuracy: typer.echo(f"{name}: {accuracy:.2%} left", err=True),
+        )
+    except Stopped as stopped:
+        typer.echo("gap: stopped while an attacker learned; nothing is judged", err=True)
+        raise typer.Exit(stopped.code) from None
     _show(found)
     if json:
         write_json(json, found)
@@ -106,15 +122,6 @@ def judge(
         note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)
-
-
-def _adaptive(options: JudgeOptions, classifier: Classifier, setting: Setting, budget: Budget) -> Iterator[Attack]:
-    images = options.adaptive if options.adaptive is not None else 0 if options.fast else IMAGES
-    try:
-        if images:
-            yield from adaptive_attacks(classifier, setting, budget, images, options, Terminal)
-    except Stopped as stopped:
-        raise typer.Exit(stopped.code) from None
 
 
 def _show(found: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Adaptive attackers: a generator and a universal perturbation that learn against the classifier that is judged."""
 
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import replace
@@ -9,10 +10,11 @@ from tempfile import TemporaryDirectory
 import torch
 
 from gap.attacks.protocol import Attack
-from gap.attacks.train import TrainOptions, train_against
+from gap.attacks.train import MANY, TrainOptions, train_against
 from gap.attacks.trained import attack_from
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.errors import GapError, GapWarning
 from gap.evaluation.gate import differentiable
 from gap.setting import Setting
 from gap.training.loop import Listener
@@ -29,19 +31,27 @@ def adaptive_attacks(
 ) -> Iterator[Attack]:
     """A generator and a universal perturbation, each trained on that many of the setting's training images.
 
-    `listening` makes what hears the training of each, by its name. Neither attack is kept; `gap train` keeps them.
-    There are none against a classifier without gradients to learn from.
+    Few images are gone over a hundred times at most; the names say how many were seen. `listening` makes what hears a
+    training, by its name. Neither attack is kept; `gap train` keeps them. There are none against a classifier without
+    gradients to learn from, and one that cannot learn is left out with a warning.
     """
-    sample, _ = next(iter(setting.data.train.batches([torch.arange(1)], next(classifier.parameters()).device)))
-    if not differentiable(classifier, sample):
+    device, train = next(classifier.parameters()).device, setting.data.train
+    sample, _ = next(iter(setting.data.test.batches([torch.arange(1)], device)))
+    if not len(train) or not differentiable(classifier, sample):
         return
     alone = replace(setting, classifiers=[classifier])
-    for name, universal in (("adaptive generator", False), ("adaptive universal", True)):
+    epochs = min(MANY, images / len(train))
+    for kind, universal in (("generator", False), ("universal", True)):
         options = TrainOptions.read(
             machine.model_dump(include=set(MachineOptions.model_fields)),
-            {"classifier": [classifier.name], "budget": str(budget), "universal": universal},
-            {"epochs": images / max(1, len(setting.data.train))},
+            {"classifier": [classifier.name], "budget": str(budget), "universal": universal, "epochs": epochs},
         )
-        with TemporaryDirectory() as folder, listening(name) as listener:
-            artefact = train_against(alone, options, Path(folder), make_accelerator(options), [listener])
-            yield attack_from(artefact, device=next(classifier.parameters()).device, name=name)
+        with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as listener:
+            try:
+                artefact = train_against(alone, options, Path(folder), make_accelerator(options), [listener])
+            except GapError as error:
+                warnings.warn(f"no adaptive {kind}: {error}", GapWarning, stacklevel=2)
+            else:
+                yield attack_from(
+                    artefact, device=device, name=f"adaptive {kind} ({round(epochs * len(train))} images)"
+                )

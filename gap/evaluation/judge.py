@@ -1,6 +1,6 @@
 """Robust accuracy worth publishing: AutoAttack, and a gate that tells robustness from hidden gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -36,7 +36,7 @@ FEW_QUERIES = 1000
 NO_TWIN = "transfer from a standard twin (name one with --twin)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
-NO_OTHERS = "attacks trained against it: a generator, a universal perturbation (see --adaptive, --attack)"
+NO_ADAPTIVE = "attacks trained against it: a generator, a universal perturbation (see --adaptive, --attack)"
 
 
 def judge(
@@ -48,6 +48,7 @@ def judge(
     fast: bool = False,
     twin: Classifier | None = None,
     others: Sequence[Attack] = (),
+    adaptive: Iterable[Attack] = (),
     batch_size: int = 250,
     seed: int = 0,
     data: str = "",
@@ -56,8 +57,9 @@ def judge(
     """Judge a classifier on the first `images` of a split (labelled); plain values, ready for JSON.
 
     `robust_accuracy` is the share that is right and withstands every attack, with its 95% Wilson interval. `attacks`
-    holds what AutoAttack's parts leave, each of what those before it left, and what a long PGD and each of `others`
-    leave of all images by themselves. `twin` is a classifier trained in the standard way, for what transfers from it.
+    holds what AutoAttack's parts leave, each of what those before it left, and what a long PGD, each of `others` and
+    each of `adaptive` leave of all images by themselves; the last learned against this very classifier, or do so as
+    they are asked for. `twin` is a classifier trained in the standard way, for what transfers from it.
     `verdict` is `masked` where a check failed, `inconclusive` where the classifier is right on too few images to tell,
     else `holds`; `unchecked` says what was not looked for. `fast` leaves out AutoAttack's FAB and Square; then Square
     searches some of the images, for the gate alone.
@@ -77,7 +79,9 @@ def judge(
         classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=tell
     )
     long = PGD(budget, steps=50, restarts=2)
-    beside = [long, *others, *([FromTwin(twin, budget)] if twin else [])]
+    learned = list(adaptive)
+    beside = [long, *others, *learned, *([FromTwin(twin, budget)] if twin else [])]
+    torch.manual_seed(seed)
     withstood = _withstood(beside, bench, found, tell, blind=blind)
     searched = can_search(budget, *classifier.facts.size)
     by_gradients = withstood.get(long.name, torch.ones_like(found.right))
@@ -105,7 +109,7 @@ def judge(
             *([] if twin else [NO_TWIN]),
             *([] if searched else [NO_SEARCH]),
             *([] if can_target(classes) else [NO_TARGETS]),
-            *([] if others else [NO_OTHERS]),
+            *([] if learned else [NO_ADAPTIVE]),
         ],
         "verdict": _verdict(gate, clean),
         "right": clean,

@@ -13,7 +13,7 @@ from torch import Tensor
 from gap.artefact import Artefact, is_artefact, open_artefact
 from gap.attacks.goals import GoalMaker, find_goal
 from gap.attacks.gradient import PGD
-from gap.attacks.named import attack_names, named_attack, start_of
+from gap.attacks.named import FITTED, attack_names, named_attack, start_of
 from gap.attacks.protocol import Attack
 from gap.attacks.trained import KINDS, AttackCard, attack_from, folder_name, own_budget
 from gap.budget import Budget
@@ -40,6 +40,11 @@ class Entrant:
     def budget(self) -> Budget | None:
         """The budget it was trained at, where it was."""
         return own_budget(self.artefact) if self.artefact else None
+
+    def learns_against(self, classifier: Classifier) -> bool:
+        """Whether it was trained against this very classifier, or is fitted to the one that it attacks."""
+        trained = self.artefact or self.start
+        return trained.read(AttackCard).knows(classifier) if trained else self.text.partition(":")[0] in FITTED
 
 
 def find_entrants(texts: Sequence[str]) -> list[Entrant]:

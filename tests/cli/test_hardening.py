@@ -12,6 +12,7 @@ import torch
 import yaml
 
 from gap.artefact import CHECKPOINT
+from gap.attacks.train import IMAGES
 from gap.hardening.harden import HardenOptions, harden
 from gap.training.loop import Progress, Stopped
 
@@ -100,14 +101,28 @@ def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_pa
     found = json.loads((tmp_path / "judged.json").read_text())
     assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "gate", "verdict"}
     assert 0 < found["robust_accuracy"] < found["clean_accuracy"] <= 1
-    given, adaptive = ["uap-sgd:images_seen=500", "noise"], ["adaptive generator", "adaptive universal"]
-    assert list(found["attacks"])[2:] == ["pgd", *given, *adaptive, f"pgd on {classifier}"]
+    learned = ["uap-sgd:images_seen=500", *(f"adaptive {kind} (1280 images)" for kind in ("generator", "universal"))]
+    assert list(found["attacks"])[2:] == ["pgd", "noise", *learned, f"pgd on {classifier}"]
+    assert found["unchecked"] == []
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
     assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
     (transfer,) = [check["evidence"] for check in found["gate"] if check["check"].startswith("transfer")]
     assert float(transfer.partition("which reads ")[2].partition("%")[0]) > 80
     card = yaml.safe_load((hardened / "card.yaml").read_text())
     assert card["judged at linf:0.1, fast, 60 images of mnist-5k"]["robust_accuracy"] == found["robust_accuracy"]
+
+
+@pytest.mark.parametrize(("given", "images"), [([], IMAGES), (["--adaptive=500"], 500), (["--fast"], None)])
+def test_what_learns_against_it(
+    run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], images: int | None
+) -> None:
+    asked: list[int] = []
+    monkeypatch.setattr("gap.cli.judge.adaptive_attacks", lambda *told: asked.append(told[3]) or iter(()))
+    monkeypatch.setattr("gap.evaluation.judge.STANDARD", ("apgd-ce",))
+    ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", *given)
+    assert ended.code == 0, ended.err
+    assert asked == ([] if images is None else [images])
+    assert "not looked for: attacks trained against it" in ended.out
 
 
 def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path) -> None:

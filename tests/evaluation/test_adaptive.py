@@ -3,6 +3,7 @@
 from contextlib import nullcontext
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from gap.attacks.protocol import Attack
 from gap.budget import Budget
 from gap.classifier import Classifier, Facts
 from gap.data.splits import Dataset, MemorySplit
+from gap.errors import GapWarning
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.setting import Setting
 from gap.training.machine import MachineOptions
@@ -18,10 +20,11 @@ from gap.training.machine import MachineOptions
 BUDGET = Budget("linf", 0.1)
 
 
-def attacks(pictures: Any, *nets: nn.Module) -> tuple[list[Attack], list[int]]:
+def attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Attack], list[int]]:
     """The attacks on the last of these networks, and the steps that were heard of."""
     split = MemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
-    data = Dataset("pictures", split, split, split, 1, (12, 12), None, 4, "made here", indexed=True)
+    few = MemorySplit(split.images[:train], pictures.labels[:train])
+    data = Dataset("pictures", few, split, split, 1, (12, 12), None, 4, "made here", indexed=True)
     facts, steps = Facts(1, (12, 12), 4), []
     classifiers = [Classifier(net, facts, name="net", architecture="net").eval() for net in nets]
     made = adaptive_attacks(
@@ -38,7 +41,7 @@ def attacks(pictures: Any, *nets: nn.Module) -> tuple[list[Attack], list[int]]:
 def test_they_learn_against_the_one_that_is_judged(pictures: Any) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
     made, steps = attacks(pictures, other, pictures.net)
-    assert [attack.name for attack in made] == ["adaptive generator", "adaptive universal"]
+    assert [attack.name for attack in made] == ["adaptive generator (4000 images)", "adaptive universal (4000 images)"]
     assert steps.count(20) >= 2
 
     def left(attack: Attack) -> float:
@@ -58,3 +61,23 @@ def test_there_are_none_without_a_gradient(pictures: Any) -> None:
             return logits
 
     assert attacks(pictures, Blind()) == ([], [])
+
+
+def test_few_images_are_not_gone_over_for_ever(pictures: Any) -> None:
+    made, steps = attacks(pictures, pictures.net, train=5)
+    assert [attack.name for attack in made] == ["adaptive generator (500 images)", "adaptive universal (500 images)"]
+    assert max(steps) == 100
+    assert attacks(pictures, pictures.net, train=0) == ([], [])
+
+
+def test_one_that_cannot_learn_is_left_out(pictures: Any) -> None:
+    class Endless(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = pictures.net
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.net(images) * float("inf")
+
+    with pytest.warns(GapWarning, match="no adaptive generator: the loss is no longer a number"):
+        assert attacks(pictures, Endless())[0] == []

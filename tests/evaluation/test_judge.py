@@ -160,8 +160,10 @@ def test_where_search_is_left_out_the_judgement_says_so(pictures, split: MemoryS
     unchecked = [judge(net, split, budget, images=20, fast=True)["unchecked"] for budget in BUDGETS]
     assert [len(each) for each in unchecked] == [2, 3] and "Square" in unchecked[1][1]
     assert all("--twin" in each[0] and "--attack" in each[-1] for each in unchecked)
-    told = judge(net, split, BUDGETS[0], images=20, fast=True, twin=net, others=[Noise(BUDGETS[0])])
+    told = judge(net, split, BUDGETS[0], images=20, fast=True, twin=net, adaptive=[Noise(BUDGETS[0])])
     assert told["unchecked"] == []
+    told = judge(net, split, BUDGETS[0], images=20, fast=True, twin=net, others=[Noise(BUDGETS[0])])
+    assert len(told["unchecked"]) == 1 and "--adaptive" in told["unchecked"][0]
 
 
 def test_the_published_judgement_is_all_of_autoattack(pictures, split: MemorySplit) -> None:
