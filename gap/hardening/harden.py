@@ -83,10 +83,6 @@ class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
         + ", ".join(KINDS),
     )
     steps: Annotated[int, Field(ge=1, le=MOST_GIVEN, description="gradient steps of attacks that take some")] = 2
-    taper: Annotated[
-        float,
-        Field(ge=0, le=1, description="how far gradient steps fall in size: 0 all equal, 0.75 3 : 2 : 1, of three"),
-    ] = 0.0
     generators: Annotated[int, Field(ge=1, description="how many generators share each batch that one attack gets")] = 1
     renew: Annotated[
         float, Field(ge=0, description="epochs after which a generator starts anew, each in its turn; 0 is never")
@@ -125,7 +121,6 @@ class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
         generating = bool(kinds & set(GENERATING))
         taken = {
             "steps": any(each.kind in STEPPING and each.steps is None for each in named),
-            "taper": any(each.kind in STEPPING and (each.steps or self.steps) > 1 for each in named),
             "generators": generating,
             "renew": generating,
             "generator_lr": generating or any(kind.startswith("universal") for kind in kinds),
@@ -262,9 +257,7 @@ def make_sparring(name: str, share: float, options: HardenOptions, classifier: C
         case _:
             start, count = RandomStart(), steps
     beta = options.beta if kind in KEEPING else None
-    return Sparring(
-        name, share, start, count, projected=kind != "fgsm", beta=beta, taper=options.taper if kind in STEPPING else 0.0
-    )
+    return Sparring(name, share, start, count, projected=kind != "fgsm", beta=beta)
 
 
 def _from_artefact(folder: str, channels: int) -> nn.Module:

@@ -40,8 +40,7 @@ class Sparring:
 
     With `beta`, it drives the prediction away from that of the clean image, whatever the label, and what the
     classifier learns from it is to be right on the clean image and, with that weight, to keep that prediction (TRADES,
-    Zhang et al., 2019). Where it is not `projected`, steps lead out of the ball (N-FGSM, de Jorge et al., 2022). With a
-    `taper`, from 0 to 1, the first steps are larger than the last.
+    Zhang et al., 2019). Where it is not `projected`, steps lead out of the ball (N-FGSM, de Jorge et al., 2022).
     """
 
     name: str
@@ -50,16 +49,12 @@ class Sparring:
     steps: int
     projected: bool = True
     beta: float | None = None
-    taper: float = 0.0
 
     @property
-    def step_sizes(self) -> list[float]:
-        """The size of each step, as a share of epsilon: within the ball one and a quarter in all and their mean no less
-        than a quarter, so that steps can cross it; else one in all. They fall on a line, by `taper` of their mean to
-        either side."""
-        count = max(1, self.steps)
-        mean = max(0.25, 1.25 / count) if self.projected else 1 / count
-        return [mean * (1 + self.taper * (1 - (2 * step + 1) / count)) for step in range(self.steps)]
+    def step_size(self) -> float:
+        """The size of each step, as a share of epsilon: within the ball one and a quarter in all and no step below a
+        quarter, so that steps can cross it; else one in all."""
+        return max(0.25, 1.25 / self.steps) if self.projected else 1 / self.steps
 
     def attack(
         self,
@@ -84,11 +79,11 @@ class Sparring:
                 loss = closeness
                 with torch.no_grad():
                     clean = classifier(images)
-            for step, size in enumerate(self.step_sizes):
+            for step in range(self.steps):
                 _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
                 if step == 0 and backward:
                     self.start.learn(start, gradient, backward)
-                moved = adversarial - images - size * budget.epsilon * steepest(gradient, budget.norm)
+                moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
                 adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
         return Bout(self, images, labels, start, adversarial)
