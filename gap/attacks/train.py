@@ -40,7 +40,7 @@ class GeneratorOptions(Options):
     architecture: Annotated[Literal["unet", "autoencoder"], Field(description="the network: unet or autoencoder")] = (
         "unet"
     )
-    encoder: Annotated[str, Field(description="any encoder of segmentation-models-pytorch, or tu-NAME from timm")] = (
+    encoder: Annotated[str, Field(description="any encoder of smp (segmentation models), or tu-NAME from timm")] = (
         "strided-64"
     )
     weights: Annotated[str | None, Field(description="pretrained encoder weights, such as imagenet")] = None
@@ -71,7 +71,7 @@ class TrainOptions(DataOptions, TrainingMachineOptions):
         False
     )
     goal: Annotated[str, Field(description="untargeted, least-likely or target:CLASS")] = "untargeted"
-    loss: Annotated[str, Field(description="margin, capped-cross-entropy, log-cross-entropy or relativistic")] = (
+    loss: Annotated[str, Field(description="margin, relativistic, log-cross-entropy or capped-cross-entropy")] = (
         "margin"
     )
     confidence: Annotated[

@@ -42,7 +42,7 @@ class JudgeOptions(DataOptions, MachineOptions):
     )
     attack: list[str] = Field(
         default_factory=list,
-        description="one more attack, as to gap evaluate: what gap train left, or uap-sgd:images_seen=20000",
+        description="one more attack, as to gap evaluate: what gap train left, or a name, as pgd:restarts=5",
     )
     adaptive: Annotated[
         int | None,

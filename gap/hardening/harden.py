@@ -79,7 +79,7 @@ class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
     attack: list[str] = Field(
         default_factory=lambda: ["generator-start"],
         min_length=1,
-        description="an attack to train against, NAME, NAME=WEIGHT, NAME:steps=3=WEIGHT or generator-start@FOLDER: "
+        description="an attack to train against, NAME, NAME=WEIGHT, NAME:steps=3=WEIGHT or NAME@FOLDER: "
         + ", ".join(KINDS),
     )
     steps: Annotated[int, Field(ge=1, le=MOST_GIVEN, description="gradient steps of attacks that take some")] = 2
