@@ -54,7 +54,7 @@ NOISE = 0.5
 class SmallGeneratorOptions(GeneratorOptions):
     """A generator whose pass costs no more than one of a small classifier: it plays in every step."""
 
-    encoder: Annotated[str, Field(description="any encoder of segmentation-models-pytorch, or tu-NAME from timm")] = (
+    encoder: Annotated[str, Field(description="any encoder of smp (segmentation models), or tu-NAME from timm")] = (
         "strided-32"
     )
     decoder: Annotated[
