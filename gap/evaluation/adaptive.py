@@ -46,12 +46,12 @@ def adaptive_attacks(
             machine.model_dump(include=set(MachineOptions.model_fields)),
             {"classifier": [classifier.name], "budget": str(budget), "universal": universal, "epochs": epochs},
         )
+        name = f"adaptive {kind} ({round(epochs * len(train))} images)"
         with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as listener:
             try:
                 artefact = train_against(alone, options, Path(folder), make_accelerator(options), [listener])
             except GapError as error:
                 warnings.warn(f"no adaptive {kind}: {error}", GapWarning, stacklevel=2)
-            else:
-                yield attack_from(
-                    artefact, device=device, name=f"adaptive {kind} ({round(epochs * len(train))} images)"
-                )
+                continue
+            attack = attack_from(artefact, device=device, name=name)
+        yield attack
