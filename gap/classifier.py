@@ -230,9 +230,8 @@ def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:
         supposed = f"pixels are normalised as is usual for {architecture} (mean {shown}); if it takes them as they are"
     elif is_code(architecture):
         supposed = (
-            "the network gets pixels from 0 to 1; give --mean and --std, to each verb, if it learned from others;"
+            "the network gets pixels from 0 to 1; if it learned from others, give each verb --mean and --std; if not"
         )
-        supposed += " if it did not"
     else:
         return
     warnings.warn(f"{weights} brings no normaliser; {supposed}, say --mean 0 --std 1", GapWarning, stacklevel=4)

@@ -1,5 +1,6 @@
 """What learns against a classifier finds more than what learns nothing, and none is made where there is no gradient."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -18,6 +19,17 @@ from gap.setting import Setting
 from gap.training.machine import MachineOptions
 
 BUDGET = Budget("linf", 0.1)
+
+
+class Apply(nn.Module):
+    """A function as a layer."""
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, given: Tensor) -> Tensor:
+        return self.function(given)
 
 
 def attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Attack], list[int]]:
@@ -51,16 +63,8 @@ def test_they_learn_against_the_one_that_is_judged(pictures: Any) -> None:
 
 
 def test_there_are_none_without_a_gradient(pictures: Any) -> None:
-    class Blind(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = pictures.net
-
-        def forward(self, images: Tensor) -> Tensor:
-            logits: Tensor = self.net(images.detach())
-            return logits
-
-    assert attacks(pictures, Blind()) == ([], [])
+    blind = nn.Sequential(Apply(lambda images: images.detach()), pictures.net)
+    assert attacks(pictures, blind) == ([], [])
 
 
 def test_few_images_are_not_gone_over_for_ever(pictures: Any) -> None:
@@ -71,13 +75,6 @@ def test_few_images_are_not_gone_over_for_ever(pictures: Any) -> None:
 
 
 def test_one_that_cannot_learn_is_left_out(pictures: Any) -> None:
-    class Endless(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.net = pictures.net
-
-        def forward(self, images: Tensor) -> Tensor:
-            return self.net(images) * float("inf")
-
+    endless = nn.Sequential(pictures.net, Apply(lambda logits: logits * float("inf")))
     with pytest.warns(GapWarning, match="no adaptive generator: the loss is no longer a number"):
-        assert attacks(pictures, Endless())[0] == []
+        assert attacks(pictures, endless)[0] == []

@@ -314,7 +314,7 @@ def test_both_players_of_hardening_learn_as_on_one_process(
 
 def test_no_thread_of_the_group_outlives_the_work(together: list[dict[str, Any]]) -> None:
     if not Path("/proc/self/task").is_dir():
-        pytest.skip("this system does not tell of threads")
+        pytest.skip("/proc/self/task, which lists the threads of a process, exists on Linux only")
     for process in together:
         working, left = ([name for name in names if "gloo" in name] for names in process["threads"])
         assert working and not left
