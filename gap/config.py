@@ -2,7 +2,7 @@
 
 from importlib import resources
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -11,8 +11,12 @@ from gap.errors import GapError, unknown
 
 
 class Options(BaseModel):
-    """Options of one command. Unknown keys are refused, with the nearest known one."""
+    """Options of one command. Unknown keys are refused, with the nearest known one.
 
+    `group` is the heading over what a class itself declares, where help shows it apart.
+    """
+
+    group: ClassVar[str | None] = None
     model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
 
     @classmethod

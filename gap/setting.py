@@ -25,6 +25,7 @@ Labels = Literal["auto", "data", "predicted"]
 class DataOptions(Options):
     """Which pictures, and how a classifier that does not say so is to be fed."""
 
+    group = "Data"
     data: Annotated[str, Field(description="a data set by name (see `gap data`), or folder:PATH")] = "mnist-5k"
     data_root: Annotated[
         Path | None, Field(description="where downloaded data sets live; also the variable GAP_DATA")

@@ -37,6 +37,7 @@ MANY = 100
 class GeneratorOptions(Options):
     """The network: a U-Net of segmentation-models-pytorch, or the plain autoencoder beside it."""
 
+    group = "Generator"
     architecture: Annotated[Literal["unet", "autoencoder"], Field(description="the network: unet or autoencoder")] = (
         "unet"
     )
@@ -52,7 +53,7 @@ class GeneratorOptions(Options):
     ] = 2
 
 
-class TrainOptions(DataOptions, TrainingMachineOptions):
+class TrainOptions(TrainingMachineOptions, DataOptions):
     """Options of `gap train`: whom to attack, on what, in which form, and how long."""
 
     classifier: Annotated[

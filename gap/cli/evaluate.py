@@ -27,7 +27,7 @@ Attacks = Annotated[
 ]
 
 
-class LineupOptions(DataOptions, MachineOptions):
+class LineupOptions(MachineOptions, DataOptions):
     """What `gap evaluate` and `gap compare` share."""
 
     classifier: Annotated[list[str], Field(min_length=1, description="the classifiers to attack")]

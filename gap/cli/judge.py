@@ -29,7 +29,7 @@ from gap.training.machine import MachineOptions, make_accelerator
 EXAMPLE = "gap judge runs/hard --data mnist --budget linf:0.3 --images 1000 --json judged.json"
 
 
-class JudgeOptions(DataOptions, MachineOptions):
+class JudgeOptions(MachineOptions, DataOptions):
     """Options of `gap judge`."""
 
     classifier: str = Field(description="the classifier to judge", json_schema_extra={"positional": True})
@@ -83,6 +83,7 @@ def judge(
     names = [name, *([options.twin] if options.twin else [])]
     setting = load_setting(names, options, accelerator.device)
     classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
+    budget.check(classifier.facts.channels, *classifier.facts.size)
     warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
     entrants = find_entrants(options.attack)
     check_entrants(entrants, replace(setting, classifiers=[classifier]))

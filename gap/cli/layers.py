@@ -29,7 +29,7 @@ from gap.training.machine import MachineOptions, make_accelerator
 EXAMPLE = "gap layers drawing-standard drawing-hardened --data cifar10 --budget l2:0.5 --out layers.png"
 
 
-class LayersOptions(DataOptions, MachineOptions):
+class LayersOptions(MachineOptions, DataOptions):
     """Options of `gap layers`."""
 
     budget: Annotated[str, Field(description="the perturbations, linf:8/255 or l2:0.5 (pixels in [0, 1])")]

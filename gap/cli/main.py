@@ -3,6 +3,7 @@
 import ast
 import sys
 import warnings
+from collections.abc import Callable
 from importlib import import_module, resources
 from typing import Annotated, Any
 
@@ -72,7 +73,8 @@ def make_app(verb: str) -> typer.Typer:
     for name in VERBS:
         if name == verb:
             module = import_module(f"gap.cli.{_module(name)}")
-            app.command(name, epilog=f"Example: {module.EXAMPLE}")(getattr(module, _module(name)))
+            command = getattr(module, _module(name))
+            app.command(name, help=_flowing(command), epilog=f"Example: {module.EXAMPLE}")(command)
         else:
             app.command(name, help=_help_of(name))(lambda: None)
     return app
@@ -101,6 +103,11 @@ def _top(
 def _help_of(verb: str) -> str:
     source = resources.files("gap.cli").joinpath(f"{_module(verb)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def _flowing(command: Callable[..., None]) -> str:
+    """The docstring with its paragraphs in one line each: the terminal breaks them where it ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
 
 
 def _fail(message: str, code: int = 2) -> int:

@@ -7,7 +7,6 @@ from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import typer
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from gap.config import Options, merge, parse_assignments, read_config
@@ -41,7 +40,8 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        fields = {path[-1]: (path, field) for path, field in _leaves(options)}
+        leaves = list(_leaves(options))
+        fields = {path[-1]: (path, field) for path, field, _ in leaves}
 
         def run(config: str | None = None, assign: list[str] | None = None, **given: Any) -> None:
             own = {name: given.pop(name) for name in list(given) if name not in fields}
@@ -56,7 +56,7 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
             command(lambda *base: options.read(*base, *layers, assigned, flags), **own)
 
         parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
-        parameters += [_flag(name, field) for name, (_, field) in fields.items()]
+        parameters += [_flag(path[-1], field, group) for path, field, group in leaves]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
         # Typer makes the flags from this; `inspect` documents it, and the types of functions lack it.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -67,16 +67,20 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
     return decorate
 
 
-def _leaves(options: type[BaseModel], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], FieldInfo]]:
+def _leaves(
+    options: type[Options], path: tuple[str, ...] = ()
+) -> Iterator[tuple[tuple[str, ...], FieldInfo, str | None]]:
+    """Each field with its path and the group of the class that declared it first."""
     for name, field in options.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             yield from _leaves(field.annotation, (*path, name))
         else:
-            yield (*path, name), field
+            owner = next(base for base in reversed(options.__mro__) if name in inspect.get_annotations(base))
+            yield (*path, name), field, vars(owner).get("group")
 
 
-def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
-    """A flag that is None unless given; its default stands in the help."""
+def _flag(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
+    """A flag that is None unless given; its default stands in the help, under the heading of its group."""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     shown: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
@@ -86,9 +90,10 @@ def _flag(name: str, field: FieldInfo) -> inspect.Parameter:
     if field.json_schema_extra == {"positional": True}:
         option = typer.Argument(help=described, show_default=False)
     elif field.annotation is bool:
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=described, show_default=False)
+        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=described, show_default=False, rich_help_panel=group)
     else:
-        option = typer.Option(flag, help=described, show_default=str(shown) if shown is not None else False)
+        default_shown = str(shown) if shown is not None else False
+        option = typer.Option(flag, help=described, show_default=default_shown, rich_help_panel=group)
     return _parameter(name, Annotated[hint, option], None)
 
 

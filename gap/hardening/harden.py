@@ -65,7 +65,7 @@ class SmallGeneratorOptions(GeneratorOptions):
     ] = 4
 
 
-class HardenOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
+class HardenOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
     """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
 
     classifier: Annotated[

@@ -13,14 +13,13 @@ from gap.config import Options
 class AugmentationOptions(Options):
     """How the pictures that a classifier learns on are changed."""
 
-    shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 0
-    rotate: Annotated[
-        float, Field(ge=0, le=180, description="augmentation: degrees that a picture may be turned, each way")
-    ] = 0.0
-    scale: Annotated[
-        float, Field(ge=0, lt=1, description="augmentation: the share that one may be enlarged by, or made smaller")
-    ] = 0.0
-    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
+    group = "Augmentation"
+    shift: Annotated[int, Field(ge=0, description="pixels that a picture may be moved, each way")] = 0
+    rotate: Annotated[float, Field(ge=0, le=180, description="degrees that a picture may be turned, each way")] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1, description="the share that one may be enlarged by, or made smaller")] = (
+        0.0
+    )
+    flip: Annotated[bool, Field(description="mirror half of the pictures, left to right")] = False
 
     def augmentation(self, size: tuple[int, int]) -> nn.Module:
         """What changes images of that size (H, W) so."""

@@ -21,6 +21,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 class MachineOptions(Options):
     """Where and how exactly to compute."""
 
+    group = "Machine"
     device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto, cpu or cuda")] = "auto"
     seed: Annotated[int, Field(ge=0, description="of every random choice")] = 0
     deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
@@ -29,6 +30,7 @@ class MachineOptions(Options):
 class TrainingMachineOptions(MachineOptions):
     """The same where networks learn, and may multiply in less than float32; what is measured never does."""
 
+    group = "Machine"
     precision: Annotated[Precision, Field(description="auto takes bf16 where the hardware multiplies in it")] = "auto"
 
 

@@ -18,7 +18,7 @@ from gap.training.loop import Listener, Plan, train
 from gap.training.machine import TrainingMachineOptions, main_first, make_accelerator
 
 
-class PretrainOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
+class PretrainOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
     """Options of `gap pretrain`."""
 
     classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = (
@@ -29,7 +29,7 @@ class PretrainOptions(AugmentationOptions, DataOptions, TrainingMachineOptions):
     lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 0.01
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.05
-    shift: Annotated[int, Field(ge=0, description="augmentation: pixels that a picture may be moved, each way")] = 2
+    shift: Annotated[int, Field(ge=0, description="pixels that a picture may be moved, each way")] = 2
 
 
 class StandardJob(Job):

@@ -75,3 +75,28 @@ def test_what_must_be_given_says_so() -> None:
     app.command()(command)
     shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
     assert "the data (required, here or in a config)" in shown and "the seed (required" not in shown
+
+
+def test_options_stand_under_the_group_that_declared_them_first() -> None:
+    class Kitchen(Options):
+        """A group of its own."""
+
+        group = "Kitchen"
+        oven: Annotated[int, Field(description="the oven")] = 200
+
+    class Meal(Kitchen):
+        """The same oven, hotter, and what belongs to no group."""
+
+        oven: Annotated[int, Field(description="the oven")] = 250
+        salt: Annotated[int, Field(description="the salt")] = 1
+
+    @with_options(Meal)
+    def command(read: Callable[..., Meal]) -> None:
+        pass
+
+    app = typer.Typer()
+    app.command()(command)
+    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    ungrouped, kitchen = shown.split("─ Kitchen ─")
+    assert "the salt" in ungrouped and "the oven" not in ungrouped
+    assert "the oven" in kitchen and "250" in kitchen and "the salt" not in kitchen

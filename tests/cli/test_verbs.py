@@ -53,6 +53,12 @@ def test_help_shows_an_example(run: Callable[..., Any], verb: str) -> None:
     assert f"Example: gap {verb}" in ended.out
 
 
+def test_help_flows_to_the_width_of_the_terminal(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    lines = run("harden", "--help").out.splitlines()
+    assert any("The mix is given" in line and "weights that are kept." in line for line in lines)
+
+
 def test_without_a_verb_there_is_help(run: Callable[..., Any]) -> None:
     ended = run()
     assert ended.code == 0
