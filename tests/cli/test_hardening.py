@@ -125,6 +125,15 @@ def test_what_learns_against_it(
     assert "not looked for: attacks trained against it" in ended.out
 
 
+def test_no_attacker_learns_within_a_budget_of_every_picture(
+    run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    learned: list[Any] = []
+    monkeypatch.setattr("gap.cli.judge.make_attack", lambda *told: learned.append(told))
+    ended = run("judge", hardened, "--budget=l2:60", "--attack=uap-sgd")
+    assert "allows every picture" in ended.complaint and not learned
+
+
 def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path) -> None:
     ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", "--fast", "--strict")
     assert ended.code == 1
