@@ -34,8 +34,13 @@ class DataOptions(Options):
         Labels, Field(description="the data's labels, the classifier's predictions, or (auto) whichever there is")
     ] = "auto"
     input: Annotated[str | None, Field(description="what a classifier of your own takes, as 3x32x32")] = None
-    mean: Annotated[list[float] | None, Field(description="normaliser of a classifier that has none: mean")] = None
-    std: Annotated[list[float] | None, Field(description="and standard deviation, of pixels in [0, 1]")] = None
+    mean: Annotated[
+        list[float] | None, Field(description="mean of the normaliser of a classifier that has none, as 0.49,0.48,0.45")
+    ] = None
+    std: Annotated[
+        list[float] | None,
+        Field(description="standard deviation of that normaliser, of pixels in [0, 1], as 0.25,0.24,0.26"),
+    ] = None
 
 
 @dataclass(frozen=True)

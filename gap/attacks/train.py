@@ -63,7 +63,9 @@ class TrainOptions(TrainingMachineOptions, DataOptions):
         str | None, Field(description="largest perturbation, linf:8/255 or l2:2.4 (pixels in [0, 1])")
     ] = None
     universal: Annotated[bool, Field(description="one perturbation for all images")] = False
-    noises: Annotated[int, Field(ge=1, description="with --universal: of so many noises, the best is found out")] = 8
+    noises: Annotated[
+        int, Field(ge=1, description="with --universal: how many noises to try, of which the best is kept")
+    ] = 8
     direct: Annotated[bool, Field(description="the generator makes the image itself")] = False
     magnitude: Annotated[str | None, Field(description="with --direct: the mean perturbation to meet, as l2:2.7")] = (
         None
@@ -76,7 +78,11 @@ class TrainOptions(TrainingMachineOptions, DataOptions):
         "margin"
     )
     confidence: Annotated[
-        float, Field(ge=0, description="logits by which the margin loss wants each image misread; more where few train")
+        float,
+        Field(
+            ge=0,
+            description="logits by which the margin loss wants each image misread; raise it where images are few",
+        ),
     ] = CONFIDENCE
     generator: GeneratorOptions = GeneratorOptions()
     flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False

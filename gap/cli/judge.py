@@ -35,26 +35,32 @@ class JudgeOptions(MachineOptions, DataOptions):
     classifier: str = Field(description="the classifier to judge", json_schema_extra={"positional": True})
     budget: Annotated[str, Field(description="the perturbations to withstand, linf:8/255 or l2:2.0")]
     architecture: Annotated[
-        str | None, Field(description="the network, where the classifier is a file of weights; as ARCHITECTURE@FILE")
+        str | None,
+        Field(
+            description="the network whose weights the classifier, a file, holds; the same as ARCHITECTURE@FILE for it"
+        ),
     ] = None
     twin: Annotated[str | None, Field(description="a classifier trained without hardening, to try transfer from")] = (
         None
     )
     attack: list[str] = Field(
         default_factory=list,
-        description="one more attack, as to gap evaluate: what gap train left, or a name, as pgd:restarts=5",
+        description="one more attack, repeatable: what gap train left, or one of `gap attacks`, as pgd:restarts=5",
     )
     adaptive: Annotated[
         int | None,
         Field(
             ge=0,
             description="training images that a generator and a universal perturbation learn from, to attack it;"
-            f" {IMAGES:,} where not told, and none with --fast",
+            f" {IMAGES:,} where not told, none with 0 or --fast",
         ),
     ] = None
     images: Annotated[int, Field(ge=1, description="how many test images, from the first on")] = 1000
     fast: Annotated[
-        bool, Field(description="the two white-box attacks (APGD) only, and a short black-box search of 200 images")
+        bool,
+        Field(
+            description="of AutoAttack the two white-box attacks (APGD) only, a short search of 200 images, no learning"
+        ),
     ] = False
     batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
 
@@ -71,6 +77,7 @@ def judge(
 ) -> None:
     """Say how hard a classifier is: AutoAttack, and signs of hidden gradients.
 
+    Robust are the images that withstand all of AutoAttack, PGD of 50 steps and every attack that is given or learns.
     The verdict is holds, masked (a check failed: its accuracy is not to be believed) or inconclusive (it is right on
     too few images to tell). It is also noted in the card of a folder that gap left.
     """

@@ -14,12 +14,18 @@ from gap.errors import GapError
 
 Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
 Assign = Annotated[
-    list[str] | None, typer.Option("--set", help="one option by its path, such as generator.fold=2; repeatable")
+    list[str] | None, typer.Option("--set", help="one option by its path in a config, such as seed=1; repeatable")
 ]
 
 Input = Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")]
-Mean = Annotated[list[str] | None, typer.Option("--mean", help="normaliser of a classifier that has none: mean")]
-Std = Annotated[list[str] | None, typer.Option("--std", help="and standard deviation, of pixels in [0, 1]")]
+Mean = Annotated[
+    list[str] | None,
+    typer.Option("--mean", help="mean of the normaliser of a classifier that has none, as 0.49,0.48,0.45"),
+]
+Std = Annotated[
+    list[str] | None,
+    typer.Option("--std", help="standard deviation of that normaliser, of pixels in [0, 1], as 0.25,0.24,0.26"),
+]
 
 
 def parse_numbers(flag: str, given: list[str] | None) -> list[float] | None:
@@ -90,9 +96,11 @@ def _flag(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
     if field.json_schema_extra == {"positional": True}:
         option = typer.Argument(help=described, show_default=False)
     elif field.annotation is bool:
-        option = typer.Option(f"{flag}/--no-{flag[2:]}", help=described, show_default=False, rich_help_panel=group)
+        option = typer.Option(
+            f"{flag}/--no-{flag[2:]}", help=described, show_default="on" if default else False, rich_help_panel=group
+        )
     else:
-        default_shown = str(shown) if shown is not None else False
+        default_shown = str(shown) if shown not in (None, "") else False
         option = typer.Option(flag, help=described, show_default=default_shown, rich_help_panel=group)
     return _parameter(name, Annotated[hint, option], None)
 

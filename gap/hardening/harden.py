@@ -82,24 +82,39 @@ class HardenOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
         description="an attack to train against, NAME, NAME=WEIGHT, NAME:steps=3=WEIGHT or NAME@FOLDER: "
         + ", ".join(KINDS),
     )
-    steps: Annotated[int, Field(ge=1, le=MOST_GIVEN, description="gradient steps of attacks that take some")] = 2
+    steps: Annotated[int, Field(ge=1, le=MOST_GIVEN, description=f"gradient steps of {', '.join(STEPPING)}")] = 2
     generators: Annotated[int, Field(ge=1, description="how many generators share each batch that one attack gets")] = 1
     renew: Annotated[
         float, Field(ge=0, description="epochs after which a generator starts anew, each in its turn; 0 is never")
     ] = 0.0
     universals: Annotated[int, Field(ge=1, description="how many universal perturbations play")] = 8
     clean: Annotated[float, Field(ge=0, lt=1, description="the share of each batch that is left clean")] = 0.0
-    watch: Annotated[bool, Field(description="restore the best weights when the probe shows a collapse")] = True
-    probed: Annotated[int, Field(ge=1, description="held-out images that the probe attacks after each epoch")] = 2000
+    watch: Annotated[
+        bool,
+        Field(
+            description="where the probe shows a collapse, go back to the best weights and take one more gradient step"
+        ),
+    ] = True
+    probed: Annotated[
+        int,
+        Field(
+            ge=1,
+            description="held-out images that the probe attacks after each epoch, to pick the weights that are kept",
+        ),
+    ] = 2000
     epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 20.0
-    warmup: Annotated[float, Field(ge=0, lt=1, description="the share of training over which epsilon rises")] = 0.2
+    warmup: Annotated[float, Field(ge=0, lt=1, description="the share of training over which epsilon rises from 0")] = (
+        0.2
+    )
     batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
     lr: Annotated[float, Field(gt=0, description="peak learning rate of the classifier's AdamW")] = 2e-3
-    generator_lr: Annotated[float, Field(gt=0, description="and of the generators'")] = 2e-3
+    generator_lr: Annotated[
+        float, Field(gt=0, description="peak learning rate of generators and universal perturbations")
+    ] = 2e-3
     weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
     smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
     average: Annotated[
-        float, Field(gt=0, lt=1, description="the share of training over which weights are averaged")
+        float, Field(gt=0, lt=1, description="the share of training that the average of the weights looks back over")
     ] = 0.02
     beta: Annotated[float, Field(gt=0, description="trades: the weight of keeping the clean prediction")] = 6.0
     generator: SmallGeneratorOptions = SmallGeneratorOptions()

@@ -31,7 +31,9 @@ class TrainingMachineOptions(MachineOptions):
     """The same where networks learn, and may multiply in less than float32; what is measured never does."""
 
     group = "Machine"
-    precision: Annotated[Precision, Field(description="auto takes bf16 where the hardware multiplies in it")] = "auto"
+    precision: Annotated[
+        Precision, Field(description="auto, fp32 or bf16; auto takes bf16 where the hardware multiplies in it")
+    ] = "auto"
 
 
 def make_accelerator(options: MachineOptions) -> Accelerator:
