@@ -92,7 +92,7 @@ class HardenOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
     watch: Annotated[
         bool,
         Field(
-            description="where the probe shows a collapse, go back to the best weights and take one more gradient step"
+            description="where the probe shows a collapse, go back to the best weights and give attacks one more step"
         ),
     ] = True
     probed: Annotated[

@@ -77,6 +77,27 @@ def test_what_must_be_given_says_so() -> None:
     assert "the data (required, here or in a config)" in shown and "the seed (required" not in shown
 
 
+def test_defaults_stand_in_the_help_where_there_are_any() -> None:
+    class Room(Options):
+        """One of each kind that has something to show, or nothing."""
+
+        light: Annotated[bool, Field(description="the light")] = True
+        fan: Annotated[bool, Field(description="the fan")] = False
+        chairs: Annotated[int, Field(description="the chairs")] = 0
+        guests: Annotated[list[str], Field(default_factory=list, description="the guests")]
+
+    @with_options(Room)
+    def command(read: Callable[..., Room]) -> None:
+        pass
+
+    app = typer.Typer()
+    app.command()(command)
+    lines = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.splitlines()
+    shown = {name: next(line for line in lines if f"the {name}" in line) for name in Room.model_fields}
+    assert "[default: (on)]" in shown["light"] and "[default: (0)]" in shown["chairs"]
+    assert "default" not in shown["fan"] and "default" not in shown["guests"]
+
+
 def test_options_stand_under_the_group_that_declared_them_first() -> None:
     class Kitchen(Options):
         """A group of its own."""
