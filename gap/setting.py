@@ -18,6 +18,7 @@ from gap.data.named import load_data
 from gap.data.splits import Dataset, Split, in_order
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
+from gap.memory_format import use_channels_last
 
 Labels = Literal["auto", "data", "predicted"]
 
@@ -112,7 +113,7 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
     classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name, indexed=data.indexed)
-        classifier.to(device).to(memory_format=torch.channels_last)
+        use_channels_last(classifier.to(device))
     if data.indexed:
         data = replace(data, classes=classifiers[0].facts.classes, class_names=classifiers[0].facts.class_names)
     unlabelled = data.test.labels is None

@@ -117,7 +117,7 @@ def _sweep(
     drawn: list[Captioned] = []
     columns = max(map(len, found.values()))
     for classifier in classifiers:
-        channels, device = classifier.facts.channels, next(classifier.parameters()).device
+        channels, device = classifier.facts.channels, classifier.device
         picture, painting = (open_sized(content, channels, size), open_sized(style, channels))
         for each in found[classifier.name]:
             manner = Manner(layers=[each.layer], evaluations=evaluations)

@@ -83,7 +83,7 @@ def evaluate(
     count = min(images or len(split), len(split))
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
     chosen = drawn[:count].sort().values
-    device = next(classifier.parameters()).device
+    device = classifier.device
     tally, example = _Tally(), None
     with frozen(classifier, *([source] if source else [])):
         for batch, labels in split.batches(chosen.split(batch_size), device):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gap.errors import GapError
+
 
 @dataclass(frozen=True)
 class Look:
@@ -105,6 +107,21 @@ class Variation(Objective):
         images = look.images.float()
         down, across = images.diff(dim=2), images.diff(dim=3)
         return down.square().flatten(1).mean(dim=1) + across.square().flatten(1).mean(dim=1)
+
+
+def check_gradients(objective: Objective, look: Look) -> None:
+    """Raise GapError naming the first part of an objective whose value carries no gradient to the images of a look."""
+    match objective:
+        case Sum():
+            for part in objective.parts:
+                check_gradients(part, look)
+        case Multiple():
+            check_gradients(objective.part, look)
+        case _ if not objective(look).requires_grad:
+            raise GapError(
+                f"{objective.name} passes no gradient to the image: nothing can be drawn with it;"
+                " name a layer outside of a checkpoint, or use a network that passes gradients"
+            )
 
 
 def _parts(objective: Objective) -> tuple[Objective, ...]:
