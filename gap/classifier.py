@@ -228,6 +228,7 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         weights = str(folder / TENSORS)
     build = find_builder(architecture, weights)
     network, facts = build(wanted)
+    _as_float32(network, text)
     if not is_file(weights):
         return Classifier(network, facts, name=text, architecture=architecture)
     state, normaliser = read_weights(Path(weights), network)
@@ -241,6 +242,16 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         _warn_of_supposed(facts, architecture, weights)
     settled = told is not None or normaliser is not None
     return Classifier(network, facts, name=text, architecture=architecture, settled=settled)
+
+
+def _as_float32(network: nn.Module, name: str) -> None:
+    """Bring weights and buffers of another precision to float32, in which everything is measured, and say so."""
+    tensors = (*network.parameters(), *network.buffers())
+    others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    if others:
+        types = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        warnings.warn(f"{name} has weights in {types}; it is used in float32", GapWarning, stacklevel=4)
+        network.float()
 
 
 def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:

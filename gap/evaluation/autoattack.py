@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
@@ -13,6 +14,7 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.folding import folded
 from gap.frozen import frozen
+from gap.gradients import input_gradient
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = ("apgd-ce", "apgd-t")
@@ -92,7 +94,7 @@ def auto_attack(
         _note(found, "clean", tell)
         lean = folded(classifier, classifier.facts.channels, classifier.facts.size)
         runner = AutoAttack(
-            _Rows(lean),
+            _ForAutoAttack(lean),
             norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,
@@ -125,18 +127,34 @@ def auto_attack(
     return found
 
 
-class _Rows(nn.Module):
-    """A classifier whose gradients lie row by row, as pyautoattack takes them to in L2, whatever its own layout."""
+class _OwnGraph(torch.autograd.Function):
+    """Logits with a graph of their own, whose gradient is taken by `backward` whoever asks for it and in what way."""
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, classifier: nn.Module) -> Tensor:
+        ctx.images = images.detach().requires_grad_()
+        with torch.enable_grad():
+            ctx.logits = classifier(ctx.images)
+        logits: Tensor = ctx.logits.detach()
+        return logits
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        with torch.enable_grad():
+            value = (ctx.logits * gradient).sum()
+        return input_gradient(value, ctx.images, retain_graph=True).contiguous(), None
+
+
+class _ForAutoAttack(nn.Module):
+    """A classifier as pyautoattack needs it: it asks by `torch.autograd.grad`, which reentrant checkpoints refuse, and
+    for L2 it takes gradients to lie row by row, whatever the layout of the classifier."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.requires_grad:
-            images = images.clone()  # a hook on what was handed in would stay with it
-            images.register_hook(lambda gradient: gradient.contiguous())
-        logits: Tensor = self.classifier(images)
+        logits: Tensor = _OwnGraph.apply(images, self.classifier) if images.requires_grad else self.classifier(images)
         return logits
 
 
