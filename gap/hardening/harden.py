@@ -40,7 +40,7 @@ from gap.hardening.starts import (
     UniversalStart,
 )
 from gap.models.generators import make_generator
-from gap.setting import DataOptions, accuracy, is_chance, load_setting
+from gap.setting import DataOptions, accuracy, is_chance, load_setting, name_classes
 from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Player, adam
@@ -167,6 +167,7 @@ def harden(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
+    name_classes(classifier, data)
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     if len(data.train):
         batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
