@@ -201,7 +201,7 @@ def test_network_error_in_the_middle_of_an_attack_is_one_line() -> None:
 
     images, labels = sample()
     for target in (Moody().eval(), classifier_of(Moody)):
-        with pytest.raises(NetworkError, match="Moody fails on 12 images of 3x8x8: RuntimeError: shapes cannot be$"):
+        with pytest.raises(NetworkError, match=r"Moody fails on 12 images of 3x8x8: RuntimeError: shapes cannot be$"):
             FGSM(BUDGET)(target, images, labels)
 
 
@@ -225,7 +225,7 @@ def test_gradient_of_nan_fails_the_masking_gate() -> None:
 
 
 def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
-    with pytest.raises(GapError, match="the gradient of .* is NaN or infinite"):
+    with pytest.raises(GapError, match=r"the gradient of .* is NaN or infinite"):
         visualize(classifier_of(foreign.UndefinedGradient), [Feature("conv2", 1)], steps=3)
 
 

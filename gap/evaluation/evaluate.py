@@ -76,8 +76,8 @@ def evaluate(
     `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
     looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
     images whose label is not the target already. `accuracy_before_rounding` is that under the attack's own images,
-    before 8 bits; all other figures are of 8-bit images. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in
-    pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
+    before 8 bits; all other figures are of 8-bit images. Rates are shares of [0, 1] with 95% Wilson intervals; norms
+    are in pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
     when there is no image, or an attack leaves its budget.
     """
     if len(split) == 0:

@@ -41,7 +41,7 @@ from gap.hardening.starts import (
 )
 from gap.memory_format import check_training
 from gap.models.generators import make_generator
-from gap.setting import DataOptions, accuracy, is_chance, load_setting
+from gap.setting import DataOptions, accuracy, is_chance, load_setting, name_classes
 from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Player, adam
@@ -169,6 +169,7 @@ def harden(
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
     check_training(classifier.requires_grad_(True))
+    name_classes(classifier, data)
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     if len(data.train):
         batch = min(options.batch_size, len(data.train)) // accelerator.num_processes

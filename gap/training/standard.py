@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gap.artefact import Artefact, save_artefact
 from gap.errors import GapError
 from gap.memory_format import check_training
-from gap.setting import DataOptions, accuracy, load_setting
+from gap.setting import DataOptions, accuracy, load_setting, name_classes
 from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, Player, adam
@@ -69,6 +69,7 @@ def pretrain(
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
     check_training(classifier)
+    name_classes(classifier, data)
     augmentation = options.augmentation(classifier.facts.size)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
     plan = Plan(options.epochs, options.batch_size, options.seed)
