@@ -49,7 +49,9 @@ def pixels() -> MemorySplit:
 
 @PAIRS
 @pytest.mark.parametrize("wrapped", [True, False], ids=["classifier", "bare module"])
-@pytest.mark.parametrize("spec", ["pgd:steps=4", "fgsm", "deepfool", "noise", "uap", "uap-sgd:images_seen=60"])
+@pytest.mark.parametrize(
+    "spec", ["pgd:steps=4", "fgsm", "deepfool", "noise", "uap:images_seen=12", "uap-sgd:images_seen=24"]
+)
 def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Module], spec: str, wrapped: bool) -> None:
     """Catches: images changed in place, a layout that the network cannot take, logits that are not unpacked."""
     images, labels = sample()
@@ -78,13 +80,18 @@ def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> N
         assert rows[0][key] == pytest.approx(rows[1][key], abs=0.04)
 
 
-@PAIRS
+@pytest.mark.parametrize("network", [foreign.InPlace, foreign.Squeezing, foreign.Constant])
 def test_judge_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
     results = [
-        judge(classifier_of(kind), pixels(), BUDGET, images=21, batch_size=20, fast=True)
+        judge(classifier_of(kind), pixels(), BUDGET, images=11, batch_size=10, fast=True)
         for kind in (network, SAME_AS[network])
     ]
-    assert results[0]["robust_accuracy"] == pytest.approx(results[1]["robust_accuracy"], abs=0.06)
+    assert results[0]["robust_accuracy"] == pytest.approx(results[1]["robust_accuracy"], abs=0.1)
+
+
+def test_judge_network_with_reentrant_checkpoint_is_refused_with_the_reason() -> None:
+    with pytest.raises(NetworkError, match=r"AutoAttack cannot attack Checkpointed: .*use_reentrant=False"):
+        judge(classifier_of(foreign.Checkpointed), pixels(), BUDGET, images=4, fast=True)
 
 
 @PAIRS
@@ -216,7 +223,7 @@ def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
 
 def test_gradient_of_nan_fails_the_masking_gate() -> None:
     with pytest.warns(GapWarning, match="NaN or infinite"):
-        result = judge(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=20, fast=True)
+        result = judge(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
     checks = {check["check"]: check for check in result["gate"]}
     for name in ("losses are not flat", "gradients tell how the margin changes"):
         assert not checks[name]["passed"]

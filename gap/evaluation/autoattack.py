@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from pyautoattack import AutoAttack
@@ -12,9 +11,10 @@ from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.errors import first_line
 from gap.folding import folded
 from gap.frozen import frozen
-from gap.gradients import input_gradient
+from gap.network import NetworkError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = ("apgd-ce", "apgd-t")
@@ -85,7 +85,8 @@ def auto_attack(
     The attacks look at the classifier with its norms folded, and break an image that either of the two misreads.
     `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four, where
     their loss has no meaning, they are left out, and so is Square where it cannot search. It asks `queries` times.
-    `tell` hears the accuracy after each attack.
+    `tell` hears the accuracy after each attack. Raises NetworkError where a network does not allow AutoAttack's way to
+    ask for gradients.
     """
     with frozen(classifier):
         with torch.no_grad():
@@ -94,7 +95,7 @@ def auto_attack(
         _note(found, "clean", tell)
         lean = folded(classifier, classifier.facts.channels, classifier.facts.size)
         runner = AutoAttack(
-            _ForAutoAttack(lean),
+            _Rows(lean),
             norm=NORMS[budget.norm],
             eps=budget.epsilon,
             seed=seed,
@@ -113,7 +114,7 @@ def auto_attack(
             standing = before.nonzero().squeeze(1)
             if len(standing):
                 runner.attacks_to_run = [name]
-                with _flags() as flags:
+                with _flags() as flags, _errors_told(classifier.name):
                     adversarial, _ = runner.run_standard_evaluation(
                         images[standing].contiguous(), labels[standing], batch_size=batch_size
                     )
@@ -127,40 +128,33 @@ def auto_attack(
     return found
 
 
-class _OwnGraph(torch.autograd.Function):
-    """Logits with a graph of their own, whose gradient is taken by `backward` whoever asks for it and in what way."""
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, classifier: nn.Module) -> Tensor:
-        ctx.images = images.detach().requires_grad_()
-        with torch.enable_grad():
-            ctx.logits = classifier(ctx.images)
-        logits: Tensor = ctx.logits.detach()
-        return logits
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        with torch.enable_grad():
-            value = (ctx.logits * gradient).sum()
-        return input_gradient(value, ctx.images, retain_graph=True).contiguous(), None
-
-
-class _ForAutoAttack(nn.Module):
-    """A classifier as pyautoattack needs it: it asks by `torch.autograd.grad`, which reentrant checkpoints refuse, and
-    for L2 it takes gradients to lie row by row, whatever the layout of the classifier."""
+class _Rows(nn.Module):
+    """A classifier whose gradients lie row by row, as pyautoattack takes them to in L2, whatever its own layout."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = _OwnGraph.apply(images, self.classifier) if images.requires_grad else self.classifier(images)
+        if images.requires_grad:
+            images = images.clone()  # a hook on what was handed in would stay with it
+            images.register_hook(lambda gradient: gradient.contiguous())
+        logits: Tensor = self.classifier(images)
         return logits
 
 
 def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:
     found.accuracy[name] = found.right.double().mean().item()
     tell(name, found.accuracy[name])
+
+
+@contextmanager
+def _errors_told(name: str) -> Iterator[None]:
+    """Turn an error of torch's, such as that of a reentrant checkpoint at `torch.autograd.grad`, into a NetworkError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise NetworkError(f"AutoAttack cannot attack {name}: {first_line(error)}") from error
 
 
 class _Listener(logging.Handler):
