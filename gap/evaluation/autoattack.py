@@ -150,7 +150,7 @@ def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> No
 
 @contextmanager
 def _errors_told(name: str) -> Iterator[None]:
-    """Turn an error of torch's, such as that of a reentrant checkpoint at `torch.autograd.grad`, into a NetworkError."""
+    """Turn an error of torch's, such as a reentrant checkpoint's at `torch.autograd.grad`, into a NetworkError."""
     try:
         yield
     except RuntimeError as error:
