@@ -11,6 +11,7 @@ from torch import Tensor
 from gap.data.pictures import find_pictures, is_picture
 from gap.data.splits import SEED, Dataset, FolderSplit, divide, twentieth
 from gap.errors import GapError
+from gap.paths import exists, expanded, is_folder
 
 TEST_SHARE = 0.2
 FEWEST_TO_DIVIDE = 5
@@ -37,9 +38,9 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
 
     Raises GapError for a folder that is missing, holds no pictures, or whose classes or labels do not fit them.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise GapError(f"{root} is {'not a folder' if root.exists() else 'missing'}; name a folder of pictures")
+    root = expanded(path)
+    if not is_folder(root):
+        raise GapError(f"{root} is {'not a folder' if exists(root) else 'missing'}; name a folder of pictures")
     if (root / "train").is_dir():
         pictures, (train, validation, test), division = _divided_by_folders(root)
     else:
