@@ -10,16 +10,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
 from gap.architectures import Facts, find_builder, is_code, is_file
-from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
+from gap.artefact import TENSORS, Artefact, Count, Side, is_artefact, open_artefact
 from gap.errors import GapError, GapWarning, first_line
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
-from gap.weights import classes_in, fit_weights, read_weights
+from gap.weights import classes_in, fit_weights, read_weights, tensors_of
 
 
 class Classifier(nn.Module):
@@ -67,7 +67,7 @@ class Classifier(nn.Module):
     def fingerprint(self) -> str:
         """A hash of the weights and buffers, the same for the same network wherever it is saved."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
+        for name, tensor in sorted(tensors_of(self.network).items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -156,9 +156,9 @@ class Told(BaseModel):
     name: str
     architecture: str
     fingerprint: str
-    channels: PositiveInt
-    size: tuple[PositiveInt, PositiveInt]
-    classes: PositiveInt
+    channels: Count
+    size: tuple[Side, Side]
+    classes: Count
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     class_names: tuple[str, ...] | None
@@ -247,8 +247,9 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
             f" write {architecture}@{artefact.folder}"
         )
     weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
+    artefact.check_sizes("classifier", (saved.channels, saved.classes))
     network, _ = find_builder(architecture, weights)(wanted)
-    fit_weights(network, artefact.tensors(), name)
+    artefact.fit(network)
     return Classifier(network, saved, name=name, architecture=architecture, settled=True)
 
 
