@@ -14,11 +14,12 @@ from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gap.architectures import Facts, find_builder, is_code, is_file
+from gap.architectures import Facts, find_builder, is_code, split_name
 from gap.artefact import TENSORS, Artefact, Count, Side, is_artefact, open_artefact
 from gap.errors import GapError, GapWarning, first_line
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
+from gap.paths import is_file
 from gap.weights import classes_in, fit_weights, read_weights, tensors_of
 
 
@@ -108,7 +109,7 @@ def load_classifier(
     else:
         classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
     given, facts = _normaliser(mean, std), classifier.facts
-    foreign = is_file(text.partition("@")[2])
+    foreign = is_file(split_name(text)[1])
     if given and not classifier.settled and (foreign or _normaliser(facts.mean, facts.std) is None):
         facts = replace(facts, mean=given[0], std=given[1])
         classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
@@ -182,7 +183,7 @@ def folder_of(name: str) -> Path | None:
     """The folder that gap left with a classifier of this name in it, where there is one."""
     if is_artefact(Path(name)):
         return Path(name)
-    where = Path(name.rpartition("@")[2])
+    where = Path(split_name(name)[1] or name)
     folder = where.parent if where.name == TENSORS else where
     return folder if is_artefact(folder) else None
 
@@ -200,7 +201,7 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
 
     Unless `silent`, it is said where a normaliser is only supposed.
     """
-    architecture, _, weights = text.partition("@")
+    architecture, weights = split_name(text)
     told = None
     if is_code(architecture) and (folder := folder_of(weights)):
         told = open_artefact(folder, "classifier").read(_Card).classifier.facts

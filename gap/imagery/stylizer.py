@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from gap.architectures import is_code
+from gap.architectures import is_code, split_name
 from gap.artefact import CARD, TENSORS, Artefact, Count, open_artefact
 from gap.classifier import Classifier, Told, load_classifier
 from gap.errors import GapError
@@ -100,7 +100,7 @@ def load_stylizer(
 
 
 def _backbone(told: Told, artefact: Artefact) -> Classifier:
-    if is_code(told.architecture) or is_code(told.name):
+    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
         raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
     return load_classifier(
         told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
