@@ -196,7 +196,7 @@ def _from_timm(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Fact
     channels, height, width = told["input_size"]
     classes = head.get("num_classes", int(told["num_classes"]))
     facts = Facts(channels, (height, width), classes, tuple(told["mean"]), tuple(told["std"]))
-    return network, replace(facts, class_names=_imagenet_names(facts.classes))
+    return network, replace(facts, class_names=None if weights == "none" else _imagenet_names(facts.classes))
 
 
 def _call_factory(module: str, factory: str) -> nn.Module:

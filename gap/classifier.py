@@ -16,9 +16,10 @@ from torch.nn import functional
 
 from gap.architectures import Facts, find_builder, is_code, split_name
 from gap.artefact import TENSORS, Artefact, Count, Side, is_artefact, open_artefact
-from gap.errors import GapError, GapWarning, first_line
+from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
+from gap.network import device_of, output_types, run_network
 from gap.paths import is_file
 from gap.weights import classes_in, fit_weights, read_weights, tensors_of
 
@@ -29,6 +30,9 @@ class Classifier(nn.Module):
     Takes images N x C x H x W in [0, 1]; gives logits N x classes. Images of another size than its own are resized to
     it, so that one attack can meet several classifiers. `architecture` is the string that builds the network, `name`
     the one the user wrote. `settled` says that its normaliser, or that it has none, came with its weights.
+
+    The network gets its own copy of the images, in the layout `memory_format`, and may return its logits in an object,
+    a mapping or a tuple (see `gap.network`). What it raises becomes a NetworkError that names it.
     """
 
     facts: Facts
@@ -44,13 +48,29 @@ class Classifier(nn.Module):
         self.facts = facts
         self.name = name
         self.architecture = architecture
+        self.memory_format = torch.contiguous_format
         self.register_buffer("mean", _per_channel(facts.mean, facts.channels, "mean"), persistent=False)
         self.register_buffer("std", _per_channel(facts.std, facts.channels, "std"), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != self.facts.size:
             images = functional.interpolate(images, self.facts.size, mode="bilinear", antialias=True)
-        return self.network(self.normalised(images))
+        return self.logits_at(images)
+
+    def logits_at(self, images: Tensor) -> Tensor:
+        """The logits of images in [0, 1] at the size that they have."""
+        pixels = self.normalised(images).contiguous(memory_format=self.memory_format)
+        return run_network(self.network, images.clone() if pixels is images else pixels, self.name)
+
+    def lay_out(self, memory_format: torch.memory_format) -> None:
+        """Bring weights and, from now on, images into a memory layout."""
+        self.memory_format = memory_format
+        self.to(memory_format=memory_format)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the classifier is."""
+        return device_of(self)
 
     def normalised(self, images: Tensor) -> Tensor:
         """Images in [0, 1] of any size as the network itself takes them."""
@@ -209,6 +229,7 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         weights = str(folder / TENSORS)
     build = find_builder(architecture, weights)
     network, facts = build(wanted)
+    _as_float32(network, text)
     if not is_file(weights):
         return Classifier(network, facts, name=text, architecture=architecture)
     state, normaliser = read_weights(Path(weights), network)
@@ -222,6 +243,16 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
         _warn_of_supposed(facts, architecture, weights)
     settled = told is not None or normaliser is not None
     return Classifier(network, facts, name=text, architecture=architecture, settled=settled)
+
+
+def _as_float32(network: nn.Module, name: str) -> None:
+    """Bring weights and buffers of another precision to float32, in which everything is measured, and say so."""
+    tensors = (*network.parameters(), *network.buffers())
+    others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
+    if others:
+        types = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
+        warnings.warn(f"{name} has weights in {types}; it is used in float32", GapWarning, stacklevel=4)
+        network.float()
 
 
 def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:
@@ -256,22 +287,22 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
 
 @torch.no_grad()
 def _tried(classifier: Classifier) -> Classifier:
-    facts = classifier.facts
+    """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
+    facts, name = classifier.facts, classifier.name
     probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0))
-    name = classifier.name
-    try:
-        with frozen(classifier):
-            logits = classifier(probe)
-    except Exception as error:  # the forward of a user's network may raise anything; it is told in a line
-        shape = "x".join(map(str, probe.shape[1:]))
-        raise GapError(f"{name} fails on images of {shape}: {first_line(error)}") from error
-    if not isinstance(logits, Tensor):
-        raise GapError(
-            f"{name} returns a {type(logits).__name__}, not a tensor of logits; wrap it to return the logits alone"
-        )
+    with frozen(classifier), output_types(classifier.network) as types:
+        logits = classifier(probe)
+        single = classifier(probe[:1])
+    if not issubclass(types[0], Tensor):
+        warnings.warn(f"{name} returns a {types[0].__name__}; its logits are taken", GapWarning, stacklevel=3)
     if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
         raise GapError(
             f"{name} returns the shape {tuple(logits.shape)} for 2 images; logits are images x classes, 2 or more"
+        )
+    if single.shape != (1, logits.shape[1]):
+        raise GapError(
+            f"{name} returns the shape {tuple(single.shape)} for one image; logits are images x classes, here"
+            f" 1 x {logits.shape[1]}"
         )
     if not logits.isfinite().all():
         raise GapError(f"{name} returns NaN or infinity on random pixels; check its weights and its normaliser")

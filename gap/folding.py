@@ -9,6 +9,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 from torch.nn.utils.parametrize import is_parametrized
 
 from gap.frozen import frozen
+from gap.network import device_of
 
 T = TypeVar("T", bound=nn.Module)
 
@@ -26,7 +27,7 @@ class Folding(Generic[T]):
     def __init__(self, network: T, channels: int, size: tuple[int, int]) -> None:
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
         self.lean = network
-        device = next(network.parameters()).device
+        device = device_of(network)
         probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         with frozen(network):
             expected = network(probe)

@@ -13,14 +13,19 @@ from pydantic import Field
 from torch import Tensor
 
 from gap.architectures import is_fresh
-from gap.classifier import Classifier, check_fits, check_normaliser, load_classifier
+from gap.artefact import open_artefact
+from gap.classifier import Classifier, check_fits, check_normaliser, folder_of, load_classifier
 from gap.config import Options
+from gap.data.class_names import find_difference, match_classes
 from gap.data.named import load_data
 from gap.data.splits import Dataset, Split, in_order
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
+from gap.memory_format import use_channels_last
 
 Labels = Literal["auto", "data", "predicted"]
+
+LARGE_DROP = 0.1
 
 
 class DataOptions(Options):
@@ -69,8 +74,8 @@ def load_classifiers(
     """Classifiers that take the same images: those of the first one's channels and size, which others resize.
 
     `asked`, channels and (H, W), is for networks that do not say what they take, and `like` where nothing was asked;
-    `mean` and `std` go to those without a normaliser. Raises GapError when they differ in channels or classes, or
-    all have a normaliser of their own and another is given.
+    `mean` and `std` go to those without a normaliser. Raises GapError when they differ in channels, classes or, where
+    they know its names, the order of these, or all have a normaliser of their own and another is given.
     """
     load = partial(load_classifier, mean=mean, std=std, lenient=True)
     channels, size = asked or like or (None, None)
@@ -85,6 +90,7 @@ def load_classifiers(
         if other.facts.size != facts.size:
             sizes = ["x".join(map(str, each.facts.size)) for each in (first, other)]
             warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
+    _check_order([first, *others])
     return [first, *others]
 
 
@@ -93,14 +99,14 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
 
     The data's size decides for networks that take any; a classifier's own size decides for data that has none.
     The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
-    take the first classifier's predictions. `mean` and `std` go to the classifiers without a normaliser.
-    Raises GapError when they cannot be made to fit.
+    take the first classifier's predictions. Labels are matched to the classifiers' classes, by name where a classifier
+    that has learned knows the names of its classes (see `match_classes`). `mean` and `std` go to the classifiers
+    without a normaliser. Raises GapError when they cannot be made to fit.
     """
     asked = parse_input(options.input)
     data: Dataset | None = None
     if asked is None and not options.data.startswith("folder:"):
         data = load_data(options.data, options.data_root)
-    counted = data.classes if data and options.labels != "predicted" else None
     like = (data.channels, data.size) if data else None
     classifiers = load_classifiers(names, asked, like, options.mean, options.std)
     first = classifiers[0].facts
@@ -109,11 +115,14 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
             shape = "x".join(map(str, (first.channels, *first.size)))
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
         data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
-        counted = data.classes if options.labels != "predicted" else None
+    counted = None
+    if options.labels != "predicted":
+        data = _matched(data, classifiers)
+        counted = data.classes
     classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
         check_fits(classifier, channels=data.channels, classes=counted, data=data.name, indexed=data.indexed)
-        classifier.to(device).to(memory_format=torch.channels_last)
+        use_channels_last(classifier.to(device))
     if data.indexed:
         data = replace(data, classes=classifiers[0].facts.classes, class_names=classifiers[0].facts.class_names)
     unlabelled = data.test.labels is None
@@ -136,6 +145,41 @@ def with_predictions(data: Dataset, classifier: Classifier, device: torch.device
         classes=classifier.facts.classes,
         class_names=classifier.facts.class_names,
     )
+
+
+def name_classes(classifier: Classifier, data: Dataset) -> None:
+    """Give a classifier that is to learn from this data the names of its classes, where it does not know them."""
+    if classifier.facts.class_names is None and data.classes == classifier.facts.classes:
+        classifier.facts = replace(classifier.facts, class_names=data.class_names)
+
+
+def _known_names(classifier: Classifier) -> tuple[str, ...] | None:
+    """The names of a classifier's classes, where it has one for each."""
+    names = classifier.facts.class_names
+    return names if names and len(names) == classifier.facts.classes else None
+
+
+def _check_order(classifiers: Sequence[Classifier]) -> None:
+    """Raise GapError where two classifiers know the names of their classes and have them in another order."""
+    named = [(classifier.name, names) for classifier in classifiers if (names := _known_names(classifier))]
+    for other, names in named[1:]:
+        first, first_names = named[0]
+        index = find_difference(first_names, names)
+        if index is not None:
+            raise GapError(
+                f"{first} and {other} differ in the order of their classes: class {index} is {first_names[index]!r}"
+                f" for the first and {names[index]!r} for the other; take one at a time"
+            )
+
+
+def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
+    """The data labelled by the classes of the first classifier that knows their names, else of the first that has
+    learned; fresh networks take the data's classes as they are."""
+    learned = [classifier for classifier in classifiers if not is_fresh(classifier.name)]
+    reference = next(filter(_known_names, learned), next(iter(learned), None))
+    if reference is None:
+        return data
+    return match_classes(data, reference.name, reference.facts.classes, _known_names(reference))
 
 
 def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
@@ -177,20 +221,63 @@ def is_chance(share: float, classes: int, split: Split) -> bool:
 
 
 def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
-    """Say so when a classifier is fresh, or no better on this data than guessing: an attack on it means nothing."""
+    """Warn where a classifier is fresh, no better on this data than guessing, or far worse than its card says.
+
+    An attack on such a classifier means nothing.
+    """
     if is_fresh(classifier.name):
         warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
         return
     if len(split) < 20:
         return
     share = accuracy(classifier, split, device)
-    if is_chance(share, classifier.facts.classes, split):
+    chance = is_chance(share, classifier.facts.classes, split)
+    recorded = _recorded_accuracy(classifier)
+    if recorded and recorded.is_far_above(share, len(split)):
+        guessing = ", no better than chance," if chance else ""
+        warnings.warn(
+            f"{classifier.name} is right on {share:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the test"
+            f" images of {recorded.data}; is it other data, are the classes in another order, or does it get another"
+            " normalisation (--mean/--std)?",
+            GapWarning,
+            stacklevel=2,
+        )
+    elif chance:
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
             " is it trained, and does it get its normalisation (--mean/--std)?",
             GapWarning,
             stacklevel=2,
         )
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """The test accuracy that a card tells: of a classifier on so many images of some data."""
+
+    accuracy: float
+    data: str
+    images: int
+
+    def is_far_above(self, share: float, images: int) -> bool:
+        """Whether this is more than ten points above a share of so many images, and beyond sampling noise."""
+        variance = self.accuracy * (1 - self.accuracy) / self.images + share * (1 - share) / images
+        return self.accuracy - share > max(LARGE_DROP, 2 * variance**0.5)
+
+
+def _recorded_accuracy(classifier: Classifier) -> _Recorded | None:
+    """The test accuracy in the card of these weights, whatever the normaliser; None where no card tells it."""
+    folder = folder_of(classifier.name)
+    if folder is None:
+        return None
+    card = open_artefact(folder).card
+    try:
+        data, images = card["data"]["name"], int(card["data"]["images"]["test"])
+        recorded = _Recorded(float(card["figures"]["test"]["accuracy"]), data, images)
+        same = card["classifier"]["fingerprint"] == classifier.fingerprint()
+    except (KeyError, TypeError, ValueError):  # a card of something else, or one without figures
+        return None
+    return recorded if same and images else None
 
 
 @torch.no_grad()

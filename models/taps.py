@@ -2,7 +2,8 @@
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from typing import Literal, TypeVar
 
@@ -11,16 +12,27 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.errors import GapError, unknown
+from gap.network import NetworkError
 
 T = TypeVar("T", bound=nn.Module)
 
 # The name of what a network returns, beside those of its layers.
 LOGITS = "logits"
 # What torch's and timm's layers raise at pictures of a size that they cannot take.
-UNFIT = (RuntimeError, AssertionError, ValueError)
+UNFIT = (RuntimeError, AssertionError, ValueError, NetworkError)
+# The order of the dimensions of a 4-dimensional output: a batch, channels, and the height and width of a map.
+Layout = Literal["NCHW", "NHWC"]
+HEIGHT_AND_WIDTH: dict[Layout, tuple[int, int]] = {"NCHW": (2, 3), "NHWC": (1, 2)}
+# Modules whose 4-dimensional output is N x C x H x W by definition.
+NCHW_MODULES = (
+    nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
+    nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
+)  # fmt: skip
+# By how many pixels images grow to see which dimensions of an output follow: twice the usual largest stride.
+GROWN = 64
 
 
-class _Enough(Exception):  # noqa: N818  # nothing failed
+class _Enough(BaseException):  # nothing failed; no `except Exception` of a forward may stop it
     """Every layer that was asked for has been read."""
 
 
@@ -47,6 +59,7 @@ class Taps:
                 twice = [other for other in names if known.get(other, other) == path]
                 raise GapError(f"layer {twice[0]} is named twice ({', '.join(twice)}); name it once")
         self.run = run or network
+        self.layouts: dict[str, Layout] = {}
         self.paths = dict(zip(names, paths, strict=True))
         self.modules = {path: modules[path] for path in paths if path != LOGITS}
         self._last: str | None = None
@@ -87,7 +100,26 @@ class Taps:
         if self._last is None and order and LOGITS not in self.paths.values():
             # Learned from the first pass, which went to the end: a module may run more than once.
             self._last = order[-1] if order.count(order[-1]) == 1 else None
-        return {name: read[path] for name, path in self.paths.items()}
+        return {name: self._as_map(name, read[path]) for name, path in self.paths.items()}
+
+    def read_as_maps(self, images: Tensor) -> None:
+        """From now on give maps as N x C x H x W, also those of layers that keep their channels last.
+
+        Raises GapError for a layer whose 4-dimensional output is not known to be a map: of tokens, windows or
+        attention heads nobody could say which dimension means what.
+        """
+        layouts = map_layouts(self.run, self.modules, images)
+        self.layouts = {name: layouts[path] for name, path in self.paths.items() if path in layouts}
+        for name, output in self(images).items():
+            if output.ndim == 4 and name not in self.layouts:
+                shape = " x ".join(map(str, output.shape[1:]))
+                raise GapError(
+                    f"layer {name} gives {shape} values, of which no two are known to be the height and width of a map;"
+                    " name a convolution, or a stage of them"
+                )
+
+    def _as_map(self, name: str, output: Tensor) -> Tensor:
+        return output.permute(0, 3, 1, 2) if self.layouts.get(name) == "NHWC" else output
 
 
 def resolve(network: nn.Module, name: str) -> str:
@@ -134,17 +166,20 @@ def _chain(chain: nn.Sequential) -> dict[str, str]:
 def stages(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
     """The last layer at each resolution that a network passes through, from the first to the last.
 
-    Modules that run more than once are left out, and maps of fewer than 2 x 2, and those of as many channels as there
-    are classes, which are scores.
+    Only layers that are known to give maps are meant. Modules that run more than once are left out, and maps of fewer
+    than 2 x 2, and those of as many channels as there are classes, which are scores.
     """
     ended: dict[tuple[int, int], list[str]] = {}
     runs: Counter[str] = Counter()
     paths = {module: path for path, module in network.named_modules() if path}
+    layouts = map_layouts(network, {path: module for module, path in paths.items()}, images)
 
     def note(module: nn.Module, inputs: object, output: object) -> None:
         runs[paths[module]] += 1
-        if isinstance(output, Tensor) and output.ndim == 4:
-            _, channels, height, width = output.shape
+        layout = layouts.get(paths[module])
+        if isinstance(output, Tensor) and output.ndim == 4 and layout:
+            height, width = (output.shape[dimension] for dimension in HEIGHT_AND_WIDTH[layout])
+            channels = output.shape[1 if layout == "NCHW" else 3]
             if min(height, width) > 1 and channels != classes:
                 ended.setdefault((height, width), []).append(paths[module])
 
@@ -156,6 +191,58 @@ def stages(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
             hook.remove()
     once = [[path for path in each if runs[path] == 1] for each in ended.values()]
     return [each[-1] for each in once if each]
+
+
+def map_layouts(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Layout]:
+    """Which modules give maps, and in which order of dimensions, by their paths.
+
+    A map is an output with one dimension that grows where the images grow taller and another, the next, that grows
+    where they grow wider. Where a network takes images of one size alone, the kind of a module may say so.
+    """
+    channels, height, width = images.shape[1:]
+    base, taller, wider = (
+        _output_shapes(run, modules, images.new_zeros(1, channels, *size))
+        for size in ((height, width), (height + GROWN, width), (height, width + GROWN))
+    )
+    layouts: dict[str, Layout] = {}
+    for path, shape in base.items():
+        if path in taller and path in wider:
+            grown = _changed(shape, taller[path]) + _changed(shape, wider[path])
+            for layout, (down, across) in HEIGHT_AND_WIDTH.items():
+                if len(shape) == 4 and grown == (down, across):
+                    layouts[path] = layout
+        elif len(shape) == 4 and isinstance(modules[path], NCHW_MODULES):
+            layouts[path] = "NCHW"
+    return layouts
+
+
+def _changed(shape: torch.Size, other: torch.Size) -> tuple[int, ...]:
+    """The dimensions in which two shapes differ; all where they have not as many dimensions."""
+    if len(shape) != len(other):
+        return tuple(range(len(shape)))
+    return tuple(index for index, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b)
+
+
+@torch.no_grad()
+def _output_shapes(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, torch.Size]:
+    """The shape of each module's last output in a pass, as far as the pass goes before a size does not fit."""
+    shapes: dict[str, torch.Size] = {}
+
+    def note(path: str, output: object) -> None:
+        if isinstance(output, Tensor):
+            shapes[path] = output.shape
+
+    hooks = [
+        module.register_forward_hook(lambda module, inputs, output, path=path: note(path, output))
+        for path, module in modules.items()
+    ]
+    try:
+        with suppress(*UNFIT):
+            run(images)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return shapes
 
 
 class AveragePool(nn.Module):

@@ -30,6 +30,10 @@ ready = net()
 def softmax():
     return nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Softmax(dim=1))
 
+class Words(Net):
+    def forward(self, images):
+        return "logits"
+
 class Pair(Net):
     def forward(self, images):
         return super().forward(images), images
@@ -120,7 +124,7 @@ def test_names_nobody_knows(name: str, message: str) -> None:
     [
         ("nett", "unknown factory in .*did you mean .*net"),
         ("number", "gave a int, not a torch.nn.Module"),
-        ("Pair", "returns a tuple"),
+        ("Words", "returns a str without logits"),
         ("Nan", "returns NaN"),
         ("Wrong", "returns the shape"),
     ],
@@ -133,7 +137,7 @@ def test_what_is_no_classifier(source: Path, factory: str, message: str) -> None
 def test_what_it_takes_must_be_said_and_right(source: Path) -> None:
     with pytest.raises(GapError, match="add --input CxHxW"):
         load_classifier(f"{source}:net")
-    with pytest.raises(GapError, match="fails on images of 3x5x5"):
+    with pytest.raises(GapError, match="fails on 2 images of 3x5x5"):
         load_classifier(f"{source}:net", channels=3, size=(5, 5))
     with pytest.raises(GapError, match="returns 3 classes where 4 were expected"):
         load_classifier(f"{source}:net", classes=4, **LIKE)

@@ -6,13 +6,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.gradient import check_differentiable, steepest
-from gap.budget import Budget, Norm
+from gap.attacks.gradient import steepest
+from gap.budget import Budget, Norm, quantise_towards
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.gradients import input_gradient, warn_if_undefined, zero_where_undefined
+from gap.network import call
 
 # The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
 SHORTEST_STEP = 1e-4
+# In search of 8-bit images that are misclassified, a perturbation grows by this factor at a time, to that multiple.
+GROWTH, LONGEST = 1.05, 20.0
 
 
 @dataclass(frozen=True)
@@ -22,6 +26,9 @@ class DeepFool:
     Each of at most `steps` steps goes to the nearest boundary with any of the `candidates` - 1 likeliest other classes
     of the clean image, were the classifier affine; the sum is lengthened by the share `overshoot`. An image leaves
     as soon as its class is not its label.
+
+    The paper stops there, and rounding to 8 bits brings most images back across the boundary. Here the perturbation of
+    such an image grows until its 8-bit image is misclassified too, where the budget allows that.
 
     The norm is that of the budget when there is one, else `norm`. Without a budget the perturbation is as long as
     it takes. With one, the result is projected onto it, so an image whose boundary lies farther away stays unfooled.
@@ -47,15 +54,43 @@ class DeepFool:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            perturbation = (1 + self.overshoot) * self._walk(classifier, images, labels)
-            if self.budget is not None:
-                perturbation = self.budget.project(perturbation)
-            return (images + perturbation).clamp(0, 1)
+            path = self.path_to_boundary(classifier, images, labels)
+            return self._past_rounding(classifier, images, labels, path)
 
-    def _walk(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the steps for each image, without the overshoot."""
+    def _past_rounding(self, classifier: nn.Module, images: Tensor, labels: Tensor, path: Tensor) -> Tensor:
+        """The adversarial images, moved along their path as far as it takes for their 8-bit images to be misclassified.
+
+        Images that this brings nowhere stay at the first overshoot.
+        """
+        adversarial = self._at(images, path, 1 + self.overshoot)
+        index = (call(classifier, adversarial).argmax(dim=1) != labels).nonzero().squeeze(1)
+        index = index[call(classifier, self._rounded(images[index], adversarial[index])).argmax(dim=1) == labels[index]]
+        length = 1 + self.overshoot
+        while len(index) and (length := GROWTH * length) < LONGEST:
+            longer = self._at(images[index], path[index], length)
+            rounded = self._rounded(images[index], longer)
+            survives = call(classifier, rounded).argmax(dim=1) != labels[index]
+            adversarial[index[survives]] = longer[survives]
+            index = index[~survives]
+        return adversarial
+
+    def _at(self, images: Tensor, path: Tensor, length: float) -> Tensor:
+        """The images moved so many times along their path, within the budget and [0, 1]."""
+        perturbation = length * path
+        if self.budget is not None:
+            perturbation = self.budget.project(perturbation)
+        return (images + perturbation).clamp(0, 1)
+
+    def _rounded(self, images: Tensor, adversarial: Tensor) -> Tensor:
+        if self.budget is not None:
+            return self.budget.quantise(images, adversarial)
+        return quantise_towards(images, adversarial)
+
+    def path_to_boundary(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        """The sum of the steps for each image, N x C x H x W, without the overshoot; the classifier is held frozen."""
         total = torch.zeros_like(images)
-        logits = classifier(images)
+        undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        logits = call(classifier, images)
         others = min(self.candidates, logits.shape[1]) - 1
         rivals = logits.scatter(1, labels.view(-1, 1), float("-inf")).topk(others).indices
         classes = torch.cat([labels.view(-1, 1), rivals], dim=1)
@@ -67,7 +102,9 @@ class DeepFool:
             values, gradients, predicted = _candidate_gradients(classifier, current, classes[index])
             standing = predicted == labels[index]
             index = index[standing]
-            total[index] += self._step(values[standing], gradients[standing])
+            finite, undefined[index] = zero_where_undefined(gradients[standing])
+            total[index] += self._step(values[standing], finite)
+        warn_if_undefined(self.name, undefined)
         return total
 
     def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
@@ -91,9 +128,8 @@ def _candidate_gradients(classifier: nn.Module, images: Tensor, classes: Tensor)
     """The logits of the classes N x K, their gradients N x K x C x H x W, and the N predicted classes."""
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = classifier(images)
+        logits = call(classifier, images)
         values = logits.gather(1, classes)
         sums = values.sum(dim=0).unbind()
-    check_differentiable(values)
-    gradients = [torch.autograd.grad(each, images, retain_graph=True)[0] for each in sums]
+    gradients = [input_gradient(each, images, retain_graph=True) for each in sums]
     return values.detach(), torch.stack(gradients, dim=1), logits.argmax(dim=1)

@@ -16,6 +16,8 @@ from gap.attacks.protocol import Attack
 from gap.budget import Budget, Norm, measure
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.gradients import input_gradient, warn_if_undefined, zero_where_undefined
+from gap.network import call
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,10 @@ class PGD:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            best = _Best(images, classifier(images), Goal(labels, self.targeted), self._floor)
+            best = _Best(images, call(classifier, images), Goal(labels, self.targeted), self._floor)
             for scale in self.step_scales * self.restarts:
                 self._run(classifier, images, best, scale * self.budget.epsilon)
+            warn_if_undefined(self.name, best.undefined)
             return best.images
 
     @property
@@ -84,13 +87,15 @@ class PGD:
                 find_loss(self.loss, self._floor),
             )
             best.offer(index, adversarial, logits)
+            gradient, undefined = zero_where_undefined(gradient)
+            best.undefined[index] |= undefined
             stepped = adversarial - clean - size * steepest(gradient, self.budget.norm)
             adversarial = (clean + self.budget.project(stepped)).clamp(0, 1)
 
             standing = best.margins[index] > -self.confidence
             index, clean, adversarial = index[standing], clean[standing], adversarial[standing]
         if len(index):
-            best.offer(index, adversarial, classifier(adversarial))
+            best.offer(index, adversarial, call(classifier, adversarial))
 
     def _begin(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
         if self.start is None:
@@ -99,10 +104,14 @@ class PGD:
 
 
 class _Best:
-    """The most adversarial pictures met so far, one per image: those of lowest logit margin."""
+    """The most adversarial pictures met so far, one per image: those of lowest logit margin.
+
+    `undefined` says for which images the search met a gradient that is NaN or infinite.
+    """
 
     def __init__(self, images: Tensor, logits: Tensor, goal: Goal, floor: float) -> None:
         self.images = images.detach().clone()
+        self.undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.floor = floor
         self.margins = margin(logits, logits, goal, floor)
         self.clean_logits = logits
@@ -141,6 +150,8 @@ class FGSM:
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
             _, gradient = loss_gradient(classifier, images, None, Goal(labels), find_loss(self.loss))
+            gradient, undefined = zero_where_undefined(gradient)
+            warn_if_undefined(self.name, undefined)
             step = self.budget.epsilon * steepest(gradient, self.budget.norm)
             return (images - self.budget.project(step)).clamp(0, 1)
 
@@ -154,17 +165,9 @@ def loss_gradient(
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
-        logits = classifier(images)
+        logits = call(classifier, images)
         value = loss(logits, logits.detach() if clean_logits is None else clean_logits, goal).sum()
-    check_differentiable(value)
-    (gradient,) = torch.autograd.grad(value, images)
-    return logits.detach(), gradient
-
-
-def check_differentiable(value: Tensor) -> None:
-    """Raise GapError when a value computed by a classifier carries no gradient."""
-    if not value.requires_grad:
-        raise GapError("the classifier passes no gradient to its input; attack it with noise or a trained perturbation")
+    return logits.detach(), input_gradient(value, images)
 
 
 def steepest(gradient: Tensor, norm: Norm) -> Tensor:

@@ -14,6 +14,7 @@ from gap.attacks.goals import GoalMaker
 from gap.attacks.losses import NEED_CLEAN, Loss
 from gap.attacks.trained import make_image
 from gap.budget import Budget, Norm, measure
+from gap.gradients import check_differentiable
 from gap.training.job import Backward, Job, Player
 
 # How fast the weight of the magnitude follows what the batches show, as a share per step.
@@ -66,6 +67,8 @@ class AttackJob(Job):
         clean = self._clean_logits(images)
         goal = self.goal(_consensus(clean), labels)
         attacked = [classifier(adversarial) for classifier in self.classifiers]
+        for logits in attacked if adversarial.requires_grad else ():  # one member of an ensemble would go unnoticed
+            check_differentiable(logits)
         losses = [self.loss(after, before, goal) for after, before in zip(attacked, clean, strict=True)]
         accuracy = (attacked[0].argmax(dim=1) == labels).float().mean()
         return torch.stack(losses).mean(dim=0), {"accuracy_under_attack": accuracy}

@@ -16,6 +16,7 @@ from gap.attacks.trained import load_attack
 from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sgd, sign_sgd
 from gap.budget import Budget
 from gap.errors import GapError, unknown
+from gap.network import device_of
 from gap.paths import is_folder
 
 MADE: dict[str, Callable[..., Attack]] = {
@@ -62,7 +63,7 @@ def named_attack(
     maker = _maker(name)
     options = _parse(name, written, _option_types(maker))
     if "start" in options:
-        device = "cpu" if classifier is None else next(classifier.parameters()).device
+        device = "cpu" if classifier is None else device_of(classifier)
         options["start"] = load_attack(options["start"], budget, device)
     if name in MADE:
         return MADE[name](budget=budget, name=spec.strip(), **options)

@@ -177,7 +177,7 @@ def _default_epochs(images: int) -> float:
 def make_job(options: TrainOptions, setting: Setting, steps: int) -> AttackJob:
     """The job that these options describe, for so many training steps, with fresh networks from the global seed."""
     facts = setting.classifiers[0].facts
-    device = next(setting.classifiers[0].parameters()).device
+    device = setting.classifiers[0].device
     generator = make_generator(facts.channels, **options.generator.dump())
     network: nn.Module = generator
     if options.universal:

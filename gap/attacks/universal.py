@@ -14,6 +14,8 @@ from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
 from gap.budget import Budget
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.gradients import warn_if_undefined, zero_where_undefined
+from gap.network import call
 
 # One pass over the training images: (images N x C x H x W in [0, 1], N labels), on the classifier's device.
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -115,13 +117,14 @@ def deepfool_uap(
             visited = fooled = 0
             for images in (group for batch, _ in taken for group in torch.split(batch, together)):
                 perturbed = (images + total).clamp(0, 1)
-                classes = classifier(images).argmax(dim=1)
-                standing = classifier(perturbed).argmax(dim=1) == classes
+                classes = call(classifier, images).argmax(dim=1)
+                standing = call(classifier, perturbed).argmax(dim=1) == classes
                 visited += len(images)
                 fooled += len(images) - int(standing.sum())
                 if standing.any():
                     perturbed, classes = perturbed[standing], classes[standing]
-                    found = deepfool(classifier, perturbed, classes) - perturbed
+                    path = deepfool.path_to_boundary(classifier, perturbed, classes)
+                    found = (perturbed + (1 + deepfool.overshoot) * path).clamp(0, 1) - perturbed
                     length = found.flatten(1).norm(dim=1).mean()
                     total = budget.project(total + length * steepest(found.mean(dim=0, keepdim=True), "l2"))
             if fooled >= fooling * visited:
@@ -151,8 +154,10 @@ def _descend(
     with frozen(classifier), torch.no_grad():
         for images, labels in (batch for taken in _passes(batches, images_seen) for batch in taken):
             perturbed = images + total
-            clean_logits = classifier(images) if chosen in NEED_CLEAN else None
+            clean_logits = call(classifier, images) if chosen in NEED_CLEAN else None
             _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Goal(labels), chosen)
+            gradient, undefined = zero_where_undefined(gradient)
+            warn_if_undefined(name, undefined)
             velocity = momentum * velocity + _feasible(gradient, perturbed).mean(dim=0, keepdim=True)
             size = step * (1 - seen / images_seen) * _largest_length(budget, total)
             total = budget.project(total - size * direction(velocity))

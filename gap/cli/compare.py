@@ -74,11 +74,13 @@ def compare(
         if row["budget"] == str(budgets[-1])
     ]
     title = f"{setting.data.name}, {rows[0]['images']} test images"
-    print_table(for_display(rows), columns_for(rows), title)
     plot = accuracy_curves(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
-    mark(out)
-    write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
-    write_bytes(out / "accuracy-against-epsilon.png", plot)
+    try:
+        mark(out)
+        write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
+        write_bytes(out / "accuracy-against-epsilon.png", plot)
+    finally:
+        print_table(for_display(rows), columns_for(rows), title)
     act = Act(
         "Accuracy against epsilon",
         "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",

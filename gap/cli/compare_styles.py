@@ -93,9 +93,9 @@ def compare_styles(
     drawn: list[Drawn] = []
     for each in draw_all(contents, styles, painters, reader, weights=tried):
         drawn.append(each)
+        save_picture(each.picture, out / _file(each, content, style))
         names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.painter} x {each.weight:g}"
         typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
-        save_picture(each.picture, out / _file(each, content, style))
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
     for row, painter in zip(rows, painters, strict=True):
@@ -112,18 +112,18 @@ def compare_styles(
         Column("entropy", "activation entropy", ".3f"),
         Column("robustness", "R of layers", ".3f"),
     ]
-    print_table(rows, columns, f"read by {judge}")
-    write_json(
-        out / "table.json",
-        {
-            "judge": judge,
-            "evaluations": evaluations,
-            "precision": taken,
-            "weights": tried,
-            "rows": rows,
-            "drawings": [_told(each, content, style) for each in drawn],
-        },
-    )
+    result = {
+        "judge": judge,
+        "evaluations": evaluations,
+        "precision": taken,
+        "weights": tried,
+        "rows": rows,
+        "drawings": [_told(each, content, style) for each in drawn],
+    }
+    try:
+        write_json(out / "table.json", result)
+    finally:
+        print_table(rows, columns, f"read by {judge}")
     seconds = time.monotonic() - started
     budget = f"{evaluations} evaluations in {taken} for each of the style weights {', '.join(f'{w:g}' for w in tried)}"
     text = (

@@ -1,12 +1,11 @@
 """What every drawing verb does around its work: the bar, the preview, and the picture kept on Ctrl-C."""
 
-import os
 import signal
 import sys
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Annotated, Literal
@@ -23,7 +22,7 @@ from gap.classifier import Classifier
 from gap.cli.options import parse_numbers
 from gap.data.pictures import open_picture, save_picture
 from gap.errors import GapError, GapWarning, unknown
-from gap.files import writing
+from gap.files import check_writable, writing
 from gap.imagery.canvas import resized, within
 from gap.imagery.optimise import DrawingProgress
 from gap.imagery.stylize import Stylized
@@ -76,15 +75,29 @@ def easel(keep: Callable[[Tensor], None], log: Path | None = None) -> Iterator[E
     console = Console(stderr=True)
     figures = TextColumn("{task.fields[figures]}")
     columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
-    diary = SummaryWriter(log) if log else nullcontext()
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar, diary as writer:
+    with Bar(*columns, console=console, disable=not console.is_terminal) as bar, _event_writer(log) as writer:
         stand = Easel(keep, bar, writer)
         try:
             with _terminated():
                 yield stand
-        except (KeyboardInterrupt, SystemExit, GapError):
+        except (KeyboardInterrupt, SystemExit, Exception):  # a backbone of the user's own may raise anything
             stand.stop()
             raise
+
+
+@contextmanager
+def _event_writer(log: Path | None) -> Iterator[SummaryWriter | None]:
+    """TensorBoard's writer for a folder, if there is one."""
+    if log is None:
+        yield None
+        return
+    with writing(log):
+        writer = SummaryWriter(log)
+    try:
+        yield writer
+    finally:
+        with writing(log):
+            writer.close()
 
 
 @contextmanager
@@ -129,11 +142,7 @@ def check_out(out: Path, pictures: Iterable[Path | None] = ()) -> None:
     check_apart(out, pictures)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise GapError(f"{out} is not the name of a PNG; end it in .png")
-    trial = out.with_name(f".{out.name}.{os.getpid()}.part")
-    with writing(out):
-        out.parent.mkdir(parents=True, exist_ok=True)
-        trial.touch()
-        trial.unlink()
+    check_writable(out)
 
 
 def load_backbone(

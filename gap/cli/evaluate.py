@@ -1,18 +1,19 @@
 """Measure attacks, trained or not, on one or many classifiers."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
+from PIL import Image
 from pydantic import Field
 
 from gap.artefact import claim_output, mark
-from gap.cli.options import with_options
+from gap.cli.options import Json, with_options
 from gap.cli.tables import columns_for, for_display
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.lineup import common_budget, find_entrants, run_lineup
-from gap.files import write_json
+from gap.files import check_writable, write_json
 from gap.report.pictures import SheetRow, contact_sheet, save_image
 from gap.report.tables import print_table
 from gap.setting import DataOptions, load_setting, warn_if_chance
@@ -54,7 +55,7 @@ def evaluate(
     read: Callable[..., EvaluateOptions],
     *,
     attacks: Attacks,
-    json: Annotated[Path | None, typer.Option("--json", help="write the table there")] = None,
+    json: Json = None,
     out: Annotated[Path | None, typer.Option("--out", help="a folder for the table and pictures")] = None,
 ) -> None:
     """Measure attacks, trained or not, on one or many classifiers.
@@ -65,6 +66,8 @@ def evaluate(
     options = read()
     entrants = find_entrants(attacks)
     budget = common_budget(entrants, options.budget)
+    if json:
+        check_writable(json)
     if out:
         claim_output(out)
     accelerator = make_accelerator(options)
@@ -87,12 +90,20 @@ def evaluate(
         typer.echo(f"{row['attack']} on {row['classifier']}: {row['accuracy_under_attack']:.2%} left", err=True)
         found.append(evaluation)
     rows = [evaluation.row for evaluation in found]
-    print_table(for_display(rows), columns_for(rows), f"{setting.data.name}, {rows[0]['images']} test images")
     table = {"rows": rows, "data": setting.data.describe()}
-    if json:
-        write_json(json, table)
-    if out:
-        mark(out)
-        write_json(out / "table.json", table)
-        sheet = [SheetRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in found]
-        save_image(contact_sheet(sheet), out / "pictures.png")
+    try:
+        if json:
+            write_json(json, table)
+        if out:
+            mark(out)
+            write_json(out / "table.json", table)
+            save_image(_sheet(found), out / "pictures.png")
+    finally:
+        print_table(for_display(rows), columns_for(rows), f"{setting.data.name}, {rows[0]['images']} test images")
+
+
+def _sheet(evaluations: Sequence[Evaluation]) -> Image.Image:
+    """The example pictures of each attack."""
+    return contact_sheet(
+        [SheetRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in evaluations]
+    )

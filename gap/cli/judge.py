@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import chain
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -13,13 +12,13 @@ from gap.artefact import note_in_card
 from gap.attacks.train import IMAGES
 from gap.budget import Budget
 from gap.classifier import card_of
-from gap.cli.options import with_options
+from gap.cli.options import Json, with_options
 from gap.errors import GapError
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.evaluation.judge import FEWEST
 from gap.evaluation.judge import judge as work
 from gap.evaluation.lineup import check_entrants, find_entrants, make_attack
-from gap.files import write_json
+from gap.files import check_writable, write_json
 from gap.process import Stopped
 from gap.report.tables import Column, print_table
 from gap.setting import DataOptions, load_setting, warn_if_chance
@@ -69,7 +68,7 @@ class JudgeOptions(MachineOptions, DataOptions):
 def judge(
     read: Callable[..., JudgeOptions],
     *,
-    json: Annotated[Path | None, typer.Option("--json", help="write the judgement there")] = None,
+    json: Json = None,
     strict: Annotated[
         bool,
         typer.Option("--strict", help="exit with status 1 unless the verdict is holds, whatever the accuracy"),
@@ -83,6 +82,8 @@ def judge(
     """
     options = read()
     budget = Budget.parse(options.budget)
+    if json:
+        check_writable(json)
     accelerator = make_accelerator(options)
     if accelerator.num_processes > 1:
         raise GapError("gap judge works in one process; start it without torchrun or accelerate")
@@ -122,12 +123,14 @@ def judge(
     except Stopped as stopped:
         typer.echo("gap: stopped while an attacker learned; nothing is judged", err=True)
         raise typer.Exit(stopped.code) from None
-    _show(found)
-    if json:
-        write_json(json, found)
-    if folder := card_of(classifier):
-        suite = "fast" if options.fast else "standard"
-        note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
+    try:
+        if json:
+            write_json(json, found)
+        if folder := card_of(classifier):
+            suite = "fast" if options.fast else "standard"
+            note_in_card(folder, f"judged at {budget}, {suite}, {found['images']} images of {setting.data.name}", found)
+    finally:
+        _show(found)
     if strict and found["verdict"] != "holds":
         raise typer.Exit(1)
 

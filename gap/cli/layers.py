@@ -12,11 +12,11 @@ from pydantic import Field
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.cli.easel import check_out, open_sized, split_names
-from gap.cli.options import with_options
+from gap.cli.options import Json, with_options
 from gap.data.pictures import open_picture
 from gap.errors import GapError
 from gap.evaluation.layers import STEPS, LayerRobustness, as_rows, layer_robustness
-from gap.files import write_bytes, write_json
+from gap.files import check_writable, write_bytes, write_json
 from gap.imagery.stylize import Manner, stylize
 from gap.imagery.view import default_layers
 from gap.report.pictures import save_image, to_image
@@ -44,7 +44,7 @@ def layers(
     read: Callable[..., LayersOptions],
     *,
     classifiers: Annotated[list[str], typer.Argument(help="one or several classifiers, to compare")],
-    json: Annotated[Path | None, typer.Option("--json", help="write the table there")] = None,
+    json: Json = None,
     out: Annotated[Path | None, typer.Option("--out", help="write the plot there, .png")] = None,
     content: Annotated[
         Path | None, typer.Option("--content", help="for --sweep: a picture whose content is kept")
@@ -65,6 +65,8 @@ def layers(
     options = read()
     if (sweep is None) != (content is None) or (sweep is None) != (style is None):
         raise GapError("a sweep needs --sweep, --content and --style together")
+    if json:
+        check_writable(json)
     if out:
         check_out(out)
     if sweep and content and style:
@@ -93,15 +95,22 @@ def layers(
         )
     rows = as_rows(found)
     columns = [Column("classifier", "classifier"), Column("layer", "layer"), Column("robustness", "R", ".3f")]
-    print_table(rows, columns, f"{setting.data.name}, {count} test images, {budget}")
-    if json:
-        write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": setting.data.describe()})
+    try:
+        if json:
+            write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": setting.data.describe()})
+        if out:
+            write_bytes(out, _plot(found, budget))
+    finally:
+        print_table(rows, columns, f"{setting.data.name}, {count} test images, {budget}")
     if out:
-        series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
-        write_bytes(out, grouped_bars(series, f"Robustness of layers within {budget}", "R"))
         typer.echo(out)
     if sweep and content and style:
         _sweep(setting.classifiers, found, content, style, size, evaluations, sweep)
+
+
+def _plot(found: Mapping[str, Sequence[LayerRobustness]], budget: Budget) -> bytes:
+    series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
+    return grouped_bars(series, f"Robustness of layers within {budget}", "R")
 
 
 def _sweep(
@@ -117,13 +126,13 @@ def _sweep(
     drawn: list[Captioned] = []
     columns = max(map(len, found.values()))
     for classifier in classifiers:
-        channels, device = classifier.facts.channels, next(classifier.parameters()).device
+        channels, device = classifier.facts.channels, classifier.device
         picture, painting = (open_sized(content, channels, size), open_sized(style, channels))
         for each in found[classifier.name]:
             manner = Manner(layers=[each.layer], evaluations=evaluations)
             made = stylize(picture.to(device), [painting.to(device)], classifier, manner=manner).picture
             drawn.append(Captioned(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
-            typer.echo(drawn[-1].caption, err=True)
             save_image(sheet(drawn, columns=columns), out)
+            typer.echo(drawn[-1].caption, err=True)
         drawn += [Captioned(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(found[classifier.name]))
     typer.echo(out)

@@ -1,7 +1,9 @@
 """Command-line options made from option classes: each is written once, in the class, and typed everywhere."""
 
 import inspect
+import sys
 from collections.abc import Callable, Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -11,6 +13,7 @@ from pydantic.fields import FieldInfo
 
 from gap.config import Options, merge, parse_assignments, read_config
 from gap.errors import GapError
+from gap.files import STANDARD_OUTPUT, descriptor
 
 Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
 Assign = Annotated[
@@ -25,6 +28,21 @@ Mean = Annotated[
 Std = Annotated[
     list[str] | None,
     typer.Option("--std", help="standard deviation of that normaliser, of pixels in [0, 1], as 0.25,0.24,0.26"),
+]
+
+
+def _reserve_standard_output(context: typer.Context, path: Path | None) -> Path | None:
+    """Where JSON goes to standard output, everything for people goes to standard error until the verb ends."""
+    if path == Path("-"):
+        path = STANDARD_OUTPUT
+    if path and descriptor(path) == 1:
+        context.with_resource(redirect_stdout(sys.stderr))
+    return path
+
+
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", help="write the result there; - is standard output", callback=_reserve_standard_output),
 ]
 
 

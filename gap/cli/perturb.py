@@ -60,6 +60,8 @@ def perturb(
         budget=budget,
         keep_size=keep_size,
     )
-    write_json(out / "table.json", {"rows": rows})
-    print_table(rows, COLUMNS, f"{artefact} on {len(rows)} picture{'s' if len(rows) > 1 else ''}")
+    try:
+        write_json(out / "table.json", {"rows": rows})
+    finally:
+        print_table(rows, COLUMNS, f"{artefact} on {len(rows)} picture{'s' if len(rows) > 1 else ''}")
     typer.echo(out)

@@ -5,13 +5,14 @@ from typing import Any
 from gap.budget import Budget
 from gap.report.tables import Column
 
+UNDER_ATTACK = Column("accuracy_under_attack", "under attack", ".2%")
 COLUMNS = (
     Column("attack", "attack"),
     Column("classifier", "classifier"),
     Column("budget", "budget"),
     Column("images", "images", "d"),
     Column("clean_accuracy", "clean", ".2%"),
-    Column("accuracy_under_attack", "under attack", ".2%"),
+    UNDER_ATTACK,
     Column("fooling_rate", "fooling rate", ".2%"),
     Column("attack_success_rate", "success", ".2%"),
     Column("l2_mean", "L2 mean", ".3f"),
@@ -22,17 +23,26 @@ COLUMNS = (
     Column("milliseconds", "ms/image", ".3f"),
 )
 SOURCE = Column("source", "made on")
+UNROUNDED = Column("accuracy_before_rounding", "before 8 bits", ".2%")
 TARGET = Column("target_success_rate", "target reached", ".2%")
 
 
-def columns_for(rows: list[dict[str, object]]) -> list[Column]:
+def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
     """The columns that say something about these rows."""
     columns = list(COLUMNS)
     if any(row["source"] != row["classifier"] for row in rows):
         columns.insert(1, SOURCE)
     if any("target_success_rate" in row for row in rows):
         columns.insert(-6, TARGET)
+    if any(_rounding_matters(row) for row in rows):
+        columns.insert(columns.index(UNDER_ATTACK) + 1, UNROUNDED)
     return columns
+
+
+def _rounding_matters(row: dict[str, Any]) -> bool:
+    """Whether rounding to 8 bits moves the accuracy under attack out of its own interval."""
+    low, high = row["accuracy_under_attack_interval"]
+    return not low <= row["accuracy_before_rounding"] <= high
 
 
 def for_display(rows: list[dict[str, object]]) -> list[dict[str, object]]:

@@ -13,6 +13,7 @@ from gap.classifier import Classifier
 from gap.cli.easel import Device, check_apart, easel, find_class, find_device
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.data.pictures import find_pictures, open_picture
+from gap.files import check_writable
 from gap.imagery.optimise import reach
 from gap.imagery.traverse import traverse as work
 from gap.report.pictures import save_image, to_image
@@ -62,6 +63,7 @@ def traverse(
     files = [file for path in pictures for file in find_pictures(path)]
     for left in (out, sheet):
         check_apart(left, files)
+        check_writable(left)
     images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
     within = within or reach(images)
     within.check(facts.channels, *facts.size)
@@ -76,11 +78,13 @@ def traverse(
         for walker in walkers:
             walk = work(walker.to(where), images, classes, budget=within, steps=steps, tell=stand)
             drawn.append(DrawnWalk(Path(split_name(walker.name)[1] or walker.name).name, walk.pictures, walk.shares))
-    for walker, each in zip(walkers, drawn, strict=True):
-        _say(walker, each.shares, files, target)
     names = [first.label(index) for index in range(facts.classes)]
-    save_video(walk_frames(drawn, names), out, fps=fps)
-    save_image(key_frames(drawn, names), sheet)
+    try:
+        save_image(key_frames(drawn, names), sheet)
+        save_video(walk_frames(drawn, names), out, fps=fps)
+    finally:
+        for walker, each in zip(walkers, drawn, strict=True):
+            _say(walker, each.shares, files, target)
     typer.echo(f"within {within}; key frames in {sheet}\n{out}")
 
 

@@ -15,7 +15,7 @@ from gap.artefact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, 
 from gap.config import Options, read_yaml_file
 from gap.errors import GapError, GapWarning
 from gap.files import leftovers, write_text
-from gap.process import speaks
+from gap.process import Stopped, speaks
 from gap.training.listeners import MetricsLog, TensorBoard, Terminal
 from gap.training.loop import Progress
 
@@ -66,7 +66,9 @@ def run_work(
             warnings.simplefilter("ignore", GapWarning)
         try:
             return work(options, out, (opening, terminal, MetricsLog(out), TensorBoard(out)), resume=resume)
-        except GapError:
+        except Stopped:
+            raise
+        except Exception:  # a network of the user's own may raise anything
             opening.undo()
             raise
 

@@ -15,6 +15,11 @@ from gap.files import whole
 from gap.paths import exists, is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# What operating systems, notebooks and network drives leave in a folder, in lower case.
+SYSTEM_FOLDERS = (
+    "__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "recycler",
+    "system volume information",
+)  # fmt: skip
 MODES = {1: "L", 3: "RGB"}
 WHITES = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
 DAMAGE = (
@@ -52,7 +57,7 @@ def open_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
 
 
 def find_pictures(path: str | Path) -> list[Path]:
-    """The picture files of a folder and the folders in it, by suffix, sorted, hidden ones left out; or the one file.
+    """The picture files of a folder and the folders in it, as `list_pictures` lists them; or the one file.
 
     Raises GapError where there is no such path, or no picture in the folder.
     """
@@ -61,13 +66,25 @@ def find_pictures(path: str | Path) -> list[Path]:
         raise GapError(f"{path} does not exist; name a picture file or a folder of pictures")
     if not is_folder(path):
         return [path]
-    found = []
-    for folder, folders, names in os.walk(path):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [path for name in names if is_picture(path := Path(folder, name))]
-    if not found:
+    pictures = list_pictures(path)
+    if not pictures:
         raise GapError(f"{path} holds no pictures ({' '.join(SUFFIXES)})")
-    return sorted(found)
+    return pictures
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder and the folders in it, by suffix, sorted; hidden files and folders, and those of
+    operating systems, are left out."""
+    pictures = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_passed_over(name)]
+        pictures += [path for name in names if is_picture(path := Path(parent, name))]
+    return sorted(pictures)
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name holds no pictures of the user's: it is hidden, or of an operating system."""
+    return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
 def is_picture(path: Path) -> bool:

@@ -36,6 +36,10 @@ class Split(Protocol):
         """The same pictures with labels that someone made of them, one for each picture."""
         ...
 
+    def renumbered(self, mapping: Tensor) -> "Split":
+        """The same pictures, their own labels numbered otherwise: `mapping[label]` is in place of each label."""
+        ...
+
     def digest(self) -> str:
         """A sha256 that tells this selection of pictures from another, and the labels that they came with from others.
 
@@ -76,6 +80,9 @@ class MemorySplit:
 
     def with_labels(self, labels: Tensor) -> "MemorySplit":
         return replace(self, labels=one_each(labels, len(self)), own_labels=False)
+
+    def renumbered(self, mapping: Tensor) -> "MemorySplit":
+        return self if self.labels is None else replace(self, labels=mapping[self.labels])
 
     def digest(self) -> str:
         return _digest(self.images.contiguous().numpy().data, self.labels if self.own_labels else None)
@@ -128,6 +135,9 @@ class FolderSplit:
     def with_labels(self, labels: Tensor) -> "FolderSplit":
         return replace(self, labels=one_each(labels, len(self)), own_labels=False)
 
+    def renumbered(self, mapping: Tensor) -> "FolderSplit":
+        return self if self.labels is None else replace(self, labels=mapping[self.labels])
+
     def digest(self) -> str:
         names = (Path(os.path.relpath(path, self.root)).as_posix() for path in self.paths)
         return _digest("\n".join(names).encode(errors="surrogateescape"), self.labels if self.own_labels else None)
@@ -158,8 +168,9 @@ class Dataset:
     """Three disjoint splits of pictures, and what is known about them.
 
     `size` is (H, W). `class_names` and `classes` are None where unknown. With `indexed` the labels are class indices
-    of a classifier, and `classes` only says how many classes that has at least. `division` says how the splits were
-    made; `source` says where the pictures are from and their terms.
+    of a classifier, and `classes` only says how many classes that has at least. With `sorted_classes` the classes are
+    numbered in the order of their names, which a classifier need not follow. `division` says how the splits were made;
+    `source` says where the pictures are from and their terms.
     """
 
     name: str
@@ -173,6 +184,7 @@ class Dataset:
     source: str
     division: str = ""
     indexed: bool = False
+    sorted_classes: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -35,7 +35,7 @@ def adaptive_attacks(
     training, by its name. Neither attack is kept; `gap train` keeps them. There are none against a classifier without
     gradients to learn from, and one that cannot learn is left out with a warning.
     """
-    device, train = next(classifier.parameters()).device, setting.data.train
+    device, train = classifier.device, setting.data.train
     sample, _ = next(iter(setting.data.test.batches([torch.arange(1)], device)))
     if not len(train) or not differentiable(classifier, sample):
         return

@@ -11,8 +11,10 @@ from torch import Tensor, nn
 
 from gap.budget import Budget
 from gap.classifier import Classifier
+from gap.errors import first_line
 from gap.folding import folded
 from gap.frozen import frozen
+from gap.network import NetworkError
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = ("apgd-ce", "apgd-t")
@@ -83,7 +85,8 @@ def auto_attack(
     The attacks look at the classifier with its norms folded, and break an image that either of the two misreads.
     `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four, where
     their loss has no meaning, they are left out, and so is Square where it cannot search. It asks `queries` times.
-    `tell` hears the accuracy after each attack.
+    `tell` hears the accuracy after each attack. Raises NetworkError where a network does not allow AutoAttack's way to
+    ask for gradients.
     """
     with frozen(classifier):
         with torch.no_grad():
@@ -111,7 +114,7 @@ def auto_attack(
             standing = before.nonzero().squeeze(1)
             if len(standing):
                 runner.attacks_to_run = [name]
-                with _flags() as flags:
+                with _flags() as flags, _errors_told(classifier.name):
                     adversarial, _ = runner.run_standard_evaluation(
                         images[standing].contiguous(), labels[standing], batch_size=batch_size
                     )
@@ -143,6 +146,15 @@ class _Rows(nn.Module):
 def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:
     found.accuracy[name] = found.right.double().mean().item()
     tell(name, found.accuracy[name])
+
+
+@contextmanager
+def _errors_told(name: str) -> Iterator[None]:
+    """Turn an error of torch's, such as a reentrant checkpoint's at `torch.autograd.grad`, into a NetworkError."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise NetworkError(f"AutoAttack cannot attack {name}: {first_line(error)}") from error
 
 
 class _Listener(logging.Handler):

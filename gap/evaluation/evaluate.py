@@ -49,6 +49,7 @@ class _Tally:
     seconds: float = 0.0
     clean_right: int = 0
     right: int = 0
+    right_unrounded: int = 0
     flipped: int = 0
     newly_wrong: int = 0
     target_open: int = 0
@@ -74,8 +75,9 @@ def evaluate(
 
     `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
     looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
-    images whose label is not the target already. Rates are shares of [0, 1] with 95% Wilson intervals; norms are in
-    pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
+    images whose label is not the target already. `accuracy_before_rounding` is that under the attack's own images,
+    before 8 bits; all other figures are of 8-bit images. Rates are shares of [0, 1] with 95% Wilson intervals; norms
+    are in pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
     when there is no image, or an attack leaves its budget.
     """
     if len(split) == 0:
@@ -83,7 +85,7 @@ def evaluate(
     count = min(images or len(split), len(split))
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
     chosen = drawn[:count].sort().values
-    device = next(classifier.parameters()).device
+    device = classifier.device
     tally, example = _Tally(), None
     with frozen(classifier, *([source] if source else [])):
         for batch, labels in split.batches(chosen.split(batch_size), device):
@@ -91,11 +93,12 @@ def evaluate(
             if example is None:
                 _timed(attack, source or classifier, clean, labels)
                 torch.manual_seed(seed)
-            adversarial, seconds = _timed(attack, source or classifier, clean, labels)
+            unrounded, seconds = _timed(attack, source or classifier, clean, labels)
             tally.seconds += seconds
-            adversarial = quantised(attack, clean, adversarial)
+            adversarial = quantised(attack, clean, unrounded)
             with torch.no_grad():
                 before, after = classifier(clean), classifier(adversarial)
+                tally.right_unrounded += int((classifier(unrounded).argmax(dim=1) == labels).sum())
             _count(tally, clean, adversarial, before, after, labels, goal)
             example = example or _example(classifier, clean, adversarial, before, after)
     assert example is not None
@@ -173,6 +176,7 @@ def _row(
     shares = {
         "clean_accuracy": (tally.clean_right, tally.images),
         "accuracy_under_attack": (tally.right, tally.images),
+        "accuracy_before_rounding": (tally.right_unrounded, tally.images),
         "fooling_rate": (tally.flipped, tally.images),
         "attack_success_rate": (tally.newly_wrong, tally.clean_right),
     }

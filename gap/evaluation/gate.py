@@ -15,6 +15,7 @@ from gap.attacks.protocol import Attack
 from gap.budget import Budget, measure
 from gap.classifier import Classifier
 from gap.frozen import frozen
+from gap.gradients import zero_where_undefined
 
 # By how much an accuracy may be on the wrong side before it is a sign: that of 2 in 100 images.
 SLACK = 0.02
@@ -131,9 +132,12 @@ def flat(bench: Bench) -> Check:
         measure(loss_gradient(bench.classifier, images, None, Goal(labels), margin)[1], "linf")
         for images, labels in bench.batches()
     ]
-    still = (torch.cat(slopes) == 0)[right]
+    slope = torch.cat(slopes)[right]
+    still, undefined = slope == 0, ~slope.isfinite()
     evidence = f"the gradient of the margin is exactly 0 for {still.double().mean():.1%} of the images"
-    return Check(name, not is_sign(int(still.sum()), len(still)), evidence)
+    if undefined.any():
+        evidence += f", and NaN or infinite for {undefined.double().mean():.1%}"
+    return Check(name, not is_sign(int((still | undefined).sum()), len(slope)), evidence)
 
 
 def true_gradients(bench: Bench) -> Check:
@@ -144,6 +148,9 @@ def true_gradients(bench: Bench) -> Check:
     kept = kept[~kept.isnan().any(dim=1)]
     if not len(kept):
         return Check(name, True, "no image has a gradient to follow")
+    undefined = int((~kept.isfinite().all(dim=1)).sum())
+    if is_sign(undefined, len(kept)):
+        return Check(name, False, f"the gradient is NaN or infinite for {undefined} of {len(kept)} images")
     shares = kept.median(dim=0).values.tolist()
     told = ", ".join(f"{share:.0%} within {length:.0%}" for length, share in zip(FOLLOWED, shares, strict=True))
     return Check(name, max(shares) >= KEPT, f"of the fall that they foretell comes, by shares of epsilon, {told}")
@@ -151,16 +158,18 @@ def true_gradients(bench: Bench) -> Check:
 
 def _promises_kept(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
     """How far the margin falls along its gradient, as a share of what that foretells, for each of FOLLOWED: N x
-    lengths, not a number where nothing is foretold."""
+    lengths, NaN where nothing is foretold, and infinite where the gradient itself is NaN or infinite."""
     goal, budget = Goal(labels), bench.budget
     logits, gradient = loss_gradient(bench.classifier, images, None, goal, margin)
+    gradient, undefined = zero_where_undefined(gradient)
     shares = []
     for length in FOLLOWED:
         there = (images - length * budget.epsilon * steepest(gradient, budget.norm)).clamp(0, 1)
         foretold = ((there - images) * gradient).sum(dim=(1, 2, 3))
         with torch.no_grad():
             fall = margin(bench.classifier(there), None, goal) - margin(logits, None, goal)
-        shares.append(torch.where(foretold == 0, torch.nan, fall / foretold))
+        share = torch.where(foretold == 0, torch.nan, fall / foretold)
+        shares.append(share.masked_fill(undefined, torch.inf))
     return torch.stack(shares, dim=1)
 
 

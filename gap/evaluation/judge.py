@@ -68,7 +68,7 @@ def judge(
     if count == 0:
         raise GapError(f"there are no images to judge on in {data or 'this split'}")
     budget.check(classifier.facts.channels, *classifier.facts.size)
-    device = next(classifier.parameters()).device
+    device = classifier.device
     pictures, labels = next(iter(split.batches([torch.arange(count)], device)))
     bench = Bench(classifier, pictures, labels, budget, batch_size)
     torch.manual_seed(seed)

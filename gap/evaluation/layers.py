@@ -11,6 +11,7 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.frozen import frozen
+from gap.gradients import input_gradient
 from gap.models.taps import Taps
 
 STEPS = 20
@@ -66,6 +67,8 @@ def _robustness(
     drawn = torch.randint(len(images), (RESAMPLED, len(images)), generator=generator)
     moved, apart = moved.cpu(), apart.cpu()
     resampled = moved[drawn].mean(dim=1) / apart[drawn].mean(dim=1)
+    if not resampled.isfinite().all():
+        raise GapError(f"layer {layer} or its gradient is NaN or infinite for some pictures; it cannot be measured")
     low, high = resampled.quantile(torch.tensor([0.025, 0.975])).tolist()
     return LayerRobustness(layer, (moved.mean() / apart.mean()).item(), low, high)
 
@@ -83,7 +86,7 @@ def _largest_move(taps: Taps, layer: str, images: Tensor, budget: Budget, steps:
         largest = largest.maximum(distance.detach())
         if step == steps:
             break
-        (gradient,) = torch.autograd.grad(distance.sum(), moved)
+        gradient = input_gradient(distance.sum(), moved)
         size = 2.5 * budget.epsilon / steps
         perturbation = budget.project(moved.detach() - images + size * steepest(gradient, budget.norm))
         moved = (images + perturbation).clamp(0, 1)

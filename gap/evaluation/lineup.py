@@ -20,6 +20,7 @@ from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning, unknown
 from gap.evaluation.evaluate import Evaluation, evaluate
+from gap.network import device_of
 from gap.paths import exists
 from gap.setting import Setting
 
@@ -115,11 +116,11 @@ def make_attack(entrant: Entrant, budget: Budget | None, source: Classifier, set
     Raises GapError where an untrained one has no budget.
     """
     if entrant.artefact:
-        return attack_from(entrant.artefact, budget, next(source.parameters()).device, entrant.name)
+        return attack_from(entrant.artefact, budget, device_of(source), entrant.name)
     if budget is None:
         raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
     torch.manual_seed(seed)
-    device = next(source.parameters()).device
+    device = device_of(source)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         train = setting.data.train

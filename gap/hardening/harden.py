@@ -39,8 +39,9 @@ from gap.hardening.starts import (
     Universals,
     UniversalStart,
 )
+from gap.memory_format import check_training
 from gap.models.generators import make_generator
-from gap.setting import DataOptions, accuracy, is_chance, load_setting
+from gap.setting import DataOptions, accuracy, is_chance, load_setting, name_classes
 from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Player, adam
@@ -167,6 +168,8 @@ def harden(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
+    check_training(classifier.requires_grad_(True))
+    name_classes(classifier, data)
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     if len(data.train):
         batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
@@ -239,7 +242,7 @@ def make_job(options: HardenOptions, classifier: Classifier, steps: int) -> Hard
 def make_sparring(name: str, share: float, options: HardenOptions, classifier: Classifier) -> Sparring:
     """The attack of that name, as it stands at the beginning of training."""
     facts = classifier.facts
-    device = next(classifier.parameters()).device
+    device = classifier.device
 
     named = parse_name(name)
     kind, folder = named.kind, named.folder

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from gap.errors import GapError
+
 
 @dataclass(frozen=True)
 class Look:
@@ -97,14 +99,37 @@ class Leash(Objective):
 
 
 class Variation(Objective):
-    """Total variation: the mean squared difference of neighbouring pixels."""
+    """Total variation: the mean squared difference of neighbouring pixels.
+
+    A picture of one row has no neighbours above each other, and that direction adds 0. So it is with one column.
+    """
 
     name = "total variation"
 
     def __call__(self, look: Look) -> Tensor:
         images = look.images.float()
-        down, across = images.diff(dim=2), images.diff(dim=3)
-        return down.square().flatten(1).mean(dim=1) + across.square().flatten(1).mean(dim=1)
+        return _mean_square(images.diff(dim=2)) + _mean_square(images.diff(dim=3))
+
+
+def _mean_square(differences: Tensor) -> Tensor:
+    """The mean square for each image; 0 where there are no differences."""
+    squares = differences.square().flatten(1)
+    return squares.sum(dim=1) / max(1, squares.shape[1])
+
+
+def check_gradients(objective: Objective, look: Look) -> None:
+    """Raise GapError naming the first part of an objective whose value carries no gradient to the images of a look."""
+    match objective:
+        case Sum():
+            for part in objective.parts:
+                check_gradients(part, look)
+        case Multiple():
+            check_gradients(objective.part, look)
+        case _ if not objective(look).requires_grad:
+            raise GapError(
+                f"{objective.name} passes no gradient to the image: nothing can be drawn with it;"
+                " name a layer outside of a checkpoint, or use a network that passes gradients"
+            )
 
 
 def _parts(objective: Objective) -> tuple[Objective, ...]:

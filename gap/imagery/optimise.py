@@ -9,11 +9,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gap.attacks.gradient import check_differentiable, steepest
+from gap.attacks.gradient import steepest
 from gap.budget import Budget
 from gap.errors import GapError
+from gap.gradients import input_gradient
 from gap.imagery.canvas import Canvas
-from gap.imagery.objectives import Look, Objective
+from gap.imagery.objectives import Look, Objective, check_gradients
 
 # What the layers of one network, or several, make of images, by name.
 Outputs = Callable[[Tensor], Mapping[str, Tensor]]
@@ -74,7 +75,7 @@ def descend(
         tell(progress)
         if step == steps:
             return
-        (gradient,) = torch.autograd.grad(progress.values.sum(), canvas.weights)
+        gradient = _gradient(canvas, progress.values.sum(), objective)
         canvas.weights.data = canvas.weights.data - size * steepest(gradient, "l2")
         canvas.settle()
 
@@ -114,8 +115,7 @@ def optimise(
         if value < least:
             best, least = canvas.weights.detach().clone(), value.item()
         reached.append(least)
-        (gradient,) = torch.autograd.grad(value, canvas.weights)
-        canvas.weights.grad = gradient.contiguous()
+        canvas.weights.grad = _gradient(canvas, value, objective).contiguous()
         return value.item()
 
     optimizer = _optimizer(canvas, method, lr, evaluations)
@@ -160,7 +160,16 @@ def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps:
         images = canvas()
         look = Look(images, view(images))
         values = objective(look)
-    check_differentiable(values)
+        if step == 0:
+            check_gradients(objective, look)
     if not values.isfinite().all():
         raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower --lr")
     return DrawingProgress(step, steps, look, values)
+
+
+def _gradient(canvas: Canvas, value: Tensor, objective: Objective) -> Tensor:
+    """The gradient of the objective's value by what the canvas is drawn from; raises GapError where it is no number."""
+    gradient = input_gradient(value, canvas.weights)
+    if not gradient.isfinite().all():
+        raise GapError(f"the gradient of {objective.name} is NaN or infinite: this network cannot be drawn with")
+    return gradient

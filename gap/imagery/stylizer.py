@@ -70,7 +70,7 @@ class FastStylizer:
 
 def see(taps: Taps, images: Tensor) -> dict[str, Tensor]:
     """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
-    return taps(images.contiguous(memory_format=torch.channels_last))
+    return taps(images)
 
 
 def load_stylizer(

@@ -12,6 +12,7 @@ from gap.classifier import Classifier
 from gap.errors import GapError
 from gap.folding import Folding
 from gap.frozen import frozen
+from gap.memory_format import random_images, use_channels_last_for
 from gap.models.taps import UNFIT, Taps, aliases, stages, with_average_pooling, with_padding, with_smooth_strides
 
 Pooling = Literal["max", "average"]
@@ -37,8 +38,7 @@ class Backbone(nn.Module):
         self.classifier = classifier
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.classifier.network(self.classifier.normalised(images))
-        return logits
+        return self.classifier.logits_at(images)
 
 
 def prepared(
@@ -50,7 +50,8 @@ def prepared(
     padding: Padding = "zeros",
     strides: Strides = "own",
 ) -> Taps:
-    """These layers of a copy of a backbone made ready to draw with: no resizing, norms folded, channels last.
+    """These layers of a copy of a backbone made ready to draw with: no resizing, norms folded, channels last where the
+    backbone allows it.
 
     Average pooling keeps the scale that these images (N x C x H x W) have under max pooling. Raises GapError for layers
     that are not there, and naming the least size that works where the images are too small.
@@ -63,7 +64,12 @@ def prepared(
         backbone = with_padding(backbone, padding)
     if strides == "smooth":
         backbone = with_smooth_strides(backbone)
-    return _taps(backbone.to(memory_format=torch.channels_last), layers)
+    taps = _taps(backbone, layers)
+    with frozen(backbone):
+        taps.read_as_maps(random_images(classifier, 1))
+    if layers:
+        use_channels_last_for(backbone.classifier, lambda images: list(taps(images).values()), [images[:1]])
+    return taps
 
 
 def default_layers(classifier: Classifier) -> list[str]:
@@ -75,13 +81,13 @@ def default_layers(classifier: Classifier) -> list[str]:
     if usual := _usual(classifier):
         return usual[0]
     facts = classifier.facts
-    device = next(classifier.parameters()).device
+    device = classifier.device
     with frozen(classifier):
         probe = torch.rand(1, facts.channels, *facts.size, device=device)
-        found = stages(classifier, probe, facts.classes)
+        found = stages(Backbone(classifier), probe, facts.classes)
     if not found:
         raise GapError(f"{classifier.name} has no layer that gives maps; draw with a convolutional network")
-    return [name.removeprefix("network.") for name in found[:5]]
+    return [name.removeprefix("classifier.network.") for name in found[:5]]
 
 
 def default_content_layers(classifier: Classifier) -> list[str]:
@@ -111,7 +117,7 @@ def _lean(classifier: Classifier, layers: Sequence[str]) -> Classifier:
     plain = _taps(Backbone(classifier), layers)
     lean = Folding(classifier, facts.channels, facts.size).lean
     probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(next(classifier.parameters()).device)
+    probe = probe.to(classifier.device)
     with frozen(classifier, lean):
         try:
             found = _taps(Backbone(lean), layers)(probe)
@@ -138,7 +144,6 @@ class View:
         self.peaks: dict[str, float] = {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        images = images.contiguous(memory_format=torch.channels_last)
         seen: dict[str, Tensor] = {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
             for prefix, taps in self.taps.items():

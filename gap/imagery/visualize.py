@@ -141,7 +141,7 @@ def _beginning(
 
 
 def _device(backbone: Classifier) -> torch.device:
-    return next(backbone.parameters()).device
+    return backbone.device
 
 
 def _view_of(features: Sequence[Feature], backbone: Classifier, images: Tensor) -> View:

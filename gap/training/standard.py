@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from gap.artefact import Artefact, save_artefact
 from gap.errors import GapError
-from gap.setting import DataOptions, accuracy, load_setting
+from gap.memory_format import check_training
+from gap.setting import DataOptions, accuracy, load_setting, name_classes
 from gap.training.augmentation import AugmentationOptions
 from gap.training.identity import identify
 from gap.training.job import Backward, Job, Player, adam
@@ -67,6 +68,8 @@ def pretrain(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
+    check_training(classifier)
+    name_classes(classifier, data)
     augmentation = options.augmentation(classifier.facts.size)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
     plan = Plan(options.epochs, options.batch_size, options.seed)

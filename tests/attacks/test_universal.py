@@ -52,7 +52,10 @@ def test_one_group_of_one_image_is_one_deepfool_step(pictures):
     with torch.no_grad():
         label = pictures.net(image).argmax(dim=1)
     found = deepfool_uap(pictures.net, lambda: iter([(image, label)]), Budget("l2", 5.0), images_seen=1, together=1)
-    expected = DeepFool(steps=10)(pictures.net, image, label) - image
+    deepfool = DeepFool(steps=10)
+    with torch.no_grad():
+        expected = (1 + deepfool.overshoot) * deepfool.path_to_boundary(pictures.net, image, label)
+    expected = (image + expected).clamp(0, 1) - image
     assert torch.allclose(found.perturbation, expected, atol=1e-6)
 
 

@@ -103,13 +103,14 @@ def test_options_that_do_not_fit_lose_nothing(tmp_path: Path) -> None:
     assert sorted(os.listdir(folder)) == before
 
 
-def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", [GapError, ZeroDivisionError])
+def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: Path, kind: type[Exception]) -> None:
     def fails(options: Options, folder: Path, listeners: Sequence[Listener], resume: bool) -> Artefact:
         listeners[0](START)
-        raise GapError("no")
+        raise kind("no")
 
     (tmp_path / "out").mkdir()
-    with pytest.raises(GapError, match="no"):
+    with pytest.raises(kind, match="no"):
         run_work("work", fails, Settings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

@@ -9,7 +9,7 @@ from PIL import Image
 from gap.data.folder import load_folder
 from gap.data.named import load_data
 from gap.data.splits import Dataset, FolderSplit, in_order
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 
 DOT = Image.fromarray(np.full((3, 3), 128, dtype=np.uint8))
 
@@ -163,11 +163,107 @@ def test_folders_that_cannot_be_used(tmp_path: Path) -> None:
     refused(tmp_path / "file", "is not a folder")
     fill(tmp_path / "hollow", "a/1.png")
     (tmp_path / "hollow" / "b").mkdir()
-    refused(tmp_path / "hollow", "b holds no pictures")
+    (tmp_path / "hollow" / "a" / "1.png").unlink()
+    refused(tmp_path / "hollow", "hollow holds no pictures")
     refused(fill(tmp_path / "mixed", "a/1.png", "2.png"), r"both folders and pictures \(2\.png\)")
     refused(fill(tmp_path / "alone", "train/a/1.png"), "neither test/ nor val/")
     refused(fill(tmp_path / "flat", "train/1.png", "test/1.png"), "train has no folders")
     refused(fill(tmp_path / "odd", "train/a/1.png", "test/images/1.png"), "images is a class that the training")
+
+
+def test_class_folders_of_numbers_are_numbered_by_value(tmp_path: Path) -> None:
+    for number in range(12):
+        fill(tmp_path, *numbered(str(number), 5))
+    data = load(tmp_path)
+    assert data.class_names == tuple(map(str, range(12))) and data.sorted_classes
+    assert all(label == int(Path(name).parent.name) for name, label in labels_by_name(data, tmp_path).items())
+
+
+def test_train_and_test_folders_of_numbers_are_numbered_by_value(tmp_path: Path) -> None:
+    for number in (2, 9, 10):
+        fill(tmp_path, *numbered(f"train/{number}", 5), *numbered(f"test/{number}", 2))
+    data = load(tmp_path)
+    order = {"2": 0, "9": 1, "10": 2}
+    assert all(label == order[Path(name).parent.name] for name, label in labels_by_name(data, tmp_path).items())
+
+
+@pytest.mark.parametrize(
+    "folder", ["__MACOSX", ".ipynb_checkpoints", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "__pycache__"]
+)
+def test_folders_of_an_operating_system_are_passed_over(tmp_path: Path, folder: str) -> None:
+    fill(tmp_path, *numbered("cat", 5), f"{folder}/cat/1.png", f"cat/{folder}/1.png", "cat/._1.png")
+    (tmp_path / "cat" / "Thumbs.db").touch()
+    (tmp_path / ".DS_Store").touch()
+    data = load(tmp_path)
+    assert data.class_names == ("cat",) and sorted(labels_by_name(data, tmp_path)) == numbered("cat", 5)
+
+
+def test_folders_of_an_operating_system_beside_flat_pictures_are_passed_over(tmp_path: Path) -> None:
+    data = load(fill(tmp_path, "1.png", "@eaDir/1.png", "__MACOSX/1.png"))
+    assert data.class_names is None and names(data.test, tmp_path) == ["1.png"]
+
+
+def test_class_folder_without_pictures_is_left_out_with_a_warning(tmp_path: Path) -> None:
+    fill(tmp_path, *numbered("ant", 5), *numbered("cat", 5))
+    (tmp_path / "bee").mkdir()
+    (tmp_path / "cow" / "@eaDir").mkdir(parents=True)
+    (tmp_path / "cow" / "notes.txt").touch()
+    with pytest.warns(GapWarning, match="hold no pictures and are left out: bee, cow$"):
+        data = load(tmp_path)
+    assert data.class_names == ("ant", "cat") and data.classes == 2
+
+
+def test_train_and_test_class_folders_without_pictures_are_left_out(tmp_path: Path) -> None:
+    fill(tmp_path, *numbered("train/a", 5), *numbered("train/b", 5), "test/b/1.png")
+    for empty in ("train/c", "test/a", "test/c"):
+        (tmp_path / empty).mkdir()
+    with pytest.warns(GapWarning) as said:
+        data = load(tmp_path)
+    assert sorted(str(warning.message).rpartition(": ")[2] for warning in said) == ["a, c", "c"]
+    assert data.class_names == ("a", "b") and data.test.labels is not None and data.test.labels.tolist() == [1]
+
+
+@pytest.mark.parametrize(
+    ("train", "val", "test"),
+    [("Train", "VAL", "Test"), ("training", "validation", "testing"), ("TRAIN", "valid", "TEST")],
+)
+def test_split_folders_are_known_by_other_names_in_any_case(tmp_path: Path, train: str, val: str, test: str) -> None:
+    fill(tmp_path, *numbered(f"{train}/a", 9), *numbered(f"{val}/a", 4), *numbered(f"{test}/a", 5))
+    data = load(tmp_path)
+    assert data.class_names == ("a",)
+    assert [len(split) for split in (data.train, data.validation, data.test)] == [9, 4, 5]
+    assert names(data.test, tmp_path)[0].startswith(test)
+
+
+def test_two_folders_of_one_split_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "Test/a/1.png", "val/a/1.png", "valid/a/1.png")
+    with pytest.raises(GapError, match=r"/val and \S+/valid both hold the val pictures"):
+        load(tmp_path)
+
+
+def test_split_folders_without_train_are_refused(tmp_path: Path) -> None:
+    fill(tmp_path, "val/a/1.png", "test/a/1.png")
+    with pytest.raises(GapError, match=r"has val/ but no train/; add it, or name \S+/val$"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize("classes", [("invalid", "valid"), ("bus", "train"), ("resting", "training")])
+def test_classes_that_have_names_of_splits_are_classes(tmp_path: Path, classes: tuple[str, ...]) -> None:
+    for name in classes:
+        fill(tmp_path, *numbered(name, 5))
+    assert load(tmp_path).class_names == classes
+
+
+def test_train_folder_beside_other_folders_is_no_class(tmp_path: Path) -> None:
+    fill(tmp_path, "train/a/1.png", "more/a/1.png")
+    with pytest.raises(GapError, match="has train/ but neither test/ nor val/"):
+        load(tmp_path)
+
+
+def test_table_beside_a_folder_named_test_is_read(tmp_path: Path) -> None:
+    fill(tmp_path, "test/1.png")
+    (tmp_path / "labels.csv").write_text("file,label\ntest/1.png,cat\n")
+    assert load(tmp_path).class_names == ("cat",)
 
 
 def test_channels_and_size_must_be_known(tmp_path: Path) -> None:

@@ -173,6 +173,13 @@ def test_found_sorted_at_any_depth_by_suffix(tmp_path: Path) -> None:
     assert find_pictures(tmp_path / "note.txt") == [tmp_path / "note.txt"]
 
 
+def test_find_pictures_passes_over_folders_of_operating_systems(tmp_path: Path) -> None:
+    for name in ("a.png", "__MACOSX/a.png", "b/@eaDir/a.png", "$Recycle.Bin/a.png", "lost+found/a.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    assert find_pictures(tmp_path) == [tmp_path / "a.png"]
+
+
 def test_nothing_to_find(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="holds no pictures"):
         find_pictures(tmp_path)

@@ -89,6 +89,17 @@ def test_labels_must_be_one_each(folder: FolderSplit) -> None:
             split.with_labels(torch.zeros(len(split) + 1))
 
 
+def test_renumbered_labels_stay_the_pictures_own(folder: FolderSplit) -> None:
+    mapping = torch.arange(100).flip(0)
+    splits: list[Split] = [memory(5), folder]
+    for split in splits:
+        other = split.renumbered(mapping)
+        assert split.labels is not None and other.labels is not None
+        assert torch.equal(other.labels, 99 - split.labels) and other.digest() != split.digest()
+        assert other.renumbered(mapping).digest() == split.digest()
+    assert memory(5, labelled=False).renumbered(mapping).labels is None
+
+
 def test_folder_batches_are_the_files_asked_for(folder: FolderSplit) -> None:
     order = [torch.tensor(numbers) for numbers in ([3, 1, 4], [0], [10, 10], [5, 9, 2], [6], [7, 8])]
     batches = list(folder.batches(iter(order)))

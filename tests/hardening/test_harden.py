@@ -1,5 +1,6 @@
 """What the options of `gap harden` make, and what it leaves."""
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,14 @@ def test_the_weights_left_are_those_that_withstood_the_probe_best(
     assert all(torch.equal(left[name], value) for name, value in first.items() if name in left)
     assert any(not torch.equal(left[name], value) for name, value in last.items() if name in left)
     assert open_artefact(folder, "classifier").card["figures"]["validation"]["probe_accuracy"] == 0.9
+
+
+def test_harden_of_a_fresh_network_leaves_a_classifier_that_knows_the_names_of_its_classes(tmp_path: Path) -> None:
+    options = read(attack=["fgsm"], epochs=0.02, batch_size=50, probed=10, watch=False)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", GapWarning)  # it learned nothing yet
+        card = harden(options, tmp_path / "hard").card
+    assert card["classifier"]["class_names"] == list("0123456789")
 
 
 def test_a_classifier_that_withstands_nothing_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

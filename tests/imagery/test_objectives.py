@@ -1,5 +1,6 @@
 """Objectives add and scale like numbers, and say what they are made of."""
 
+import pytest
 import torch
 
 from gap.imagery.features import Logit
@@ -26,6 +27,15 @@ def test_total_variation_of_a_ramp_and_of_nothing() -> None:
     ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4) / 4
     images = torch.cat([ramp, torch.full((1, 1, 4, 4), 0.3)])
     assert torch.allclose(Variation()(Look(images, {})), torch.tensor([1 / 16, 0.0]))
+
+
+@pytest.mark.parametrize(("size", "value"), [((1, 4), 1 / 16), ((4, 1), 1 / 16), ((1, 1), 0.0)])
+def test_variation_of_one_row_or_column_counts_the_other_direction(size: tuple[int, int], value: float) -> None:
+    images = (torch.arange(4.0) / 4)[: size[0] * size[1]].view(1, 1, *size).requires_grad_()
+    variation = Variation()(Look(images, {}))
+    variation.sum().backward()
+    assert variation.tolist() == [value]
+    assert images.grad is not None and images.grad.isfinite().all()
 
 
 def test_they_add_and_scale() -> None:

@@ -1,13 +1,18 @@
+from pathlib import Path
+
 import pytest
 import torch
+from PIL import Image
 
 from gap.classifier import load_classifier
 from gap.data.named import load_data
+from gap.errors import GapError
+from gap.setting import DataOptions, load_setting
 from gap.training.augmentation import make_augmentation
 from gap.training.job import adam
 from gap.training.loop import Plan, train
 from gap.training.machine import TrainingMachineOptions, make_accelerator
-from gap.training.standard import StandardJob
+from gap.training.standard import PretrainOptions, StandardJob, pretrain
 
 
 def test_a_classifier_learns_digits(tmp_path) -> None:
@@ -34,3 +39,22 @@ def test_one_step_reports_loss_and_accuracy_and_moves_the_weights() -> None:
     assert figures["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
     assert figures["accuracy"].item() == (logits.argmax(dim=1) == labels).float().mean().item()
     assert classifier.fingerprint() != before
+
+
+def class_folders(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            Image.effect_noise((28, 28), 80).save(root / name / f"{number}.png")
+    return f"folder:{root}"
+
+
+def test_pretrain_on_class_folders_leaves_a_classifier_that_knows_their_names(tmp_path: Path) -> None:
+    pets = class_folders(tmp_path / "pets", "10", "9")
+    options = PretrainOptions(classifier="mnist-cnn", data=pets, epochs=1.0, device="cpu", precision="fp32")
+    card = pretrain(options, tmp_path / "made").card
+    assert card["classifier"]["class_names"] == ["9", "10"]
+    made = str(tmp_path / "made")
+    assert load_classifier(made).facts.class_names == ("9", "10")
+    with pytest.raises(GapError, match="made does not know '11' "):
+        load_setting([made], DataOptions(data=class_folders(tmp_path / "other", "9", "11")))
