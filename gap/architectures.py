@@ -15,14 +15,15 @@ from torch import nn
 from gap.artefact import open_artefact
 from gap.errors import GapError, first_line, unknown
 from gap.models.classifiers import ZOO
+from gap.paths import exists, is_file, is_folder
 from gap.weights import check_not_exported
 
 FORMS = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
     " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
 )
-
-
+# Libraries whose networks are had by name, as FAMILY:NAME.
+FAMILIES = ("torchvision", "timm")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -41,10 +42,58 @@ class Facts:
     class_names: tuple[str, ...] | None = None
 
 
+def split_name(text: str) -> tuple[str, str]:
+    """A classifier's name as its architecture and its weights: what stands behind an @, or "" where there is none.
+
+    Files and folders that exist, and code in them, are not taken apart. Of several @, the last counts that has a known
+    architecture before it and a file or a folder behind it. If there is none, the last counts that has either.
+    """
+    if exists(text):
+        return text, ""
+    places = [place for place, letter in enumerate(text) if letter == "@"]
+    splits = [(text, ""), *((text[:place], text[place + 1 :]) for place in reversed(places))]
+    for fits in (_is_known_and_there, _is_known, _has_weights_there, _is_code_elsewhere):
+        if split := next((each for each in splits if fits(*each)), None):
+            return split
+    first, _, rest = text.partition("@")
+    return (text, "") if "/" in first else (first, rest)
+
+
+def _is_known_and_there(architecture: str, weights: str) -> bool:
+    return _is_known(architecture, weights) and _has_weights_there(architecture, weights)
+
+
+def _is_known(architecture: str, weights: str) -> bool:
+    """Whether something is to be had by the name of an architecture."""
+    family, _, inner = architecture.partition(":")
+    if architecture in ZOO or (family in FAMILIES and inner):
+        return "@" not in architecture
+    module = _split_factory(architecture)[0]
+    return exists(architecture) or is_file(module) or (bool(module) and not module.endswith(".py"))
+
+
+def _has_weights_there(architecture: str, weights: str) -> bool:
+    return exists(weights)
+
+
+def _is_code_elsewhere(architecture: str, weights: str) -> bool:
+    """Whether an architecture is written as a factory in a file, which need not exist."""
+    return bool(_split_factory(architecture)[0])
+
+
+def _split_factory(architecture: str) -> tuple[str, str]:
+    """FILE.py:FACTORY or package.module:FACTORY as two names; both are "" for what is written otherwise."""
+    module, _, factory = architecture.rpartition(":")
+    dotted = all(part.isidentifier() for part in module.split("."))
+    if factory and "@" not in factory and (module.endswith(".py") or (dotted and factory.isidentifier())):
+        return module, factory
+    return "", ""
+
+
 def is_code(architecture: str) -> bool:
     """Whether building this architecture runs Python that is not installed with gap: a factory of somebody's own."""
     family, colon, _ = architecture.partition(":")
-    return bool(colon) and family not in ("torchvision", "timm")
+    return bool(colon) and family not in FAMILIES and not exists(architecture)
 
 
 Wanted = dict[str, Any]
@@ -56,29 +105,35 @@ def find_builder(architecture: str, weights: str) -> Builder:
     if architecture in ZOO:
         _check_weights(architecture, weights)
         return lambda wanted: _from_zoo(architecture, wanted)
-    kind, _, inner = architecture.partition(":")
-    if kind == "torchvision" and inner:
+    if exists(architecture):
+        raise _no_architecture(Path(architecture), weights)
+    family, _, inner = architecture.partition(":")
+    if family == "torchvision" and inner:
         return lambda wanted: _from_torchvision(inner, weights, wanted)
-    if kind == "timm" and inner:
+    if family == "timm" and inner:
         return lambda wanted: _from_timm(inner, weights, wanted)
-    if inner:
+    module, factory = _split_factory(architecture)
+    if module:
         _check_weights(architecture, weights)
-        module, _, factory = architecture.rpartition(":")
         return lambda wanted: (_call_factory(module, factory), _facts_of_users(architecture, wanted))
-    if Path(architecture).is_dir():
-        open_artefact(Path(architecture), "classifier")  # says what stands there instead
-    if architecture.endswith(".py") and Path(architecture).is_file():
-        raise GapError(f"{architecture} holds code; say what makes the network, as {architecture}:Net")
-    if Path(architecture).is_file():
-        check_not_exported(Path(architecture))
-        raise GapError(f"{architecture} holds weights but no network; write ARCHITECTURE@{architecture}")
     if "/" in architecture or architecture.startswith("."):
         raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")
     raise unknown("classifier", architecture, ZOO)
 
 
+def _no_architecture(path: Path, weights: str) -> GapError:
+    """The error for a file or folder that is no architecture; raises the one that says what else it is."""
+    if is_folder(path):
+        open_artefact(path, "classifier")  # says what stands there instead
+        return GapError(f"{path} says itself which network it is; leave out @{weights}")
+    if path.suffix == ".py":
+        return GapError(f"{path} holds code; say what makes the network, as {path}:Net")
+    check_not_exported(path)
+    return GapError(f"{path} holds weights but no network; write ARCHITECTURE@{path}")
+
+
 def _check_weights(architecture: str, weights: str) -> None:
-    if weights and Path(weights).is_dir():
+    if is_folder(weights):
         open_artefact(Path(weights), "classifier")  # says what stands there instead
         raise GapError(f"{weights} says itself which network it is; leave out {architecture}@")
     if weights and not is_file(weights):
@@ -147,7 +202,7 @@ def _from_timm(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Fact
 def _call_factory(module: str, factory: str) -> nn.Module:
     source = Path(module)
     if source.suffix == ".py":
-        if not source.is_file():
+        if not is_file(source):
             raise GapError(f"there is no file {module} to take the classifier {factory} from")
         loaded = _import_file(source)
     else:
@@ -203,11 +258,6 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
 
 def is_fresh(name: str) -> bool:
     """Whether a network of this name comes without weights, and with as many classes as are wanted."""
-    architecture, _, weights = name.partition("@")
+    architecture, weights = split_name(name)
     of_ours = name in ZOO and not ZOO[name].pretrained
-    return of_ours or (weights == "none" and architecture.startswith(("torchvision:", "timm:")))
-
-
-def is_file(weights: str) -> bool:
-    """Whether what stood behind the @ is a file."""
-    return bool(weights) and Path(weights).is_file()
+    return of_ours or (weights == "none" and architecture.partition(":")[0] in FAMILIES)

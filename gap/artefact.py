@@ -9,21 +9,24 @@ checkpoint.pt       only while the work is unfinished: where to resume
 A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
 """
 
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import safetensors
 import safetensors.torch
 import yaml
-from pydantic import BaseModel, ValidationError
-from torch import Tensor
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor, nn
 
-from gap.errors import GapError
+from gap.config import load_yaml_file
+from gap.errors import GapError, first_line
 from gap.files import leftovers, whole, write_text
+from gap.paths import exists, is_file, is_folder
+from gap.weights import DAMAGE, fit_weights
 
 CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "card.yaml",
@@ -41,6 +44,10 @@ EVENTS = "tensorboard/events.out.tfevents.*"
 IN_CARD = {"kind", "versions"}
 IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
 IN_STYLIZER = {"backbone", "form", "content", "style", "epochs", "precision", "deterministic"}
+
+# Numbers in a card, as large as anything that works: a damaged one could ask for more memory than there is.
+Side = Annotated[int, Field(gt=0, le=2**14)]
+Count = Annotated[int, Field(gt=0, le=2**24)]
 
 T = TypeVar("T", bound=BaseModel)
 
@@ -67,16 +74,42 @@ class Artefact:
 
     def tensors(self) -> dict[str, Tensor]:
         """The saved tensors by name; raises GapError when the file is missing or cut short."""
+        with self._reading() as path:
+            return safetensors.torch.load_file(path)
+
+    def check_sizes(self, key: str, sizes: Iterable[int]) -> None:
+        """Raise GapError where the card says a size, at a key, that no side of any saved tensor has.
+
+        A network of such a size could ask for more memory than there is.
+        """
+        with self._reading() as path, safetensors.safe_open(path, "pt") as file:
+            sides = {side for name in file.keys() for side in file.get_slice(name).get_shape()}  # noqa: SIM118
+        if strange := [size for size in sizes if size not in sides]:
+            raise GapError(
+                f"{self.folder / CARD} is damaged at {key}: nothing in {path.name} has the size {strange[0]};"
+                f" make {self.folder} again"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Path]:
+        """Gives the file of the tensors; turns what reading it raises into a line."""
         path = self.folder / TENSORS
         try:
-            return safetensors.torch.load_file(path)
-        except (OSError, safetensors.SafetensorError) as error:
-            raise GapError(f"{path} is missing or cut short ({error}); make {self.folder} again") from error
+            yield path
+        except MemoryError as error:
+            raise GapError(f"{path} asks for more memory than there is") from error
+        except DAMAGE as error:
+            why = first_line(error)
+            raise GapError(f"{path} is missing or cut short ({why}); make {self.folder} again") from error
+
+    def fit(self, network: nn.Module) -> None:
+        """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
+        fit_weights(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
 
 
 def is_artefact(folder: Path) -> bool:
     """Whether a finished artefact stands there."""
-    return (folder / CARD).is_file()
+    return is_file(folder / CARD)
 
 
 def open_artefact(folder: Path, *kinds: str) -> Artefact:
@@ -85,10 +118,7 @@ def open_artefact(folder: Path, *kinds: str) -> Artefact:
         if _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER):
             raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
         raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
-    try:
-        card = yaml.safe_load((folder / CARD).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise GapError(f"{folder / CARD} is not readable YAML: {str(error).splitlines()[0]}") from error
+    card = load_yaml_file(folder / CARD)
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
         raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artefact this is")
     if kinds and card["kind"] not in kinds:
@@ -99,7 +129,11 @@ def open_artefact(folder: Path, *kinds: str) -> Artefact:
 def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
     """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
     card = {"kind": kind, **facts, "versions": versions()}
-    plain = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    plain = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor)  # modules may keep other things in a state dict besides
+    }
     with whole(folder / TENSORS) as part:
         safetensors.torch.save_file(plain, part)
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
@@ -141,7 +175,7 @@ def mark(folder: Path) -> None:
 def is_ours(folder: Path) -> bool:
     """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
     told = _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER)
-    return told or (folder / MARK).is_file()
+    return told or is_file(folder / MARK)
 
 
 def clear(folder: Path) -> None:
@@ -154,19 +188,19 @@ def clear(folder: Path) -> None:
 
 def claim_folder(folder: Path) -> None:
     """Make a folder that files are added to; raises GapError when it cannot be one."""
-    if folder.exists() and not folder.is_dir():
+    if exists(folder) and not is_folder(folder):
         raise GapError(f"{folder} is a file; name a folder for the output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise GapError(f"cannot write to {folder}: {error.strerror}") from error
+    except (OSError, ValueError) as error:  # ValueError: no system has such a name
+        raise GapError(f"cannot write to {folder}: {getattr(error, 'strerror', error)}") from error
 
 
 def _holds(path: Path, *sets: set[str]) -> bool:
     """Whether a file is a YAML mapping with all the keys of one of these sets."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        content = load_yaml_file(path)
+    except GapError:
         return False
     return isinstance(content, dict) and any(keys <= content.keys() for keys in sets)
 

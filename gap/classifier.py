@@ -10,17 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from pydantic import BaseModel, PositiveInt
+from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
 
-from gap.architectures import Facts, find_builder, is_code, is_file
-from gap.artefact import TENSORS, Artefact, is_artefact, open_artefact
+from gap.architectures import Facts, find_builder, is_code, split_name
+from gap.artefact import TENSORS, Artefact, Count, Side, is_artefact, open_artefact
 from gap.errors import GapError, GapWarning
 from gap.frozen import frozen
 from gap.models.classifiers import ZOO
 from gap.network import device_of, output_types, run_network
-from gap.weights import classes_in, fit_weights, read_weights
+from gap.paths import is_file
+from gap.weights import classes_in, fit_weights, read_weights, tensors_of
 
 
 class Classifier(nn.Module):
@@ -87,7 +88,7 @@ class Classifier(nn.Module):
     def fingerprint(self) -> str:
         """A hash of the weights and buffers, the same for the same network wherever it is saved."""
         digest = hashlib.sha256()
-        for name, tensor in sorted(self.network.state_dict().items()):
+        for name, tensor in sorted(tensors_of(self.network).items()):
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -128,7 +129,7 @@ def load_classifier(
     else:
         classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
     given, facts = _normaliser(mean, std), classifier.facts
-    foreign = is_file(text.partition("@")[2])
+    foreign = is_file(split_name(text)[1])
     if given and not classifier.settled and (foreign or _normaliser(facts.mean, facts.std) is None):
         facts = replace(facts, mean=given[0], std=given[1])
         classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
@@ -176,9 +177,9 @@ class Told(BaseModel):
     name: str
     architecture: str
     fingerprint: str
-    channels: PositiveInt
-    size: tuple[PositiveInt, PositiveInt]
-    classes: PositiveInt
+    channels: Count
+    size: tuple[Side, Side]
+    classes: Count
     mean: tuple[float, ...] | None
     std: tuple[float, ...] | None
     class_names: tuple[str, ...] | None
@@ -202,7 +203,7 @@ def folder_of(name: str) -> Path | None:
     """The folder that gap left with a classifier of this name in it, where there is one."""
     if is_artefact(Path(name)):
         return Path(name)
-    where = Path(name.rpartition("@")[2])
+    where = Path(split_name(name)[1] or name)
     folder = where.parent if where.name == TENSORS else where
     return folder if is_artefact(folder) else None
 
@@ -220,7 +221,7 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
 
     Unless `silent`, it is said where a normaliser is only supposed.
     """
-    architecture, _, weights = text.partition("@")
+    architecture, weights = split_name(text)
     told = None
     if is_code(architecture) and (folder := folder_of(weights)):
         told = open_artefact(folder, "classifier").read(_Card).classifier.facts
@@ -278,8 +279,9 @@ def _from_artefact(artefact: Artefact, name: str) -> Classifier:
             f" write {architecture}@{artefact.folder}"
         )
     weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
+    artefact.check_sizes("classifier", (saved.channels, saved.classes))
     network, _ = find_builder(architecture, weights)(wanted)
-    fit_weights(network, artefact.tensors(), name)
+    artefact.fit(network)
     return Classifier(network, saved, name=name, architecture=architecture, settled=True)
 
 

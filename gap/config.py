@@ -8,6 +8,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from gap.errors import GapError, unknown
+from gap.paths import is_file
+
+# What reading YAML raises: its own errors, and those of Python's types at values such as `!!int x` and 2001-13-32.
+YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Options(BaseModel):
@@ -44,7 +48,7 @@ def read_config(name: str) -> dict[str, Any]:
     """A config by name (one of ours) or by path; raises GapError when there is none or it is not a mapping."""
     if name in named_configs():
         return read_yaml(resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
-    if Path(name).is_file():
+    if is_file(name):
         return read_yaml_file(Path(name))
     if Path(name).suffix in (".yaml", ".yml"):
         raise GapError(f"there is no config file {name}")
@@ -53,19 +57,35 @@ def read_config(name: str) -> dict[str, Any]:
 
 def read_yaml_file(path: Path) -> dict[str, Any]:
     """A YAML mapping out of a file, read safely."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise GapError(f"{path} is not readable YAML: {error}") from error
-    return read_yaml(text, str(path))
+    return _mapping(load_yaml_file(path), str(path))
 
 
 def read_yaml(text: str, where: str) -> dict[str, Any]:
     """A YAML mapping, read safely."""
+    return _mapping(load_yaml(text, where), where)
+
+
+def load_yaml_file(path: Path) -> Any:
+    """What a YAML file says, read safely; raises GapError for a file that is no YAML or cannot be read."""
     try:
-        content = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise GapError(f"{where} is not readable YAML: {' '.join(str(error).split())}") from error
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GapError(f"{path} is not readable YAML: {error}") from error
+    except (OSError, ValueError) as error:
+        raise GapError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    return load_yaml(text, str(path))
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """What a YAML text says, read safely; raises GapError for one that is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except YAML_FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GapError(f"{where} is not readable YAML: {reason}") from error
+
+
+def _mapping(content: Any, where: str) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise GapError(f"{where} must hold a mapping of options")
     return content
@@ -80,7 +100,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise GapError(f"cannot read --set {text!r}; write --set key=value or --set section.key=value")
         try:
             parsed = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+        except YAML_FAULTS as error:
             raise GapError(f"cannot read the value of --set {text!r}") from error
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from gap.classifier import Classifier
 from gap.errors import GapError, first_line
 from gap.files import whole
+from gap.weights import tensors_of
 
 # How far an exported network's logits may be from ours, as a share of how far ours spread.
 TOLERANCE = 1e-3
@@ -85,7 +86,7 @@ FORMATS: dict[str, Callable[[Classifier, Path], str]] = {
 
 
 def _state(network: nn.Module) -> dict[str, Tensor]:
-    return {name: tensor.contiguous().clone() for name, tensor in network.state_dict().items()}
+    return {name: tensor.contiguous().clone() for name, tensor in tensors_of(network).items()}
 
 
 def _normalised(classifier: Classifier) -> str:

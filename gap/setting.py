@@ -1,5 +1,6 @@
 """A setting: classifiers and data that fit each other."""
 
+import re
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -194,10 +195,10 @@ def parse_input(text: str | None) -> Shape | None:
     """`3x32x32` as channels and (height, width)."""
     if text is None:
         return None
-    parts = text.lower().split("x")
-    if len(parts) != 3 or not all(part.isdigit() and int(part) > 0 for part in parts):
+    match = re.fullmatch(r"0*([1-9]\d{0,5})x0*([1-9]\d{0,5})x0*([1-9]\d{0,5})", text.lower(), re.ASCII)
+    if not match:
         raise GapError(f"cannot read --input {text!r}; write CxHxW, for example 3x32x32")
-    channels, height, width = map(int, parts)
+    channels, height, width = map(int, match.groups())
     return channels, (height, width)
 
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 import yaml
 from pydantic import BaseModel
+from torch import nn
 
 from gap.artefact import (
     CARD,
@@ -181,3 +182,53 @@ def test_a_training_config_of_somebody_else_s_is_not_ours(tmp_path: Path) -> Non
     keys = ("content", "style", "backbone", "form", "epochs", "precision", "deterministic")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(keys, 1)))
     assert is_ours(tmp_path)
+
+
+def test_fit_loads_the_tensors(tmp_path: Path) -> None:
+    theirs, ours = nn.Linear(3, 2), nn.Linear(3, 2)
+    save_artefact(tmp_path, "classifier", theirs.state_dict(), {}).fit(ours)
+    assert torch.equal(ours.weight, theirs.weight)
+
+
+@pytest.mark.parametrize(
+    ("weight", "fault"),
+    [
+        (torch.full((2, 3), torch.nan), "weight has 6 of 6 values that are NaN or infinite (6 in all)"),
+        (torch.zeros(2, 3, dtype=torch.int64), "weight holds int64 values, where float32 is expected"),
+    ],
+)
+def test_fit_names_the_file_and_the_folder_to_make_again(tmp_path: Path, weight: torch.Tensor, fault: str) -> None:
+    artefact = save_artefact(tmp_path, "classifier", {"weight": weight, "bias": torch.zeros(2)}, {})
+    with pytest.raises(GapError) as error:
+        artefact.fit(nn.Linear(3, 2))
+    assert str(error.value) == f"the weights in {tmp_path / TENSORS} cannot be used: {fault}; make {tmp_path} again"
+
+
+def test_a_size_that_only_the_card_says_is_refused(tmp_path: Path) -> None:
+    artefact = save_artefact(tmp_path, "classifier", WEIGHTS, {})
+    artefact.check_sizes("classifier", (2, 3))
+    with pytest.raises(GapError, match=r"is damaged at classifier: nothing in model\.safetensors has the size 9"):
+        artefact.check_sizes("classifier", (2, 9))
+
+
+def test_what_modules_keep_besides_tensors_is_not_saved(tmp_path: Path) -> None:
+    artefact = save_artefact(tmp_path, "classifier", {**WEIGHTS, "_extra_state": {"version": 1}}, {})
+    assert artefact.tensors().keys() == WEIGHTS.keys()
+
+
+@pytest.mark.parametrize(
+    "text", ["kind: 2001-13-32", "kind: !!int x", "kind: !!float ''", "kind: !!timestamp x", "[" * 500]
+)
+def test_a_card_of_values_that_cannot_be_is_refused(tmp_path: Path, text: str) -> None:
+    (tmp_path / CARD).write_text(text)
+    with pytest.raises(GapError, match="is not readable YAML"):
+        open_artefact(tmp_path)
+    assert not is_ours(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["q" * 300, "a\0b", "\ud800"])
+def test_a_folder_that_no_system_has_is_refused(name: str) -> None:
+    with pytest.raises(GapError, match="is not a folder that gap left"):
+        open_artefact(Path(name))
+    with pytest.raises(GapError, match="cannot write to"):
+        claim(Path(name))

@@ -154,3 +154,17 @@ def test_later_layers_rank_higher_section_by_section() -> None:
     assert merge(under, {"b": 5}) == {"a": 1, "b": 5}
     assert under == {"a": 1, "b": {"c": 1, "d": 1}}
     assert TrainOptions.read(NEEDED, {"lr": 0.1}, {"lr": 0.2}).lr == 0.2
+
+
+@pytest.mark.parametrize("value", ["2001-13-32", "!!int x", "!!float ''", "!!bool x", "!!timestamp x", "[" * 500])
+def test_yaml_of_values_that_cannot_be_is_refused(value: str) -> None:
+    with pytest.raises(GapError, match="is not readable YAML"):
+        read_yaml(f"seed: {value}", "here")
+    with pytest.raises(GapError, match="cannot read the value of --set"):
+        parse_assignments([f"seed={value}"])
+
+
+@pytest.mark.parametrize("name", ["q" * 300, "a\0b", "\ud800"])
+def test_a_config_that_no_file_can_be_is_unknown(name: str) -> None:
+    with pytest.raises(GapError, match="unknown config"):
+        read_config(name)

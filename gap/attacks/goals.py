@@ -28,7 +28,7 @@ def find_goal(text: str, classes: int) -> GoalMaker:
         return GoalMaker(lambda logits, labels: Goal(labels))
     if text == "least-likely":
         return GoalMaker(_least_likely, needs_clean=True)
-    match = re.fullmatch(r"target:(\d+)", text)
+    match = re.fullmatch(r"target:(\d{1,9})", text, re.ASCII)
     if not match:
         raise GapError(f"cannot read the goal {text!r}; write untargeted, least-likely or target:3")
     target = int(match[1])

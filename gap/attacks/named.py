@@ -17,6 +17,7 @@ from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sg
 from gap.budget import Budget
 from gap.errors import GapError, unknown
 from gap.network import device_of
+from gap.paths import is_folder
 
 MADE: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
@@ -90,7 +91,7 @@ def _option_types(maker: Callable[..., Attack]) -> dict[str, Any]:
 
 def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for part in filter(None, written.split(",")):
+    for part in filter(None, _split_options(written)):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
             raise GapError(f"cannot read {part!r} in {attack}:{written}; write {attack}:option=value,option=value")
@@ -100,6 +101,22 @@ def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any
             raise GapError(f"the option {option} of {attack} is given twice")
         options[option] = _read(attack, option, value, types[option])
     return options
+
+
+def _split_options(written: str) -> list[str]:
+    """The options of a spec, parted by commas; a folder that exists keeps the commas in its name."""
+    pieces, parts = written.split(","), []
+    while pieces:
+        ends = range(len(pieces), 0, -1)
+        end = next((end for end in ends if _is_option_of_folder(",".join(pieces[:end]))), 1)
+        parts.append(",".join(pieces[:end]))
+        pieces = pieces[end:]
+    return parts
+
+
+def _is_option_of_folder(part: str) -> bool:
+    _, equals, value = part.partition("=")
+    return bool(equals) and is_folder(value.strip())
 
 
 def _read(attack: str, option: str, value: str, hint: Any) -> Any:

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 from gap.models.generators import make_generator
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from gap.artefact import CARD, Artefact, open_artefact
+from gap.artefact import CARD, TENSORS, Artefact, Count, Side, open_artefact
 from gap.attacks.protocol import Attack
 from gap.attacks.universal import Universal
 from gap.budget import Budget
@@ -18,7 +18,10 @@ from gap.classifier import Classifier, Told
 from gap.errors import GapError, GapWarning, first_line
 from gap.folding import folded
 from gap.frozen import frozen
+from gap.weights import check_values
 
+# What building a network raises at options that are none.
+BUILDING = (GapError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 KINDS = ("thresholded generator", "direct generator", "universal perturbation")
 
 
@@ -27,8 +30,8 @@ class AttackCard(BaseModel):
 
     budget: str | None
     goal: str
-    channels: PositiveInt
-    size: tuple[PositiveInt, PositiveInt]
+    channels: Count
+    size: tuple[Side, Side]
     generator: dict[str, Any]
     classifiers: list[Told] = Field(min_length=1)
 
@@ -120,26 +123,37 @@ def own_budget(artefact: Artefact) -> Budget | None:
 
 
 def _perturbation(artefact: Artefact) -> Tensor:
-    tensors = artefact.tensors()
+    card, tensors = artefact.read(AttackCard), artefact.tensors()
+    source, remedy = artefact.folder / TENSORS, f"make {artefact.folder} again"
     if "perturbation" not in tensors:
-        raise GapError(f"the tensors in {artefact.folder} hold no perturbation; make it again")
-    return tensors["perturbation"]
+        raise GapError(f"{source} holds no perturbation; {remedy}")
+    perturbation, shape = tensors["perturbation"], (1, card.channels, *card.size)
+    if tuple(perturbation.shape) != shape:
+        shapes = ["x".join(map(str, each)) for each in (perturbation.shape, shape)]
+        raise GapError(f"the perturbation in {source} is {shapes[0]}, and its card says {shapes[1]}; {remedy}")
+    check_values({"perturbation": torch.zeros(shape)}, {"perturbation": perturbation}, source, remedy)
+    return perturbation.float()
 
 
 def load_generator(artefact: Artefact) -> nn.Module:
     """The network of a per-image generator as it was trained, to learn on."""
-    card, tensors = artefact.read(AttackCard), artefact.tensors()
+    card = artefact.read(AttackCard)
+    artefact.check_sizes("generator", _sizes(card))
     try:
         network = make_generator(card.channels, **card.generator | {"weights": None})
-    except (GapError, TypeError, ValueError, RuntimeError) as error:
+    except BUILDING as error:
         raise GapError(
             f"{artefact.folder / CARD} is damaged at generator: {first_line(error)}; make it again"
         ) from error
-    try:
-        network.load_state_dict(tensors)
-    except RuntimeError as error:
-        raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
+    artefact.fit(network)
     return network
+
+
+def _sizes(card: AttackCard) -> list[int]:
+    """The sizes of a generator's tensors that its card says, those of them that are numbers."""
+    decoder, fold = card.generator.get("decoder"), card.generator.get("fold")
+    widths = [each for each in decoder if type(each) is int] if isinstance(decoder, list) else []
+    return [*widths, card.channels * fold * fold] if type(fold) is int else widths
 
 
 def _network(artefact: Artefact, device: torch.device | str) -> nn.Module:

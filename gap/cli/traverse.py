@@ -7,6 +7,7 @@ import torch
 import typer
 from torch import Tensor
 
+from gap.architectures import split_name
 from gap.budget import Budget
 from gap.classifier import Classifier
 from gap.cli.easel import Device, check_apart, easel, find_class, find_device
@@ -76,7 +77,7 @@ def traverse(
     with easel(keep) as stand:
         for walker in walkers:
             walk = work(walker.to(where), images, classes, budget=within, steps=steps, tell=stand)
-            drawn.append(DrawnWalk(Path(walker.name.rpartition("@")[2]).name, walk.pictures, walk.shares))
+            drawn.append(DrawnWalk(Path(split_name(walker.name)[1] or walker.name).name, walk.pictures, walk.shares))
     names = [first.label(index) for index in range(facts.classes)]
     try:
         save_image(key_frames(drawn, names), sheet)

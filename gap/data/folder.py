@@ -13,6 +13,7 @@ from gap.data.class_names import abbreviate, are_numbers, sort_names
 from gap.data.pictures import SUFFIXES, find_pictures, is_passed_over, is_picture, list_pictures
 from gap.data.splits import SEED, Dataset, FolderSplit, divide, twentieth
 from gap.errors import GapError, GapWarning
+from gap.paths import exists, expanded, is_folder
 
 TEST_SHARE = 0.2
 FEWEST_TO_DIVIDE = 5
@@ -46,9 +47,9 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
     Raises GapError for a folder that is missing or holds no pictures, for classes or labels that do not fit them, and
     for two folders of the same split.
     """
-    root = Path(path).expanduser()
-    if not root.is_dir():
-        raise GapError(f"{root} is {'not a folder' if root.exists() else 'missing'}; name a folder of pictures")
+    root = expanded(path)
+    if not is_folder(root):
+        raise GapError(f"{root} is {'not a folder' if exists(root) else 'missing'}; name a folder of pictures")
     parts = _find_splits(root)
     if parts:
         pictures, (train, validation, test), division = _divided_by_folders(parts)

@@ -13,6 +13,7 @@ from gap.data.folder import load_folder
 from gap.data.official import OFFICIAL, load_mnist_5k, load_official
 from gap.data.splits import Dataset, MemorySplit, Split
 from gap.errors import GapError, unknown
+from gap.paths import expanded
 
 FOLDER = "folder:"
 LUMA = (0.299, 0.587, 0.114)
@@ -33,7 +34,7 @@ def data_names() -> dict[str, str]:
 
 def default_root() -> Path:
     """Where downloaded sets are kept: the variable GAP_DATA, else ~/.cache/gap."""
-    return Path(os.environ.get("GAP_DATA") or "~/.cache/gap").expanduser()
+    return expanded(os.environ.get("GAP_DATA") or "~/.cache/gap")
 
 
 def load_data(
@@ -58,7 +59,7 @@ def load_data(
     if name == "mnist-5k":
         data = load_mnist_5k()
     elif name in OFFICIAL:
-        data = load_official(name, Path(root).expanduser() if root else default_root(), download)
+        data = load_official(name, expanded(root) if root else default_root(), download)
     else:
         raise unknown("data", name, data_names())
     return _converted(data, channels or data.channels, size or data.size)

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gap.data.splits import SEED, Dataset, MemorySplit, divide, twentieth
 from gap.errors import GapError
+from gap.paths import exists
 
 DIGITS = tuple("0123456789")
 FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
@@ -51,7 +52,7 @@ def load_official(name: str, root: Path, download: bool) -> Dataset:
     Raises GapError where the set is absent and not downloaded, the root cannot be written, or a file is damaged.
     """
     official = OFFICIAL[name]
-    there = (root / official.marker).exists()
+    there = exists(root / official.marker)
     if not there and not download:
         raise GapError(f"{name} is not in the data root {root}; allow its download, {OTHER_ROOT}")
     if not there:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gap.errors import GapError, GapWarning
 from gap.files import whole
+from gap.paths import exists, is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
 # What operating systems, notebooks and network drives leave in a folder, in lower case.
@@ -61,9 +62,9 @@ def find_pictures(path: str | Path) -> list[Path]:
     Raises GapError where there is no such path, or no picture in the folder.
     """
     path = Path(path)
-    if not path.exists():
+    if not exists(path):
         raise GapError(f"{path} does not exist; name a picture file or a folder of pictures")
-    if not path.is_dir():
+    if not is_folder(path):
         return [path]
     pictures = list_pictures(path)
     if not pictures:

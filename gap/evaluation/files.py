@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gap.architectures import is_code
+from gap.architectures import is_code, split_name
 from gap.artefact import Artefact, mark
 from gap.attacks.trained import AttackCard, attack_from
 from gap.budget import Budget, measure
@@ -87,7 +87,7 @@ def _named(artefact: Artefact, name: str, mean: Sequence[float] | None, std: Seq
 def _trained_against(artefact: Artefact) -> Classifier | None:
     """The classifier that the attack was trained against, where it is still there."""
     told = artefact.read(AttackCard).classifiers[0]
-    if is_code(told.architecture) or is_code(told.name.partition("@")[0]):
+    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
         warnings.warn(
             f"no labels: {artefact.folder} was trained against {told.name}, code that only a card names;"
             " name it with --classifier",

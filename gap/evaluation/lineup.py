@@ -21,6 +21,7 @@ from gap.classifier import Classifier
 from gap.errors import GapError, GapWarning, unknown
 from gap.evaluation.evaluate import Evaluation, evaluate
 from gap.network import device_of
+from gap.paths import exists
 from gap.setting import Setting
 
 
@@ -170,7 +171,7 @@ def _find_entrant(text: str) -> Entrant:
     if name in attack_names():
         start = start_of(text)
         return Entrant(text, text, start=open_artefact(start, *KINDS) if start else None)
-    if Path(text).exists():
+    if exists(text):
         raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
     if "/" in text:
         raise GapError(f"there is no folder {text}; name one that gap train left, or an attack (see `gap attacks`)")

@@ -1,5 +1,6 @@
 """What the classifier spars with: attacks made of a start and a few gradient steps, each with its share of a batch."""
 
+import re
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from gap.attacks.losses import Goal, Loss
 from gap.budget import Budget
 from gap.errors import GapError, unknown
 from gap.hardening.starts import Start
+from gap.paths import is_folder
 from gap.training.job import Backward
 
 # The names of `--attack`, and what each is.
@@ -149,8 +151,11 @@ class Named:
 
 def parse_name(text: str) -> Named:
     """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
-    head, given, steps = text.rpartition(":steps=")
-    kind, at, folder = (head if given else text).partition("@")
+    kind, at, folder = text.partition("@")
+    given = steps = ""
+    if not is_folder(folder):  # one that exists may be called anything
+        head, given, steps = text.rpartition(":steps=")
+        kind, at, folder = (head if given else text).partition("@")
     if ":" in kind:
         raise GapError(f"cannot read the attack {text!r}; write NAME, NAME:steps=3 or NAME@FOLDER:steps=3")
     if kind not in KINDS:
@@ -159,7 +164,7 @@ def parse_name(text: str) -> Named:
         raise GapError(f"only {', '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
     if given and kind not in STEPPING:
         raise GapError(f"only {', '.join(STEPPING)} are given steps, not {kind}")
-    if given and not (steps.isdecimal() and 1 <= int(steps) <= MOST_GIVEN):
+    if given and not (re.fullmatch(r"\d{1,9}", steps, re.ASCII) and 1 <= int(steps) <= MOST_GIVEN):
         raise GapError(f"the steps of {text!r}, at its end, must be a whole number from 1 to {MOST_GIVEN}")
     return Named(kind, folder or None, int(steps) if given else None)
 
@@ -185,7 +190,7 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
 def _weighed(text: str) -> tuple[str, float]:
     """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name, and steps have one."""
     name, equals, number = text.rpartition("=")
-    if not equals or name.endswith(":steps"):
+    if not equals or name.endswith(":steps") or is_folder(text.partition("@")[2]):
         return text, 1.0
     try:
         return name, float(number)

@@ -5,18 +5,19 @@ from pathlib import Path
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, Field, PositiveInt
+from pydantic import BaseModel, Field
 from torch import Tensor
 
-from gap.architectures import is_code
-from gap.artefact import CARD, Artefact, open_artefact
+from gap.architectures import is_code, split_name
+from gap.artefact import CARD, TENSORS, Artefact, Count, open_artefact
 from gap.classifier import Classifier, Told, load_classifier
-from gap.errors import GapError, first_line
+from gap.errors import GapError
 from gap.frozen import frozen
 from gap.imagery.stylize import shares_of
 from gap.imagery.view import check_size, prepared
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.models.taps import UNFIT, Taps
+from gap.weights import check_shapes
 
 KIND = "stylizer"
 Form = Literal["adaptive", "gram-maps"]
@@ -28,7 +29,7 @@ class StylizerCard(BaseModel):
     backbone: Told
     form: Form
     layers: list[str] = Field(min_length=1)
-    widths: list[PositiveInt]
+    widths: list[Count]
 
 
 class FastStylizer:
@@ -85,18 +86,21 @@ def load_stylizer(
     backbone = backbone or _backbone(card.backbone, artefact)
     if backbone.fingerprint() != card.backbone.fingerprint:
         raise GapError(f"{folder} was trained with {card.backbone.name} as it then was; {backbone.name} is another")
+    with torch.device("meta"):  # without memory: a damaged card may ask for more than there is
+        outline = make_stylizer(card.form, card.widths, backbone.facts.channels)
+    check_shapes(outline.state_dict(), artefact.tensors(), artefact.folder / TENSORS)
     network = make_stylizer(card.form, card.widths, backbone.facts.channels)
-    try:
-        network.load_state_dict(artefact.tensors())
-    except RuntimeError as error:
-        raise GapError(f"the tensors in {artefact.folder} do not fit its card: {first_line(error)}") from error
+    artefact.fit(network)
     probe = torch.rand(1, backbone.facts.channels, *backbone.facts.size)
     taps = prepared(backbone.to(device), probe.to(device), card.layers)
+    widths = [each.shape[1] for each in see(taps, probe.to(device)).values()]
+    if widths != card.widths:
+        raise GapError(f"{artefact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
     return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps, backbone.facts.channels)
 
 
 def _backbone(told: Told, artefact: Artefact) -> Classifier:
-    if is_code(told.architecture) or is_code(told.name):
+    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
         raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
     return load_classifier(
         told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True

@@ -19,12 +19,15 @@ from torch import Tensor
 
 from gap.artefact import CHECKPOINT
 from gap.data.splits import Split, in_order
-from gap.errors import GapError
+from gap.errors import GapError, first_line
 from gap.files import whole
 from gap.process import Stopped
 from gap.training.identity import check_same
 from gap.training.job import Job
-from gap.weights import DamagedError, read_plain
+from gap.weights import DamagedError, check_finite, fit_optimizer, fit_weights, read_plain
+
+# What to do about a checkpoint that cannot be used.
+START_AGAIN = "start again with --overwrite"
 
 
 @dataclass(frozen=True)
@@ -296,12 +299,12 @@ class _Run:
         try:
             self._check_same(state["identity"], path)
             for name, player in self.job.players.items():
-                player.bare.load_state_dict(state["players"][name]["network"])
-                player.optimizer.load_state_dict(state["players"][name]["optimizer"])
+                fit_weights(player.bare, state["players"][name]["network"], path, START_AGAIN)
+                fit_optimizer(player.optimizer, state["players"][name]["optimizer"])
             self.job.load_state(state["job"])
             self.step, steps = state["step"], state["steps"]
-        except (KeyError, TypeError, RuntimeError, ValueError) as error:
-            raise GapError(f"{path} is not a checkpoint of this work: {str(error).splitlines()[0]}") from error
+        except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise GapError(f"{path} is not a checkpoint of this work: {first_line(error)}") from error
         if steps != self.steps:
             raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
 
@@ -321,9 +324,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
         ) from error
     except DamagedError as error:
-        raise GapError(f"{path} is cut short or damaged; start again with --overwrite") from error
+        raise GapError(f"{path} is cut short or damaged; {START_AGAIN}") from error
     if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():
         raise GapError(f"{path} is not a checkpoint of gap")
+    if type(state["step"]) is not int or state["step"] < 0:
+        raise GapError(f"{path} is damaged: its step is {state['step']!r}; {START_AGAIN}")
+    check_finite(state, path, START_AGAIN)
     return state
 
 

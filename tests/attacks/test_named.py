@@ -1,12 +1,14 @@
 """Attacks by name: every name makes an attack, options reach it, and mistakes are named."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from gap.attacks.controls import Checkerboard
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import FGSM, PGD
-from gap.attacks.named import attack_names, attack_options, named_attack
+from gap.attacks.named import attack_names, attack_options, named_attack, start_of
 from gap.attacks.universal import Universal
 from gap.budget import Budget
 from gap.errors import GapError
@@ -86,3 +88,19 @@ def test_mistakes_are_named(spec, message):
     with pytest.raises(GapError, match=message) as error:
         named_attack(spec, BUDGET)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["a,b", "a=b", "a,steps=3", "me@lab:x", "a,b=c,d"])
+def test_a_folder_that_exists_keeps_the_separators_in_its_name(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).mkdir()
+    assert start_of(f"pgd:restarts=2,start={name},steps=2") == Path(name)
+    assert start_of(f"pgd:start={name}") == Path(name)
+    with pytest.raises(GapError, match="is not a folder that gap left"):
+        named_attack(f"pgd:start={name},steps=2", BUDGET)
+    with pytest.raises(GapError, match="unknown option of pgd 'step'; did you mean steps"):
+        start_of(f"pgd:start={name},step=2")
+
+
+def test_a_folder_that_does_not_exist_ends_at_the_comma():
+    assert start_of("pgd:start=nowhere/a,steps=2") == Path("nowhere/a")

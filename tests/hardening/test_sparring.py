@@ -14,7 +14,16 @@ from gap.classifier import load_classifier
 from gap.errors import GapError
 from gap.frozen import frozen
 from gap.hardening.harden import HardenOptions, make_job, make_sparring
-from gap.hardening.sparring import KINDS, Sparring, check_shares, closeness, parse_mix, portions
+from gap.hardening.sparring import (
+    KINDS,
+    Named,
+    Sparring,
+    check_shares,
+    closeness,
+    parse_mix,
+    parse_name,
+    portions,
+)
 from gap.hardening.starts import (
     FedGeneratorStart,
     Generators,
@@ -339,3 +348,25 @@ def test_every_kind_can_be_made(kind: str) -> None:
     with frozen(made):
         bout = sparring.attack(made, images, torch.arange(4), Budget("linf", 0.1), LOSS, backward)
     assert bout.adversarial.shape == images.shape
+
+
+@pytest.mark.parametrize("folder", ["me@lab", "a=0.5", "a:steps=3", "b=1:steps=3", "a:b"])
+def test_a_folder_that_exists_keeps_the_separators_in_its_name(tmp_path, monkeypatch, folder: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / folder).mkdir()
+    name = f"generator-start@{folder}"
+    assert parse_name(name) == Named("generator-start", folder, None)
+    assert parse_name(f"{name}:steps=2") == Named("generator-start", folder, 2)
+    assert parse_mix([name, "pgd=3"]) == {name: 0.25, "pgd": 0.75}
+    assert parse_mix([f"{name}=3", "pgd"]) == {name: 0.75, "pgd": 0.25}
+    assert parse_mix([f"{name}:steps=2=3", "pgd"]) == {f"{name}:steps=2": 0.75, "pgd": 0.25}
+
+
+def test_a_folder_that_does_not_exist_ends_at_its_steps_and_its_weight() -> None:
+    assert parse_mix(["generator-start@a:steps=2=3", "pgd"]) == {"generator-start@a:steps=2": 0.75, "pgd": 0.25}
+
+
+@pytest.mark.parametrize("steps", ["9" * 5000, "²", "-1", ""])
+def test_steps_that_are_no_number_are_refused(steps: str) -> None:
+    with pytest.raises(GapError, match="must be a whole number from 1"):
+        parse_name(f"pgd:steps={steps}")

@@ -189,3 +189,47 @@ def test_something_else_saved_by_torch_is_no_checkpoint(tmp_path: Path) -> None:
     torch.save({"weight": torch.zeros(3)}, tmp_path / CHECKPOINT)
     with pytest.raises(GapError, match="is not a checkpoint of gap"):
         read_checkpoint(tmp_path / CHECKPOINT)
+
+
+def test_a_checkpoint_of_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    state = read_checkpoint(tmp_path / CHECKPOINT)
+    state["players"]["classifier"]["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.inf
+    state["players"]["classifier"]["network"]["2.running_mean"][3] = torch.nan
+    torch.save(state, tmp_path / CHECKPOINT)
+    wanted = (
+        r"checkpoint.pt cannot be used: players\.classifier\.\S+ has \d of \d+ values .*\(3 in all\); .*--overwrite"
+    )
+    with pytest.raises(GapError, match=wanted) as error:
+        run(tmp_path, resume=True)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda held: held["network"].update({"1.weight": held["network"]["1.weight"].int()}), "holds int32 values"),
+        (lambda held: held["network"].update({"2.running_var": torch.full((8,), -1.0)}), "has a variance below 0"),
+        (lambda held: held.update(network=3), "is not a checkpoint of this work"),
+        (lambda held: held["optimizer"]["state"][0].update(exp_avg=torch.zeros(1, 9)), "weight 0 is of another shape"),
+        (lambda held: held["optimizer"].pop("param_groups"), "is not a checkpoint of this work: 'param_groups'"),
+    ],
+)
+def test_a_checkpoint_of_a_player_that_is_damaged_is_refused(
+    tmp_path: Path, change: Callable[[dict[str, dict[str, object]]], object], message: str
+) -> None:
+    with pytest.raises(Stopped):
+        run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
+    state = read_checkpoint(tmp_path / CHECKPOINT)
+    change(state["players"]["classifier"])
+    torch.save(state, tmp_path / CHECKPOINT)
+    with pytest.raises(GapError, match=message):
+        run(tmp_path, resume=True)
+
+
+@pytest.mark.parametrize("step", ["20", -1, True])
+def test_a_checkpoint_of_a_step_that_is_none_is_refused(tmp_path: Path, step: object) -> None:
+    torch.save({"step": step, "players": {}, "job": {}}, tmp_path / CHECKPOINT)
+    with pytest.raises(GapError, match="is damaged: its step is"):
+        read_checkpoint(tmp_path / CHECKPOINT)

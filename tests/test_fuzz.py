@@ -1,0 +1,519 @@
+"""Files, names and options as chance has them: what they bring is a result, or one line of a GapError.
+
+GAP_FUZZ_CASES=10000 tries that many of each kind.
+"""
+
+import copy
+import io
+import math
+import os
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import safetensors.torch
+import tiny
+import torch
+import yaml
+from gap.models.classifiers import ZOO, ZooEntry
+from gap.models.generators import make_generator
+from gap.models.stylizers import make_stylizer
+from gap.models.taps import Taps
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import Image
+from torch import Tensor, nn
+
+from gap import architectures
+from gap.architectures import is_code, is_fresh, split_name
+from gap.artefact import CARD, CHECKPOINT, CONFIG, TENSORS, is_ours, save_artefact
+from gap.attacks.goals import find_goal
+from gap.attacks.named import named_attack, start_of
+from gap.attacks.train import TrainOptions
+from gap.attacks.trained import load_attack
+from gap.budget import Budget
+from gap.classifier import folder_of, load_classifier
+from gap.config import Options, parse_assignments, read_config, read_yaml_file
+from gap.data.named import load_data
+from gap.data.pictures import find_pictures, open_picture
+from gap.errors import GapError
+from gap.evaluation.lineup import find_entrants
+from gap.hardening.harden import HardenOptions
+from gap.hardening.sparring import parse_mix, parse_name
+from gap.imagery.stylizer import load_stylizer
+from gap.process import Stopped
+from gap.setting import parse_input
+from gap.training.standard import PretrainOptions
+
+NAME = "small"
+SIZE = (8, 8)
+
+
+def small(channels: int, classes: int) -> nn.Module:
+    """A network with norms that is built in no time."""
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, bias=False),
+        nn.BatchNorm2d(4),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 3, stride=2),
+        nn.BatchNorm2d(6),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(6, classes),
+    )
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small() -> Iterator[None]:
+    """The small network among those that come with gap."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setitem(ZOO, NAME, ZooEntry(small, 3, SIZE, 4, (0.5,), (0.5,), "small"))
+        yield
+
+
+def cases(usual: int) -> settings:
+    """The same examples on every run: as many as usual, or as the environment says."""
+    count = int(os.environ.get("GAP_FUZZ_CASES", usual))
+    checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
+    return settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=checks)
+
+
+@contextmanager
+def answered() -> Iterator[None]:
+    """Let GapErrors pass as answers, and warnings besides."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with suppress(GapError):
+            yield
+
+
+Damage = Callable[[bytes], bytes]
+
+
+@st.composite
+def damages(draw: st.DrawFn) -> Damage:
+    """Ways to flip, cut, take out or insert bytes; half of them near the beginning, where headers are."""
+    kinds = draw(st.lists(st.sampled_from(["flip", "cut", "take", "insert"]), min_size=1, max_size=4))
+    places = st.tuples(st.booleans(), st.integers(0, 400))
+    edits = [(kind, *draw(places), draw(st.binary(min_size=1, max_size=4))) for kind in kinds]
+
+    def damage(content: bytes) -> bytes:
+        for kind, near, place, inserted in edits:
+            at = min(place, len(content)) if near else len(content) * place // 401
+            end = at + len(inserted)
+            match kind:
+                case "flip":
+                    content = content[:at] + inserted[: len(content) - at] + content[end:]
+                case "cut":
+                    content = content[:at]
+                case "take":
+                    content = content[:at] + content[end:]
+                case _:
+                    content = content[:at] + inserted + content[at:]
+        return content
+
+    return damage
+
+
+# No number that is both large and small enough to fill the memory.
+JUNK: list[Any] = [
+    None, "", "x", "linf:1e9", "no/such:thing@x", "\0", "\ud800", -1, 0, 1, 7, 2**62, 10**30, math.nan, math.inf, -0.5,
+    True, [], [3], [3, 3, 3], [[]], {}, {"x": 1}, {1: 2}, b"x",
+]  # fmt: skip
+
+
+@st.composite
+def garblings(draw: st.DrawFn) -> Callable[[Any], Any]:
+    """Ways to drop a key or an item somewhere in nested values, or to put something else there."""
+    steps = draw(st.lists(st.integers(0, 30), min_size=1, max_size=4))
+    junk = draw(st.sampled_from(["drop", *JUNK]))
+
+    def garble(held: Any) -> Any:
+        held = copy.deepcopy(held)
+        at = held
+        for step in steps[:-1]:
+            inner = [key for key in keys(at) if keys(at[key])]
+            at = at[inner[step % len(inner)]] if inner else at
+        if places := keys(at):
+            place = places[steps[-1] % len(places)]
+            if junk == "drop":
+                del at[place]
+            else:
+                at[place] = junk
+        return held
+
+    return garble
+
+
+def keys(held: Any) -> list[Any]:
+    return list(held) if isinstance(held, dict) else list(range(len(held))) if isinstance(held, list) else []
+
+
+@st.composite
+def tensor_changes(draw: st.DrawFn) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
+    """Ways to rename, drop, resize or retype one tensor, or to give it values that no weights have."""
+    kind = draw(
+        st.sampled_from(
+            ["rename", "drop", "resize", "empty", "nan", "inf", "negative", "half", "int", "bool", "complex"]
+        )
+    )
+    place = draw(st.integers(0, 200))
+
+    def change(state: dict[str, Tensor]) -> dict[str, Tensor]:
+        state = dict(state)
+        name = sorted(state)[place % len(state)]
+        value = state.pop(name)
+        made = {
+            "rename": lambda: {f"{name}x": value},
+            "drop": dict,
+            "resize": lambda: {name: torch.zeros(*value.shape, 2)},
+            "empty": lambda: {name: torch.zeros(0, *value.shape[1:])},
+            "nan": lambda: {name: torch.full(value.shape, math.nan)},
+            "inf": lambda: {name: torch.full(value.shape, math.inf)},
+            "negative": lambda: {name: torch.full(value.shape, -1.0)},
+            "half": lambda: {name: value.half()},
+            "int": lambda: {name: value.int()},
+            "bool": lambda: {name: value.bool()},
+            "complex": lambda: {name: value.to(torch.complex64)},
+        }[kind]()
+        return state | made
+
+    return change
+
+
+def make_artefacts(root: Path) -> dict[str, Path]:
+    """A small untrained artefact of every kind."""
+    torch.manual_seed(0)
+    folders = {kind: root / kind for kind in ("classifier", "thresholded", "direct", "universal", "stylizer")}
+    for folder in folders.values():
+        folder.mkdir()
+        (folder / CONFIG).write_text(yaml.safe_dump(PretrainOptions().dump()))
+    classifier = load_classifier(NAME)
+    save_artefact(
+        folders["classifier"], "classifier", classifier.network.state_dict(), {"classifier": classifier.describe()}
+    )
+    told = load_classifier(folders["classifier"]).describe()
+    options = {"architecture": "unet", "encoder": "strided-32", "decoder": [16, 8], "fold": 2}
+    card = {"budget": "linf:0.1", "goal": "untargeted", "channels": 3, "size": list(SIZE), "classifiers": [told]}
+    state = make_generator(3, **options).state_dict()
+    generating = card | {"generator": options}
+    save_artefact(folders["thresholded"], "thresholded generator", state, generating)
+    save_artefact(folders["direct"], "direct generator", state, generating | {"budget": None})
+    save_artefact(
+        folders["universal"], "universal perturbation", {"perturbation": torch.rand(1, 3, *SIZE) / 10}, generating
+    )
+    layers = ["0", "3"]
+    with torch.no_grad():
+        widths = [each.shape[1] for each in Taps(classifier.network, layers)(torch.rand(1, 3, *SIZE)).values()]
+    save_artefact(
+        folders["stylizer"],
+        "stylizer",
+        make_stylizer("adaptive", widths, 3).state_dict(),
+        {"backbone": told, "form": "adaptive", "layers": layers, "widths": widths},
+    )
+    return folders
+
+
+@pytest.fixture(scope="module")
+def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_artefacts(tmp_path_factory.mktemp("artefacts"))
+
+
+def use(kind: str, folder: Path) -> None:
+    """What the next command does first with an artefact."""
+    match kind:
+        case "classifier":
+            load_classifier(folder)
+        case "stylizer":
+            load_stylizer(folder)(torch.rand(3, 16, 16), [torch.rand(3, 16, 16)])
+        case _:
+            load_attack(folder)(nn.Flatten(), torch.rand(2, 3, *SIZE), torch.zeros(2, dtype=torch.int64))
+
+
+@contextmanager
+def changed(path: Path, content: bytes) -> Iterator[None]:
+    before = path.read_bytes()
+    path.write_bytes(content)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
+
+
+KINDS = ("classifier", "thresholded", "direct", "universal", "stylizer")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artefacts_of_every_kind_are_used(artefacts: dict[str, Path], kind: str) -> None:
+    use(kind, artefacts[kind])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artefacts_with_values_that_are_not_finite_are_refused(artefacts: dict[str, Path], kind: str) -> None:
+    path = artefacts[kind] / TENSORS
+    state = safetensors.torch.load_file(path)
+    name = next(name for name, value in state.items() if value.is_floating_point())
+    state[name].view(-1)[0] = math.nan
+    wanted = (
+        f"in {path} cannot be used: {name} has 1 of .* values that are NaN or infinite .*; make {path.parent} again"
+    )
+    with changed(path, safetensors.torch.save(state)), pytest.raises(GapError, match=wanted):
+        use(kind, path.parent)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_artefacts_with_weights_of_whole_numbers_are_refused(artefacts: dict[str, Path], kind: str) -> None:
+    path = artefacts[kind] / TENSORS
+    state = {name: value.int() for name, value in safetensors.torch.load_file(path).items()}
+    with changed(path, safetensors.torch.save(state)), pytest.raises(GapError, match="int32 values, where float32 is"):
+        use(kind, path.parent)
+
+
+@pytest.mark.parametrize(
+    ("kind", "key", "value"),
+    [
+        ("classifier", "classes", 10**7),
+        ("classifier", "channels", 10**7),
+        ("classifier", "size", [8, 10**30]),
+        ("classifier", "size", [10**5, 10**5]),
+        ("thresholded", "channels", 10**7),
+        ("thresholded", "decoder", [10**7, 8]),
+        ("direct", "fold", 16),
+        ("universal", "size", [8, 9]),
+        ("stylizer", "widths", [10**7, 10**7]),
+        ("stylizer", "layers", ["3", "0"]),
+    ],
+)
+def test_artefacts_whose_card_says_other_sizes_are_refused(
+    artefacts: dict[str, Path], kind: str, key: str, value: object
+) -> None:
+    path = artefacts[kind] / CARD
+    card = yaml.safe_load(path.read_text())
+    section = {"classes": "classifier", "decoder": "generator", "fold": "generator"}.get(key)
+    if kind == "classifier":
+        section = "classifier"
+    (card[section] if section else card)[key] = value
+    with changed(path, yaml.safe_dump(card).encode()), pytest.raises(GapError):
+        use(kind, path.parent)
+
+
+SOME_KIND = st.sampled_from(KINDS)
+
+
+@cases(30)
+@given(kind=SOME_KIND, name=st.sampled_from([CARD, TENSORS]), damage=damages())
+def test_artefacts_of_damaged_bytes_are_used_or_refused(
+    artefacts: dict[str, Path], kind: str, name: str, damage: Damage
+) -> None:
+    path = artefacts[kind] / name
+    with changed(path, damage(path.read_bytes())), answered():
+        use(kind, path.parent)
+
+
+@cases(60)
+@given(kind=SOME_KIND, garble=garblings())
+def test_artefacts_with_garbled_cards_are_used_or_refused(
+    artefacts: dict[str, Path], kind: str, garble: Callable[[Any], Any]
+) -> None:
+    path = artefacts[kind] / CARD
+    card = garble(yaml.safe_load(path.read_text()))
+    with changed(path, yaml.safe_dump(card).encode()), answered():
+        use(kind, path.parent)
+
+
+@cases(50)
+@given(kind=SOME_KIND, change=tensor_changes())
+def test_artefacts_with_changed_tensors_are_used_or_refused(
+    artefacts: dict[str, Path], kind: str, change: Callable[..., dict[str, Tensor]]
+) -> None:
+    path = artefacts[kind] / TENSORS
+    content = safetensors.torch.save(change(safetensors.torch.load_file(path)))
+    with changed(path, content), answered():
+        use(kind, path.parent)
+
+
+@cases(40)
+@given(damage=damages())
+def test_damaged_configs_are_read_or_refused(artefacts: dict[str, Path], damage: Damage) -> None:
+    path = artefacts["classifier"] / CONFIG
+    with changed(path, damage(path.read_bytes())), answered():
+        is_ours(path.parent)
+        PretrainOptions.read(read_yaml_file(path))
+
+
+@pytest.fixture(scope="module")
+def weights() -> dict[str, Tensor]:
+    torch.manual_seed(0)
+    return dict(load_classifier(NAME).network.state_dict())
+
+
+@cases(30)
+@given(damage=damages(), held=st.sampled_from(["plain", "model", "ema"]), new=st.booleans())
+def test_weights_files_of_damaged_bytes_are_loaded_or_refused(
+    weights: dict[str, Tensor], tmp_path: Path, damage: Damage, held: str, new: bool
+) -> None:
+    written = io.BytesIO()
+    content = {"plain": weights, "model": {"model": weights, "epoch": 3}, "ema": {"ema": {"module": weights}}}[held]
+    torch.save(content, written, _use_new_zipfile_serialization=new)
+    (tmp_path / "weights.pt").write_bytes(damage(written.getvalue()))
+    with answered():
+        load_classifier(f"{NAME}@{tmp_path / 'weights.pt'}")
+
+
+@cases(40)
+@given(change=tensor_changes(), garble=garblings())
+def test_weights_files_with_changed_contents_are_loaded_or_refused(
+    weights: dict[str, Tensor], tmp_path: Path, change: Callable[..., Any], garble: Callable[[Any], Any]
+) -> None:
+    held = garble(
+        {"model": weights, "model_ema": {"module": weights}, "state_dict": {"a": {"b": [1, 2]}}, "mean": [0.5]}
+    )
+    for each in (held, change(weights), {"ema": change(weights), "model": weights}):
+        torch.save(each, tmp_path / "weights.pt")
+        with answered():
+            load_classifier(f"{NAME}@{tmp_path / 'weights.pt'}")
+
+
+@pytest.fixture(scope="module")
+def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("unfinished")
+    with pytest.raises(Stopped):
+        tiny.run(folder, tiny.at_step(40, tiny.signals(tiny.signal.SIGTERM)))
+    return folder
+
+
+@cases(20)
+@given(damage=damages())
+def test_damaged_checkpoints_are_resumed_or_refused(unfinished: Path, damage: Damage) -> None:
+    path = unfinished / CHECKPOINT
+    with changed(path, damage(path.read_bytes())), answered():
+        tiny.run(unfinished, resume=True)
+
+
+@cases(30)
+@given(garble=garblings())
+def test_garbled_checkpoints_are_resumed_or_refused(unfinished: Path, garble: Callable[[Any], Any]) -> None:
+    path = unfinished / CHECKPOINT
+    state = torch.load(path, weights_only=True)
+    job = state.pop("job")
+    written = io.BytesIO()
+    torch.save(garble(state) | {"job": job}, written)
+    with changed(path, written.getvalue()), answered():
+        tiny.run(unfinished, resume=True)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> dict[str, bytes]:
+    contents = {}
+    noise = Image.effect_noise((24, 17), 80)
+    for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
+        written = io.BytesIO()
+        (noise if form == "PNG" else noise.convert("RGB")).save(written, form)
+        contents[form] = written.getvalue()
+    return contents
+
+
+@cases(150)
+@given(
+    form=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]),
+    damage=damages(),
+    channels=st.sampled_from([1, 3]),
+    size=st.sampled_from([None, (8, 9)]),
+)
+def test_damaged_pictures_are_opened_or_refused(
+    pictures: dict[str, bytes], tmp_path: Path, form: str, damage: Damage, channels: int, size: tuple[int, int] | None
+) -> None:
+    path = tmp_path / f"picture.{form.lower()}"
+    path.write_bytes(damage(pictures[form]))
+    with answered():
+        picture = open_picture(path, channels, size)
+        assert picture.dtype == torch.uint8 and len(picture) == channels
+
+
+# Text in which separators come often; nothing in it names a module or a network that could be downloaded.
+PIECES = st.sampled_from(
+    ["@", ":", "/", "=", ",", ".", "..", " ", "\0", "\n", "~", "\\", "-", "%s", "é", "²", "٣", "\ud800", "\U0001f600",
+     "q" * 300, "9" * 5000, "q@" * 500, "zq", "zq.py", "zq.py:make", "no_module_of_gap.zq:make", "C:\\zq", "none", "0",
+     "1e999", "-1", "nan", "mnist-cnn", "torchvision:resnet81", "timm:resnet81s", "folder:", "mnist-5k", "linf:", "l2:",
+     "8/255", "pgd", "pgd:", "steps=", ":steps=", "start=", "step_scales=", "uap", "generator-start", "trades",
+     "target:", "untargeted", "3x", "32x32", "layer1", "relu2_x", "logits"]
+)  # fmt: skip
+STARTS = [
+    "",
+    "",
+    "folder:",
+    "mnist-cnn@",
+    "zq.py:make@",
+    "torchvision:resnet81@",
+    "pgd:start=",
+    "generator-start@",
+    "~",
+]
+TEXTS = st.builds(
+    lambda start, pieces: start + "".join(pieces),
+    st.sampled_from(STARTS),
+    st.lists(PIECES | st.text("@:/=,.qz ", max_size=6), max_size=6),
+)
+
+
+@cases(150)
+@given(text=TEXTS)
+def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    def missing(name: str) -> None:
+        raise ModuleNotFoundError(name)
+
+    monkeypatch.setattr(architectures, "importlib", SimpleNamespace(import_module=missing, util=None))
+    network = nn.Sequential(nn.Conv2d(1, 2, 3))
+    uses: list[Callable[[], object]] = [
+        lambda: load_classifier(text, channels=1, size=(28, 28)),
+        lambda: split_name(text),
+        lambda: is_code(text),
+        lambda: is_fresh(text),
+        lambda: folder_of(text),
+        lambda: Taps(network, [text]),
+        lambda: load_data(text, tmp_path, channels=1, size=(28, 28), download=False),
+        lambda: load_data("mnist", text, download=False),
+        lambda: load_attack(text),
+        lambda: find_entrants([text]),
+        lambda: find_pictures(text),
+        lambda: open_picture(text, 1),
+        lambda: read_config(text),
+    ]
+    for each in uses:
+        with answered():
+            each()
+
+
+@cases(150)
+@given(text=TEXTS)
+def test_options_written_as_text_are_read_or_refused(text: str) -> None:
+    budget = Budget("linf", 0.1)
+    uses: list[Callable[[], object]] = [
+        lambda: Budget.parse(text),
+        lambda: find_goal(text, 10),
+        lambda: parse_input(text),
+        lambda: parse_name(text),
+        lambda: parse_mix([text, f"{text}=0.5"]),
+        lambda: named_attack(text, budget),
+        lambda: start_of(text),
+        lambda: parse_assignments([text]),
+    ]
+    for each in uses:
+        with answered():
+            each()
+
+
+@cases(60)
+@given(garble=garblings(), kind=st.sampled_from([PretrainOptions, TrainOptions, HardenOptions]))
+def test_option_values_are_read_or_refused(garble: Callable[[Any], Any], kind: type[Options]) -> None:
+    needed: dict[type[Options], dict[str, Any]] = {
+        PretrainOptions: {},
+        TrainOptions: {"classifier": ["mnist-cnn"], "budget": "linf:0.1"},
+        HardenOptions: {"classifier": "mnist-cnn", "budget": "linf:0.1"},
+    }
+    with answered():
+        kind.read(garble(kind.read(needed[kind]).dump()))
