@@ -1,5 +1,6 @@
 """What is seen of a drawing: the layers of one backbone, or of two, made ready for pictures of any size."""
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gap.classifier import Classifier
-from gap.errors import GapError
+from gap.errors import GapError, GapWarning
 from gap.folding import Folding
 from gap.frozen import frozen
 from gap.memory_format import random_images, use_channels_last_for
@@ -87,7 +88,14 @@ def default_layers(classifier: Classifier) -> list[str]:
         found = stages(Backbone(classifier), probe, facts.classes)
     if not found:
         raise GapError(f"{classifier.name} has no layer that gives maps; draw with a convolutional network")
-    return [name.removeprefix("classifier.network.") for name in found[:5]]
+    names = [name.removeprefix("classifier.network.") for name in found[:5]]
+    if len(names) == 1:
+        warnings.warn(
+            f"{classifier.name} has one layer that gives maps, {names[0]}; a drawing through it alone shows little",
+            GapWarning,
+            stacklevel=2,
+        )
+    return names
 
 
 def default_content_layers(classifier: Classifier) -> list[str]:

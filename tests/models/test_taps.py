@@ -7,7 +7,16 @@ import timm
 import torch
 import torchvision
 from gap.models.classifiers import CifarResNet18
-from gap.models.taps import LOGITS, Taps, aliases, stages, with_average_pooling, with_padding, with_smooth_strides
+from gap.models.taps import (
+    LOGITS,
+    Taps,
+    aliases,
+    map_layouts,
+    stages,
+    with_average_pooling,
+    with_padding,
+    with_smooth_strides,
+)
 from torch import Tensor, nn
 
 from gap.errors import GapError
@@ -197,3 +206,66 @@ def test_smooth_strides_keep_sizes_and_names_and_look_at_every_pixel_alike(size:
     assert (seen != 0).float().mean() < 0.3
     with pytest.raises(GapError, match="no strides"):
         with_smooth_strides(nn.Conv2d(3, 3, 3))
+
+
+def small_convnext() -> nn.Module:
+    blocks = [
+        torchvision.models.convnext.CNBlockConfig(8, 16, 1),
+        torchvision.models.convnext.CNBlockConfig(16, None, 1),
+    ]
+    return torchvision.models.ConvNeXt(blocks, num_classes=4).eval()
+
+
+def small_swin() -> nn.Module:
+    return torchvision.models.SwinTransformer([2, 2], 8, [1, 1], [2, 2], [4, 4], num_classes=4).eval()
+
+
+def small_vit() -> nn.Module:
+    return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
+
+
+def test_map_layouts_of_channels_last_blocks_are_told_apart_from_maps_and_tokens() -> None:
+    """Catches: a layout read off the number of dimensions, as of ConvNeXt's blocks, Swin's stages and attention."""
+    images = torch.rand(1, 3, 32, 32)
+    for network, expected in (
+        (small_convnext(), {"features.1": "NCHW", "features.1.0.block.3": "NHWC", "classifier": None}),
+        (small_swin(), {"features.1": "NHWC", "features.1.0.attn": "NHWC", "permute": "NCHW"}),
+        (small_vit(), {"conv_proj": "NCHW", "encoder.layers": None}),
+    ):
+        layouts = map_layouts(network, dict(network.named_modules()), images)
+        assert {path: layouts.get(path) for path in expected} == expected
+
+
+def test_map_layouts_of_attention_weights_are_unknown() -> None:
+    """Catches: heads x tokens x tokens taken for channels x height x width."""
+
+    class Attention(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weights = nn.Identity()
+
+        def forward(self, images: Tensor) -> Tensor:
+            tokens = images.flatten(2).transpose(1, 2)
+            self.weights((tokens @ tokens.transpose(1, 2))[:, None].softmax(dim=-1))
+            return tokens.mean(dim=1)
+
+    network = Attention()
+    assert map_layouts(network, dict(network.named_modules()), torch.rand(1, 3, 8, 8)) == {}
+    with pytest.raises(GapError, match="layer weights gives 1 x 64 x 64 values, of which no two are known to be"):
+        Taps(network, ["weights"]).read_as_maps(torch.rand(1, 3, 8, 8))
+
+
+def test_taps_of_channels_last_layer_give_channels_first() -> None:
+    network, images = small_swin(), torch.rand(2, 3, 32, 32)
+    taps = Taps(network, ["features.1"])
+    assert taps(images)["features.1"].shape == (2, 16, 16, 8)
+    before = taps(images)["features.1"]
+    taps.read_as_maps(images)
+    assert torch.equal(taps(images)["features.1"], before.permute(0, 3, 1, 2))
+
+
+def test_stages_of_transformers_are_maps_alone() -> None:
+    images = torch.rand(1, 3, 32, 32)
+    assert stages(small_swin(), images, 4) == ["features.1", "permute"]
+    assert stages(small_convnext(), images, 4) == ["features.2.0", "features"]
+    assert stages(small_vit(), images, 4) == ["conv_proj"]
