@@ -12,7 +12,7 @@ HERE = Path(__file__).resolve().parent
 gap.__path__.append(str(HERE))
 sys.path[:] = [entry for entry in sys.path if Path(entry).resolve() != HERE]
 
-from gap.cli.main import main  # noqa: E402
+from gap.cli.app import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -21,10 +21,10 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from gap.cli.main import make_app
-from gap.data.named import load_data
-from gap.data.pictures import save_picture
-from gap.errors import GapError
+from gap.cli.app import make_app
+from gap.core.errors import GapError
+from gap.data.images import save_picture
+from gap.data.registry import load_data
 
 # One network of each family, and the side of the images that it is given.
 NETWORKS = {

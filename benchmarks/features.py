@@ -10,13 +10,13 @@ class score that the reader gives to the class drawn (its logit, less the mean o
 import argparse
 
 import torch
-from gap.models.taps import LOGITS
+from gap.models.feature_extractor import LOGITS
 from torch import Tensor
 
-from gap.budget import Budget
-from gap.classifier import load_classifier
-from gap.frozen import frozen
-from gap.imagery.visualize import Feature, visualize
+from gap.classifiers.classifier import load_classifier
+from gap.core.frozen import frozen
+from gap.imagery.feature_visualization import Feature, visualize
+from gap.threat import Budget
 
 
 def main() -> None:

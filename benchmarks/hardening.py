@@ -23,13 +23,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gap.artefact import open_artefact
-from gap.classifier import load_classifier
-from gap.hardening.harden import HardenOptions, make_job
-from gap.hardening.sparring import parse_name
+from gap.classifiers.classifier import load_classifier
+from gap.classifiers.task import load_setting
+from gap.core.artifact import open_artefact
+from gap.hardening.inner_attacks import parse_name
+from gap.hardening.train import HardenOptions, make_job
 from gap.report.plots import accuracy_curves
-from gap.setting import load_setting
-from gap.training.machine import make_accelerator
+from gap.training.runtime import make_accelerator
 
 Step = Callable[[Tensor, Tensor], object]
 

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.budget import Budget
-from gap.classifier import Classifier, load_classifier
-from gap.hardening.harden import HardenOptions, make_job
-from gap.setting import load_setting
-from gap.training.machine import make_accelerator
+from gap.classifiers.classifier import Classifier, load_classifier
+from gap.classifiers.task import load_setting
+from gap.hardening.train import HardenOptions, make_job
+from gap.threat import Budget
+from gap.training.runtime import make_accelerator
 
 Step = Callable[[Tensor, Tensor], object]
 Attack = Callable[[Tensor, Tensor], Tensor]

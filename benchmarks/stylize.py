@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from gap.models.taps import aliases
+from gap.models.feature_extractor import aliases
 from torch import Tensor, nn
 
-from gap.classifier import Classifier, load_classifier
-from gap.cli.easel import open_sized
-from gap.imagery.stylize import STYLE_WEIGHT, Manner, stylize
-from gap.imagery.view import default_content_layers, default_layers
+from gap.classifiers.classifier import Classifier, load_classifier
+from gap.cli.drawing import open_sized
+from gap.imagery.backbone import default_content_layers, default_layers
+from gap.imagery.style_transfer import STYLE_WEIGHT, Manner, stylize
 
 HISTORY = 20
 

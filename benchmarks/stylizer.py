@@ -15,12 +15,12 @@ from pathlib import Path
 
 from torch import Tensor
 
-from gap.artefact import open_artefact
-from gap.classifier import load_classifier
-from gap.cli.easel import open_sized
-from gap.imagery.compare import Judge
-from gap.imagery.stylize import Manner, stylize
-from gap.imagery.stylizer import KIND, StylizerCard, load_stylizer
+from gap.classifiers.classifier import load_classifier
+from gap.cli.drawing import open_sized
+from gap.core.artifact import open_artefact
+from gap.imagery.comparison.methods import Judge
+from gap.imagery.feed_forward.stylizer import KIND, StylizerCard, load_stylizer
+from gap.imagery.style_transfer import Manner, stylize
 
 
 def main() -> None:

@@ -25,12 +25,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
+from gap.attacks.generator.train import TrainOptions, make_job
 from gap.attacks.losses import Goal, margin
-from gap.attacks.train import TrainOptions, make_job
-from gap.budget import Budget
-from gap.frozen import frozen
-from gap.setting import load_setting
-from gap.training.machine import make_accelerator
+from gap.classifiers.task import load_setting
+from gap.core.frozen import frozen
+from gap.threat import Budget
+from gap.training.runtime import make_accelerator
 
 BATCH, BUDGET = 128, "l2:2.4"
 CONTESTANTS = ("plain", "plain-frozen", "gap")

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import torch
 
-from gap.budget import Budget
+from gap.classifiers.task import DataOptions, load_setting
+from gap.core.frozen import frozen
 from gap.evaluation.interval import wilson
-from gap.frozen import frozen
-from gap.imagery.traverse import traverse
-from gap.setting import DataOptions, load_setting
+from gap.imagery.traversal import traverse
+from gap.threat import Budget
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ import sys
 # `python -m` puts the current folder first; the user's own modules come after everything else.
 sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())] + [os.getcwd()]
 
-from gap.cli.main import main  # noqa: E402
+from gap.cli.app import main  # noqa: E402
 
 if __name__ == "__main__":
     main()

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from gap.models import encoders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.errors import GapError, unknown
+from gap.core.errors import GapError, unknown
 
 Architecture = Literal["unet", "autoencoder"]
 

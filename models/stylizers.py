@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.errors import unknown
+from gap.core.errors import unknown
 
 # Against division by the spread of a channel that is silent.
 TINY = 1e-5

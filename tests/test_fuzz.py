@@ -20,34 +20,34 @@ import tiny
 import torch
 import yaml
 from gap.models.classifiers import ZOO, ZooEntry
+from gap.models.feature_extractor import Taps
 from gap.models.generators import make_generator
 from gap.models.stylizers import make_stylizer
-from gap.models.taps import Taps
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from gap import architectures
-from gap.architectures import is_code, is_fresh, split_name
-from gap.artefact import CARD, CHECKPOINT, CONFIG, TENSORS, is_ours, save_artefact
-from gap.attacks.goals import find_goal
-from gap.attacks.named import named_attack, start_of
-from gap.attacks.train import TrainOptions
-from gap.attacks.trained import load_attack
-from gap.budget import Budget
-from gap.classifier import folder_of, load_classifier
-from gap.config import Options, parse_assignments, read_config, read_yaml_file
-from gap.data.named import load_data
-from gap.data.pictures import find_pictures, open_picture
-from gap.errors import GapError
-from gap.evaluation.lineup import find_entrants
-from gap.hardening.harden import HardenOptions
-from gap.hardening.sparring import parse_mix, parse_name
-from gap.imagery.stylizer import load_stylizer
-from gap.process import Stopped
-from gap.setting import parse_input
-from gap.training.standard import PretrainOptions
+from gap.attacks.criteria import find_goal
+from gap.attacks.generator.model import load_attack
+from gap.attacks.generator.train import TrainOptions
+from gap.attacks.registry import named_attack, start_of
+from gap.classifiers import registry as architectures
+from gap.classifiers.classifier import folder_of, load_classifier
+from gap.classifiers.pretrain import PretrainOptions
+from gap.classifiers.registry import is_code, is_fresh, split_name
+from gap.classifiers.task import parse_input
+from gap.core.artifact import CARD, CHECKPOINT, CONFIG, TENSORS, is_ours, save_artefact
+from gap.core.errors import GapError
+from gap.core.options import Options, parse_assignments, read_config, read_yaml_file
+from gap.core.process import Stopped
+from gap.data.images import find_pictures, open_picture
+from gap.data.registry import load_data
+from gap.evaluation.benchmark import find_entrants
+from gap.hardening.inner_attacks import parse_mix, parse_name
+from gap.hardening.train import HardenOptions
+from gap.imagery.feed_forward.stylizer import load_stylizer
+from gap.threat import Budget
 
 NAME = "small"
 SIZE = (8, 8)

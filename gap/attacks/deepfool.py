@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.gradient import steepest
-from gap.budget import Budget, Norm, quantise_towards
-from gap.errors import GapError
-from gap.frozen import frozen
-from gap.gradients import input_gradient, warn_if_undefined, zero_where_undefined
-from gap.network import call
+from gap.core.errors import GapError
+from gap.core.frozen import frozen
+from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
+from gap.core.network import call
+from gap.threat import Budget, Norm, quantise_towards
 
 # The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
 SHORTEST_STEP = 1e-4

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gap.attacks.base import Attack
 from gap.attacks.losses import CONFIDENCE, Goal, Loss, find_loss, margin
-from gap.attacks.protocol import Attack
-from gap.budget import Budget, Norm, measure
-from gap.errors import GapError
-from gap.frozen import frozen
-from gap.gradients import input_gradient, warn_if_undefined, zero_where_undefined
-from gap.network import call
+from gap.core.errors import GapError
+from gap.core.frozen import frozen
+from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
+from gap.core.network import call
+from gap.threat import Budget, Norm, measure
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gap.errors import unknown
+from gap.core.errors import unknown
 
 # Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
 CONFIDENCE = 2.0

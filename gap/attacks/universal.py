@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import loss_gradient, steepest
 from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
-from gap.budget import Budget
-from gap.errors import GapError
-from gap.frozen import frozen
-from gap.gradients import warn_if_undefined, zero_where_undefined
-from gap.network import call
+from gap.core.errors import GapError
+from gap.core.frozen import frozen
+from gap.core.gradients import warn_if_undefined, zero_where_undefined
+from gap.core.network import call
+from gap.threat import Budget
 
 # One pass over the training images: (images N x C x H x W in [0, 1], N labels), on the classifier's device.
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]

@@ -11,9 +11,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
-from gap.config import Options, merge, parse_assignments, read_config
-from gap.errors import GapError
-from gap.files import STANDARD_OUTPUT, descriptor
+from gap.core.errors import GapError
+from gap.core.files import STANDARD_OUTPUT, descriptor
+from gap.core.options import Options, merge, parse_assignments, read_config
 
 Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
 Assign = Annotated[

@@ -10,8 +10,8 @@ from difflib import get_close_matches
 import torch
 from torch import Tensor
 
-from gap.data.splits import Dataset
-from gap.errors import GapError, GapWarning
+from gap.core.errors import GapError, GapWarning
+from gap.data.dataset import Dataset
 
 SEPARATORS = re.compile(r"(?<=[^\W_])[\s_/,-]+(?=[^\W_])")
 WORDNET_ID = re.compile(r"(n\d{8})(?:[\s_-].*)?")

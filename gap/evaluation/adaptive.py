@@ -9,16 +9,16 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from gap.attacks.protocol import Attack
-from gap.attacks.train import MANY, TrainOptions, train_against
-from gap.attacks.trained import attack_from
-from gap.budget import Budget
-from gap.classifier import Classifier
-from gap.errors import GapError, GapWarning
-from gap.evaluation.gate import differentiable
-from gap.setting import Setting
-from gap.training.loop import Listener
-from gap.training.machine import MachineOptions, make_accelerator
+from gap.attacks.base import Attack
+from gap.attacks.generator.model import attack_from
+from gap.attacks.generator.train import MANY, TrainOptions, train_against
+from gap.classifiers.classifier import Classifier
+from gap.classifiers.task import Setting
+from gap.core.errors import GapError, GapWarning
+from gap.evaluation.masking_checks import differentiable
+from gap.threat import Budget
+from gap.training.runtime import MachineOptions, make_accelerator
+from gap.training.trainer import Listener
 
 
 def adaptive_attacks(

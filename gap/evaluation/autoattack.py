@@ -9,12 +9,12 @@ import torch
 from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
-from gap.budget import Budget
-from gap.classifier import Classifier
-from gap.errors import first_line
-from gap.folding import folded
-from gap.frozen import frozen
-from gap.network import NetworkError
+from gap.classifiers.classifier import Classifier
+from gap.classifiers.fuse import folded
+from gap.core.errors import first_line
+from gap.core.frozen import frozen
+from gap.core.network import NetworkError
+from gap.threat import Budget
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = ("apgd-ce", "apgd-t")

@@ -8,14 +8,14 @@ import torch
 from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
-from gap.attacks.goals import GoalMaker
-from gap.attacks.protocol import Attack
-from gap.budget import measure, quantise_towards, to_8bit
-from gap.classifier import Classifier
-from gap.data.splits import Split
-from gap.errors import GapError
+from gap.attacks.base import Attack
+from gap.attacks.criteria import GoalMaker
+from gap.classifiers.classifier import Classifier
+from gap.core.errors import GapError
+from gap.core.frozen import frozen
+from gap.data.dataset import Split
 from gap.evaluation.interval import wilson
-from gap.frozen import frozen
+from gap.threat import measure, quantise_towards, to_8bit
 
 EXAMPLES = 8
 # The images that stand for a split are the same in every table, whatever the seed of the attack.

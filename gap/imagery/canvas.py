@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.budget import Budget
+from gap.threat import Budget
 
 # How the red, green and blue of photographs vary together: a square root of their covariance, its longest column scaled
 # to 1. Measured on 1,000 ImageNet photos at 64 pixels.

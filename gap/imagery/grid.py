@@ -6,8 +6,8 @@ from itertools import product
 
 from torch import Tensor
 
-from gap.imagery.compare import Judge
-from gap.imagery.stylize import Manner
+from gap.imagery.comparison.methods import Judge
+from gap.imagery.style_transfer import Manner
 
 WEIGHTS = (3.0, 30.0, 300.0)
 

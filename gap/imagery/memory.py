@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
-from gap.errors import GapError
-from gap.imagery.optimise import HISTORY
-from gap.imagery.view import View
+from gap.core.errors import GapError
+from gap.imagery.backbone import View
+from gap.imagery.optimize import HISTORY
 
 # The side of a part of the picture that is looked at to learn what each pixel costs.
 SIDE = 256

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image, UnidentifiedImageError
 
-from gap.errors import GapError
-from gap.files import write_bytes
+from gap.core.errors import GapError
+from gap.core.files import write_bytes
 from gap.report.tables import Table, html_table
 
 SCREEN_DENSITY = 96  # CSS pixels to the inch

@@ -14,8 +14,8 @@ import torch
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from gap.errors import GapError
-from gap.files import write_bytes
+from gap.core.errors import GapError
+from gap.core.files import write_bytes
 from gap.report.layout import MUTED, PAPER, font, framed, grid, label, stack
 
 PANEL = 224  # the least side of a panel of `side_by_side`, in pixels

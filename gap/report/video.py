@@ -5,8 +5,8 @@ from pathlib import Path
 
 from PIL import Image
 
-from gap.errors import GapError
-from gap.files import whole
+from gap.core.errors import GapError
+from gap.core.files import whole
 
 KINDS = (".mp4", ".gif")
 

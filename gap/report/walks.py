@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from PIL import Image, ImageDraw, ImageOps
 from torch import Tensor
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.report.layout import EDGE, INK, MUTED, PAPER, font, framed, grid, label, stack
 from gap.report.pictures import to_image
 

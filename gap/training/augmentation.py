@@ -7,7 +7,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from gap.config import Options
+from gap.core.options import Options
 
 
 class AugmentationOptions(Options):

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 
 from gap.attacks.deepfool import DeepFool
-from gap.budget import Budget, quantise_towards, to_8bit
-from gap.errors import GapError
+from gap.core.errors import GapError
+from gap.threat import Budget, quantise_towards, to_8bit
 
 
 def affine(classes, pixels=9, seed=0):

@@ -9,8 +9,8 @@ from torch import nn
 
 from gap.attacks.gradient import FGSM, PGD, steepest, uniform_in_ball
 from gap.attacks.losses import Goal, margin
-from gap.budget import Budget
-from gap.errors import GapError
+from gap.core.errors import GapError
+from gap.threat import Budget
 
 BUDGETS = [Budget("linf", 0.05), Budget("l2", 0.5)]
 ids = pytest.mark.parametrize("budget", BUDGETS, ids=str)

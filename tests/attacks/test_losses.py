@@ -20,7 +20,7 @@ from gap.attacks.losses import (
     margin,
     relativistic,
 )
-from gap.errors import GapError
+from gap.core.errors import GapError
 
 ALL = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)
 TARGETED = pytest.mark.parametrize("targeted", [False, True], ids=["untargeted", "targeted"])

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from gap.attacks.controls import Checkerboard, Noise
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import FGSM, PGD
+from gap.attacks.noise import Checkerboard, Noise
 from gap.attacks.universal import Universal, deepfool_uap, projected_sgd, sign_sgd
-from gap.budget import Budget
+from gap.threat import Budget
 
 FITS = {"sign-sgd": sign_sgd, "sgd": projected_sgd, "deepfool-uap": deepfool_uap}
 MADE = {

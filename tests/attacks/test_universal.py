@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import nn
 
-from gap.attacks.controls import Noise
+from gap.attacks.noise import Noise
 from gap.attacks.universal import Universal, deepfool_uap, projected_sgd, sign_sgd
-from gap.budget import Budget
-from gap.errors import GapError
+from gap.core.errors import GapError
+from gap.threat import Budget
 
 LABELS = torch.zeros(2, dtype=torch.long)
 SGD = pytest.mark.parametrize("fit", [sign_sgd, projected_sgd])

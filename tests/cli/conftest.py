@@ -11,7 +11,7 @@ from unittest.mock import patch
 
 import pytest
 
-from gap.cli.main import main
+from gap.cli.app import main
 
 # A network that learns something in a second.
 SMALL = (

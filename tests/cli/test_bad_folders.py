@@ -14,8 +14,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gap import files
-from gap.artefact import MARK
+from gap.core import files
+from gap.core.artifact import MARK
 
 
 @contextmanager

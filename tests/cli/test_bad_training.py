@@ -11,7 +11,7 @@ import pytest
 import torch
 import yaml
 
-from gap import files
+from gap.core import files
 
 
 def test_a_loss_that_turns_nan(run: Callable[..., Any], tmp_path: Path) -> None:

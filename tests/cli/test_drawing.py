@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gap.cli.easel import Easel
-from gap.data.named import load_data
-from gap.imagery.optimise import DrawingProgress
+from gap.cli.drawing import Easel
+from gap.data.registry import load_data
+from gap.imagery.optimize import DrawingProgress
 from gap.report.pictures import save_image, to_image
 
 

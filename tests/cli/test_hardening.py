@@ -11,10 +11,10 @@ import pytest
 import torch
 import yaml
 
-from gap.artefact import CHECKPOINT
-from gap.attacks.train import IMAGES
-from gap.hardening.harden import HardenOptions, harden
-from gap.training.loop import Progress, Stopped
+from gap.attacks.generator.train import IMAGES
+from gap.core.artifact import CHECKPOINT
+from gap.hardening.train import HardenOptions, harden
+from gap.training.trainer import Progress, Stopped
 
 QUICK = ("--budget=linf:0.2", "--batch-size=64")
 SMALL = {"encoder": "strided-32", "decoder": [16], "fold": 4}
@@ -117,8 +117,8 @@ def test_what_learns_against_it(
     run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], images: int | None
 ) -> None:
     asked: list[int] = []
-    monkeypatch.setattr("gap.cli.judge.adaptive_attacks", lambda *told: asked.append(told[3]) or iter(()))
-    monkeypatch.setattr("gap.evaluation.judge.STANDARD", ("apgd-ce",))
+    monkeypatch.setattr("gap.cli.commands.judge.adaptive_attacks", lambda *told: asked.append(told[3]) or iter(()))
+    monkeypatch.setattr("gap.evaluation.robustness.STANDARD", ("apgd-ce",))
     ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", *given)
     assert ended.code == 0, ended.err
     assert asked == ([] if images is None else [images])
@@ -129,7 +129,7 @@ def test_no_attacker_learns_within_a_budget_of_every_picture(
     run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     learned: list[Any] = []
-    monkeypatch.setattr("gap.cli.judge.make_attack", lambda *told: learned.append(told))
+    monkeypatch.setattr("gap.cli.commands.judge.make_attack", lambda *told: learned.append(told))
     ended = run("judge", hardened, "--budget=l2:60", "--attack=uap-sgd")
     assert "allows every picture" in ended.complaint and not learned
 

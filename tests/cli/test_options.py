@@ -10,8 +10,8 @@ from pydantic import Field
 from typer.testing import CliRunner
 
 from gap.cli.options import parse_numbers, with_options
-from gap.config import Options
-from gap.errors import GapError
+from gap.core.errors import GapError
+from gap.core.options import Options
 
 
 class Lists(Options):

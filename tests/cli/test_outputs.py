@@ -15,14 +15,14 @@ import pytest
 import torch
 from PIL import Image
 
-from gap.cli.easel import check_out, easel
-from gap.cli.evaluate import evaluate
-from gap.cli.judge import judge
-from gap.cli.layers import layers
+from gap.cli.commands.evaluate import evaluate
+from gap.cli.commands.judge import judge
+from gap.cli.commands.layers import layers
+from gap.cli.drawing import check_out, easel
 from gap.cli.options import Json
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.imagery.objectives import Look
-from gap.imagery.optimise import DrawingProgress
+from gap.imagery.optimize import DrawingProgress
 
 
 @pytest.fixture
@@ -97,7 +97,9 @@ def test_table_is_saved_before_it_is_printed(
     run: Callable[..., Any], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     seen: list[set[str]] = []
-    monkeypatch.setattr("gap.cli.evaluate.print_table", lambda *table: seen.append(set(os.listdir(tmp_path / "out"))))
+    monkeypatch.setattr(
+        "gap.cli.commands.evaluate.print_table", lambda *table: seen.append(set(os.listdir(tmp_path / "out")))
+    )
     ended = run(*command, "--json", tmp_path / "table.json", "--out", tmp_path / "out")
     assert ended.code == 0, ended.err
     assert seen and seen[0] >= {"table.json", "pictures.png"} and (tmp_path / "table.json").is_file()

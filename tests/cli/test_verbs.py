@@ -10,10 +10,10 @@ import pytest
 import yaml
 from PIL import Image
 
-from gap.cli import acts
-from gap.cli.main import VERBS
-from gap.data.named import load_data
-from gap.data.pictures import save_picture
+from gap.cli import demo_sections as acts
+from gap.cli.app import VERBS
+from gap.data.images import save_picture
+from gap.data.registry import load_data
 
 CONTRACT = {
     "attack", "classifier", "data", "budget", "images", "clean_accuracy", "accuracy_under_attack", "fooling_rate",

@@ -7,9 +7,9 @@ import torch
 from timm.data import ImageNetInfo
 from torchvision.models import ResNet18_Weights
 
+from gap.core.errors import GapError, GapWarning
 from gap.data.class_names import ClassNames, find_difference, match_classes, sort_names
-from gap.data.splits import Dataset, MemorySplit
-from gap.errors import GapError, GapWarning
+from gap.data.dataset import Dataset, MemorySplit
 
 PETS = ("cat", "dog", "owl")
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.controls import Noise
-from gap.attacks.protocol import Attack
-from gap.budget import Budget
-from gap.classifier import Classifier, Facts
-from gap.data.splits import Dataset, MemorySplit
-from gap.errors import GapWarning
+from gap.attacks.base import Attack
+from gap.attacks.noise import Noise
+from gap.classifiers.classifier import Classifier, Facts
+from gap.classifiers.task import Setting
+from gap.core.errors import GapWarning
+from gap.data.dataset import Dataset, MemorySplit
 from gap.evaluation.adaptive import adaptive_attacks
-from gap.setting import Setting
-from gap.training.machine import MachineOptions
+from gap.threat import Budget
+from gap.training.runtime import MachineOptions
 
 BUDGET = Budget("linf", 0.1)
 

@@ -7,13 +7,13 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from gap.attacks.goals import find_goal
-from gap.budget import Budget
-from gap.classifier import Classifier, Facts
-from gap.data.splits import MemorySplit
-from gap.errors import GapError
+from gap.attacks.criteria import find_goal
+from gap.classifiers.classifier import Classifier, Facts
+from gap.core.errors import GapError
+from gap.data.dataset import MemorySplit
 from gap.evaluation.evaluate import evaluate
 from gap.evaluation.interval import wilson
+from gap.threat import Budget
 
 LEVELS = torch.tensor([10, 10, 100, 100, 100, 200, 200])
 LABELS = torch.tensor([0, 1, 1, 1, 2, 2, 0])

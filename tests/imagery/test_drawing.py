@@ -3,20 +3,20 @@
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18, mnist_cnn
-from gap.models.taps import LOGITS, Taps
+from gap.models.feature_extractor import LOGITS, Taps
 from torch import Tensor, nn
 
-from gap.budget import Budget
-from gap.classifier import Classifier, Facts, load_classifier
-from gap.errors import GapError, GapWarning
+from gap.classifiers.classifier import Classifier, Facts, load_classifier
+from gap.core.errors import GapError, GapWarning
+from gap.imagery.backbone import View, default_layers, prepared
 from gap.imagery.canvas import Fourier, Pixels
-from gap.imagery.features import Diversity, Neuron
+from gap.imagery.feature_visualization import Feature, invert, visualize
+from gap.imagery.losses import Diversity, Neuron
 from gap.imagery.objectives import Leash, Look, Variation
-from gap.imagery.optimise import DrawingProgress, optimise
-from gap.imagery.stylize import Manner, stylize, texture
+from gap.imagery.optimize import DrawingProgress, optimise
+from gap.imagery.style_transfer import Manner, stylize, texture
 from gap.imagery.transforms import Shaken
-from gap.imagery.view import View, default_layers, prepared
-from gap.imagery.visualize import Feature, invert, visualize
+from gap.threat import Budget
 
 QUICK = Manner(evaluations=12)
 

@@ -7,10 +7,10 @@ import torch
 from gap.models.classifiers import CifarResNet18
 from torch import nn
 
-from gap.classifier import Classifier, Facts
-from gap.errors import GapError
+from gap.classifiers.classifier import Classifier, Facts
+from gap.core.errors import GapError
+from gap.imagery.backbone import View, prepared
 from gap.imagery.memory import REMEMBERED, check_memory, estimate
-from gap.imagery.view import View, prepared
 
 
 def tensors() -> int:

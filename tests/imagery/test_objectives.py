@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from gap.imagery.features import Logit
+from gap.imagery.losses import Logit
 from gap.imagery.objectives import Leash, Look, Variation
 
 

@@ -2,8 +2,8 @@ import pytest
 import torch
 from gap.models.classifiers import ZOO, CifarResNet18, mnist_cnn
 
-from gap.classifier import load_classifier
-from gap.errors import GapError
+from gap.classifiers.classifier import load_classifier
+from gap.core.errors import GapError
 
 FRESH = [name for name, entry in ZOO.items() if not entry.pretrained]
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 
 UNIVERSAL: dict[str, Any] = {"encoder": "strided-32", "decoder": [16, 8], "fold": 2}
 

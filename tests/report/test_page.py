@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.report.page import Act, Figure, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
 from gap.report.plots import bars

@@ -5,7 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.report.pictures import (
     SheetRow,
     amplify,

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.report.plots import COLOURS, MARKERS, accuracy_curves, bars, lines
 
 CURVE = [(0.2, 0.5, 0.4, 0.6), (0.1, 0.9, 0.85, 0.93)]

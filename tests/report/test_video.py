@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from gap.errors import GapError
+from gap.core.errors import GapError
 from gap.report.video import save_video
 from gap.report.walks import DrawnWalk, key_frames, walk_frames
 

@@ -13,11 +13,11 @@ import tiny
 import torch
 from tiny import STEPS, TinyJob, at_step, run, same_networks, signals, told
 
-from gap.artefact import CHECKPOINT, METRICS
-from gap.errors import GapError
-from gap.process import Stopped
-from gap.training.listeners import MetricsLog
-from gap.training.loop import read_checkpoint
+from gap.core.artifact import CHECKPOINT, METRICS
+from gap.core.errors import GapError
+from gap.core.process import Stopped
+from gap.training.callbacks import MetricsLog
+from gap.training.trainer import read_checkpoint
 
 
 @pytest.fixture(scope="module")

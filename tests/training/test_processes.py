@@ -18,20 +18,20 @@ from accelerate import Accelerator
 from gap.models.generators import Discriminator, Generator, UniversalGenerator, make_generator
 from torch import Tensor, nn
 
-from gap.artefact import CHECKPOINT
-from gap.attacks.goals import find_goal
-from gap.attacks.jobs import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
+from gap.attacks.criteria import find_goal
+from gap.attacks.generator.tasks import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
 from gap.attacks.losses import find_loss
-from gap.budget import Budget
-from gap.data.splits import MemorySplit
-from gap.errors import GapError
-from gap.hardening.job import HardenJob
-from gap.hardening.sparring import Sparring
-from gap.hardening.starts import Generators, GeneratorStart, RandomStart, Universals, UniversalStart
-from gap.process import Stopped
-from gap.training.job import Backward, Player, adam
-from gap.training.loop import Plan, read_checkpoint, train
-from gap.training.machine import TrainingMachineOptions, make_accelerator
+from gap.core.artifact import CHECKPOINT
+from gap.core.errors import GapError
+from gap.core.process import Stopped
+from gap.data.dataset import MemorySplit
+from gap.hardening.initializers import Generators, GeneratorStart, RandomStart, Universals, UniversalStart
+from gap.hardening.inner_attacks import Sparring
+from gap.hardening.task import HardenJob
+from gap.threat import Budget
+from gap.training.runtime import TrainingMachineOptions, make_accelerator
+from gap.training.task import Backward, Player, adam
+from gap.training.trainer import Plan, read_checkpoint, train
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")

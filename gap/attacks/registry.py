@@ -1,0 +1,146 @@
+"""Attacks by name, with options: `pgd:steps=100,restarts=3`, `checkerboard:side=2`, `pgd:start=runs/mine,steps=2`."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from torch import nn
+
+from gap.attacks.base import Attack
+from gap.attacks.deepfool import DeepFool
+from gap.attacks.generator.model import load_attack
+from gap.attacks.gradient import FGSM, PGD
+from gap.attacks.noise import Checkerboard, Noise
+from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sgd, sign_sgd
+from gap.core.errors import GapError, unknown
+from gap.core.network import device_of
+from gap.core.paths import is_folder
+from gap.threat import Budget
+
+MADE: dict[str, Callable[..., Attack]] = {
+    "pgd": PGD,
+    "fgsm": FGSM,
+    "deepfool": DeepFool,
+    "noise": Noise,
+    "checkerboard": Checkerboard,
+}
+FITTED: dict[str, Callable[..., Universal]] = {
+    "uap": deepfool_uap,
+    "uap-sign-sgd": sign_sgd,
+    "uap-sgd": projected_sgd,
+}
+# What the caller of `named_attack` sets, or what a name alone cannot mean.
+NOT_OPTIONS = {"classifier", "batches", "budget", "norm", "targeted", "name", "return"}
+
+
+def attack_names() -> dict[str, str]:
+    """Each name that `named_attack` knows, with one line on what it is."""
+    return {name: _first_line(maker) for name, maker in {**MADE, **FITTED}.items()}
+
+
+def attack_options(name: str) -> dict[str, str]:
+    """The options of a named attack with their defaults, as written in a spec, empty where there is none.
+
+    Raises GapError for an unknown name.
+    """
+    maker = _maker(name)
+    defaults = inspect.signature(maker).parameters
+    return {option: _written(defaults[option].default) for option in _option_types(maker)}
+
+
+def named_attack(
+    spec: str, budget: Budget, classifier: nn.Module | None = None, batches: Batches | None = None
+) -> Attack:
+    """The attack a spec such as `pgd:steps=100,loss=margin` asks for; its `name` is the spec.
+
+    Options are those of the attack's class or function; the parts of a tuple are parted by `/`. The `uap` attacks are
+    fitted here, to `classifier` on `batches`. Raises GapError for an unknown name or option, a value that
+    does not fit, and a `uap` without classifier or batches.
+    """
+    name, _, written = spec.strip().partition(":")
+    maker = _maker(name)
+    options = _parse(name, written, _option_types(maker))
+    if "start" in options:
+        device = "cpu" if classifier is None else device_of(classifier)
+        options["start"] = load_attack(options["start"], budget, device)
+    if name in MADE:
+        return MADE[name](budget=budget, name=spec.strip(), **options)
+    if classifier is None or batches is None:
+        raise GapError(f"{name} is fitted to a classifier on training images; give both")
+    return replace(FITTED[name](classifier, batches, budget, **options), name=spec.strip())
+
+
+def start_of(spec: str) -> Path | None:
+    """The folder of the trained attack that a spec begins at, where it names one. Raises GapError as `named_attack`."""
+    name, _, written = spec.strip().partition(":")
+    return _parse(name, written, _option_types(_maker(name))).get("start")
+
+
+def _maker(name: str) -> Callable[..., Attack]:
+    makers = {**MADE, **FITTED}
+    if name not in makers:
+        raise unknown("attack", name, makers)
+    return makers[name]
+
+
+def _option_types(maker: Callable[..., Attack]) -> dict[str, Any]:
+    return {option: hint for option, hint in get_type_hints(maker).items() if option not in NOT_OPTIONS}
+
+
+def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    for part in filter(None, _split_options(written)):
+        option, equals, value = (piece.strip() for piece in part.partition("="))
+        if not equals or not value:
+            raise GapError(f"cannot read {part!r} in {attack}:{written}; write {attack}:option=value,option=value")
+        if option not in types:
+            raise unknown(f"option of {attack}", option, types)
+        if option in options:
+            raise GapError(f"the option {option} of {attack} is given twice")
+        options[option] = _read(attack, option, value, types[option])
+    return options
+
+
+def _split_options(written: str) -> list[str]:
+    """The options of a spec, parted by commas; a folder that exists keeps the commas in its name."""
+    pieces, parts = written.split(","), []
+    while pieces:
+        ends = range(len(pieces), 0, -1)
+        end = next((end for end in ends if _is_option_of_folder(",".join(pieces[:end]))), 1)
+        parts.append(",".join(pieces[:end]))
+        pieces = pieces[end:]
+    return parts
+
+
+def _is_option_of_folder(part: str) -> bool:
+    _, equals, value = part.partition("=")
+    return bool(equals) and is_folder(value.strip())
+
+
+def _read(attack: str, option: str, value: str, hint: Any) -> Any:
+    kind, read = READERS[hint]
+    try:
+        return read(value)
+    except ValueError:
+        raise GapError(f"the option {option} of {attack} is {kind}, not {value!r}") from None
+
+
+READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+    int: ("a whole number", int),
+    float: ("a number", float),
+    str: ("a name", str),
+    Attack | None: ("a folder that gap train left", Path),
+    tuple[float, ...]: ("numbers parted by /", lambda text: tuple(float(part) for part in text.split("/"))),
+}
+
+
+def _written(value: Any) -> str:
+    if isinstance(value, tuple):
+        return "/".join(f"{part:g}" for part in value)
+    return "" if value is None else str(value)
+
+
+def _first_line(maker: Callable[..., Attack]) -> str:
+    return (inspect.getdoc(maker) or "").splitlines()[0].rstrip(".")

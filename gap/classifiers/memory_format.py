@@ -1,0 +1,129 @@
+"""The memory layout of a network: channels last, in which convolutions are faster, where it is seen to work."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from gap.classifiers.classifier import Classifier
+from gap.core.errors import GapError, GapWarning, first_line
+from gap.core.frozen import frozen
+from gap.core.gradients import input_gradient
+from gap.core.network import NetworkError, device_of, output_types
+
+# How far outputs and gradients may differ between two layouts by rounding, as a share of their length. Gradients jump
+# where a unit switches on or off.
+OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 0.05
+
+# What is to be the same in both layouts: some outputs of a network for images N x C x H x W.
+Outputs = Callable[[Tensor], Sequence[Tensor]]
+
+
+def use_channels_last(classifier: Classifier) -> None:
+    """Lay a classifier out in channels last where that changes neither its logits nor their gradient by the images,
+    for one image and for several. Elsewhere it keeps the contiguous layout, which a forward with `view` needs."""
+    batches = [random_images(classifier, count) for count in (1, 2)]
+    use_channels_last_for(classifier, lambda images: [classifier(images)], batches)
+
+
+def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Sequence[Tensor]) -> None:
+    """The same for any `outputs` of a classifier, compared on these batches of images."""
+    with frozen(classifier):
+        try:
+            expected = _results(outputs, batches)
+        except GapError:  # whoever makes this call next reports it
+            return
+        classifier.lay_out(torch.channels_last)
+        try:
+            results = _results(outputs, batches)
+        except GapError:
+            results = []
+        if len(results) != len(expected) or not all(map(_is_same, results, expected)):
+            classifier.lay_out(torch.contiguous_format)
+
+
+def check_training(classifier: Classifier) -> None:
+    """Try one forward and backward pass of training, and lay the classifier out contiguously where it needs that.
+
+    Weights, buffers, mode and random numbers stay as they are. Warns once where the output in training mode is an
+    object that holds the logits. Raises GapError where the classifier cannot be trained at all.
+    """
+    if not any(weight.requires_grad for weight in classifier.parameters()):
+        raise GapError(f"{classifier.name} has no weights that can be trained")
+    try:
+        _train_once(classifier)
+    except GapError:
+        if classifier.memory_format == torch.contiguous_format:
+            raise
+        classifier.lay_out(torch.contiguous_format)
+        _train_once(classifier)
+
+
+def random_images(classifier: Classifier, count: int) -> Tensor:
+    """So many images of random pixels, of the classifier's own size and on its device; always the same ones."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.rand(count, classifier.facts.channels, *classifier.facts.size, generator=generator)
+    return images.to(device_of(classifier))
+
+
+def _results(outputs: Outputs, batches: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
+    """The outputs for each batch, with their gradient by the images where there is one, and the tolerance of each.
+
+    Random choices are the same at each call.
+    """
+    results: list[tuple[Tensor, float]] = []
+    for batch in batches:
+        images = batch.detach().clone().requires_grad_()
+        with torch.random.fork_rng(), torch.enable_grad():
+            torch.manual_seed(0)
+            values = [output.float() for output in outputs(images)]
+            differentiable = [value.square().sum() for value in values if value.requires_grad]
+            results += [(value.detach(), OUTPUT_TOLERANCE) for value in values]
+            if differentiable:
+                gradient = input_gradient(torch.stack(differentiable).sum(), images)
+                results.append((gradient, GRADIENT_TOLERANCE))
+    return results
+
+
+def _is_same(result: tuple[Tensor, float], expected: tuple[Tensor, float]) -> bool:
+    """Whether two results are the same but for rounding."""
+    (value, _), (reference, tolerance) = result, expected
+    return value.shape == reference.shape and bool((value - reference).norm() <= tolerance * reference.norm())
+
+
+def _train_once(classifier: Classifier) -> None:
+    with _restored(classifier), output_types(classifier.network) as types, torch.enable_grad():
+        classifier.train()
+        logits = classifier(random_images(classifier, 2))
+        try:
+            logits.float().logsumexp(dim=1).sum().backward()
+        except Exception as error:  # a foreign backward may raise anything
+            raise NetworkError(
+                f"{classifier.name} cannot be trained: {type(error).__name__}: {first_line(error)}"
+            ) from error
+    if types and not issubclass(types[0], Tensor):
+        warnings.warn(
+            f"{classifier.name} returns a {types[0].__name__} in training mode; its logits are taken",
+            GapWarning,
+            stacklevel=3,
+        )
+
+
+@contextmanager
+def _restored(classifier: nn.Module) -> Iterator[None]:
+    """Put back buffers, gradients, mode and random numbers after a trial of training."""
+    modes = [(module, module.training) for module in classifier.modules()]
+    buffers = [(buffer, buffer.clone()) for buffer in classifier.buffers()]
+    try:
+        with torch.random.fork_rng():
+            yield
+    finally:
+        for module, training in modes:
+            module.training = training
+        with torch.no_grad():
+            for buffer, value in buffers:
+                buffer.copy_(value)
+        for weight in classifier.parameters():
+            weight.grad = None

@@ -1,0 +1,169 @@
+"""The command `gap`: its verbs, and one line for whatever goes wrong."""
+
+import ast
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from importlib import import_module, resources
+from typing import Annotated, Any
+
+import typer
+
+from gap.cli.streams import install
+from gap.core.errors import GapError, GapWarning
+from gap.core.process import Stopped, speaks
+
+VERBS = (
+    "demo",
+    "pretrain",
+    "train",
+    "harden",
+    "judge",
+    "export",
+    "stylize",
+    "texture",
+    "train-stylizer",
+    "visualize",
+    "compare-styles",
+    "traverse",
+    "layers",
+    "perturb",
+    "evaluate",
+    "compare",
+    "inspect",
+    "classifiers",
+    "data",
+    "attacks",
+    "configs",
+)
+DEBUG = "--debug"
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this typer keeps it
+
+
+def main() -> None:
+    """Run the command line. Whatever goes wrong is one line on standard error.
+
+    The exit status is 2 for errors the user can mend, 1 for any other, and what a signal asks for. Of several
+    processes, one writes the line of an error the user can mend. With --debug the traceback is shown, too.
+    """
+    install()
+    warnings.simplefilter("ignore")
+    warnings.simplefilter("always", GapWarning)
+    warnings.showwarning = _show_warning
+    arguments, debug = _without_debug(sys.argv[1:])
+    arguments = arguments or ["--help"]
+    try:
+        sys.exit(make_app(arguments[0])(arguments, standalone_mode=False, prog_name="gap"))
+    except (KeyboardInterrupt, typer.Abort):
+        sys.exit(130)
+    except Stopped as stopped:
+        sys.exit(_fail(str(stopped), stopped.code))
+    except Exception as error:  # a network of the user's own may raise anything
+        if debug:
+            traceback.print_exception(error)
+        sys.exit(_fail(*_message_and_code(error)))
+
+
+def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
+    """The arguments without --debug, wherever it stands, and whether the user asks for tracebacks."""
+    end = arguments.index("--") if "--" in arguments else len(arguments)
+    options = [argument for argument in arguments[:end] if argument != DEBUG]
+    asked = len(options) < end or os.environ.get("GAP_DEBUG", "0") not in ("", "0")
+    return options + arguments[end:], asked
+
+
+def _message_and_code(error: Exception) -> tuple[str, int]:
+    """What to say of an error, and the exit status."""
+    match error:
+        case UsageError():
+            return error.format_message(), 2
+        case GapError():
+            return str(error), 2
+        case OSError():
+            return f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2
+    name, reason = type(error).__name__, next(filter(None, map(str.strip, str(error).splitlines())), "")
+    line = f"{name}: {reason}" if reason else name
+    if _is_out_of_memory(error):
+        return f"out of memory ({line}); make --batch-size, --size or --images smaller, or take a smaller network", 1
+    return f"{line}; run again with {DEBUG} for the whole traceback", 1
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. Torch, which is not imported here, has its own error for that, or only says it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(words in str(error) for words in OUT_OF_MEMORY)
+    )
+
+
+def make_app(verb: str) -> typer.Typer:
+    """The app with `verb` loaded. The other verbs are known by name and help only: torch takes seconds to import."""
+    app = typer.Typer(
+        epilog="Start with: gap demo. Each verb has --help with an example.",
+        add_completion=False,
+        rich_markup_mode="rich",
+        pretty_exceptions_enable=False,
+        callback=_top,
+    )
+    for name in VERBS:
+        if name == verb:
+            module = import_module(f"gap.cli.commands.{_module(name)}")
+            command = getattr(module, _module(name))
+            app.command(name, help=_flowing(command), epilog=f"Example: {module.EXAMPLE}")(command)
+        else:
+            app.command(name, help=_help_of(name))(lambda: None)
+    return app
+
+
+def _module(verb: str) -> str:
+    return verb.replace("-", "_")
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        from gap.core.artifact import versions
+
+        typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
+        raise typer.Exit
+
+
+def _top(
+    debug: Annotated[
+        bool, typer.Option(DEBUG, help="show the whole traceback of an error; so does the variable GAP_DEBUG=1")
+    ] = False,
+    version: Annotated[
+        bool, typer.Option("--version", help="say which gap this is, and which torch", is_eager=True, callback=_version)
+    ] = False,
+) -> None:
+    """Generative adversarial perturbations: fool a classifier, measure how well, and harden it."""
+
+
+def _help_of(verb: str) -> str:
+    source = resources.files("gap.cli.commands").joinpath(f"{_module(verb)}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def _flowing(command: Callable[..., None]) -> str:
+    """The docstring with its paragraphs in one line each: the terminal breaks them where it ends."""
+    return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
+
+
+def _fail(message: str, code: int) -> int:
+    if speaks() or code == 1:  # which may go wrong in one process alone
+        sys.stderr.write(f"gap: {' '.join(message.split())}\n")
+    return code
+
+
+def _show_warning(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    file: object = None,
+    line: str | None = None,
+) -> None:
+    sys.stderr.write(f"gap: {message}\n")

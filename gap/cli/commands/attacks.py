@@ -1,0 +1,17 @@
+"""List the untrained attacks that can be named, with their options."""
+
+import typer
+
+from gap.attacks.registry import attack_names, attack_options
+
+EXAMPLE = "gap attacks"
+
+
+def attacks() -> None:
+    """List the untrained attacks that can be named, with their options.
+
+    `start` takes a folder that gap train left: the search begins at what that generator makes.
+    """
+    for name, description in attack_names().items():
+        options = ",".join(f"{option}={default}" for option, default in attack_options(name).items())
+        typer.echo(f"{name:14} {description}\n{'':14} {name}:{options}" if options else f"{name:14} {description}")

@@ -1,0 +1,41 @@
+"""List the classifiers that can be named."""
+
+from typing import Annotated
+
+import typer
+
+from gap.classifiers.registry import FORMS
+from gap.models.classifiers import ZOO
+
+EXAMPLE = "gap classifiers torchvision"
+
+
+def classifiers(
+    family: Annotated[str, typer.Argument(help="gap, torchvision or timm")] = "gap",
+    containing: Annotated[str, typer.Option("--containing", help="only names with this in them")] = "",
+) -> None:
+    """List the classifiers that can be named."""
+    for line in _lines(family):
+        if containing in line:
+            typer.echo(line)
+    if family == "gap":
+        typer.echo(f"\nA classifier is {FORMS}.\nMore names: gap classifiers torchvision, gap classifiers timm")
+
+
+def _lines(family: str) -> list[str]:
+    if family == "gap":
+        return [f"{name:24} {entry.description}" for name, entry in ZOO.items()]
+    if family == "torchvision":
+        import torchvision.models
+
+        names = torchvision.models.list_models(module=torchvision.models)
+        return [
+            f"torchvision:{name}@{weights.name}"
+            for name in names
+            for weights in torchvision.models.get_model_weights(name)
+        ]
+    if family == "timm":
+        import timm
+
+        return [f"timm:{name}" for name in timm.list_models(pretrained=True)]
+    raise typer.BadParameter(f"{family!r} is not a family; use gap, torchvision or timm")

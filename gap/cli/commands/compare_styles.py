@@ -1,0 +1,244 @@
+"""Compare backbones by what they draw: contents, styles, backbones, on one page with sliders."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, geometric_mean
+from typing import Annotated
+
+import torch
+import typer
+from torch import Tensor
+
+from gap.cli.commands.stylize import Precise
+from gap.cli.drawing import Device, find_device, load_backbone, open_sized
+from gap.cli.options import parse_numbers
+from gap.core.artifact import claim_output, mark
+from gap.core.errors import GapError
+from gap.core.files import write_json
+from gap.data.images import save_picture
+from gap.evaluation.layer_robustness import layer_robustness
+from gap.imagery.backbone import default_layers
+from gap.imagery.canvas import resized, within
+from gap.imagery.comparison.ablations import Painter, ablated
+from gap.imagery.comparison.methods import WEIGHTS, Drawn, activation_entropy, check_held_out, draw_all, lead
+from gap.imagery.style_transfer import Manner
+from gap.report.page import Act, Figure, Slider, write_page
+from gap.report.pictures import to_image, to_png_bytes
+from gap.report.plots import lines
+from gap.report.tables import Column, Table, print_table
+from gap.threat import Budget
+from gap.training.runtime import Precision, is_half
+
+EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
+
+# How many pictures R is measured on.
+MOST = 6
+
+
+def compare_styles(
+    content: Annotated[list[Path], typer.Option("--content", help="a picture whose content is kept; repeatable")],
+    style: Annotated[list[Path], typer.Option("--style", help="a picture whose style is taken; repeatable")],
+    out: Annotated[Path, typer.Option("--out", help="the folder to leave the page, the table and the pictures in")],
+    backbone: Annotated[
+        list[str] | None, typer.Option("--backbone", help="a classifier to draw with; repeatable, two or more")
+    ] = None,
+    ablation: Annotated[
+        list[str] | None,
+        typer.Option("--ablation", help="the first backbone again: smoothed, shallow or random (weights); repeatable"),
+    ] = None,
+    judge: Annotated[
+        str, typer.Option("--judge", help="the classifier that measures, and that no drawing looked through")
+    ] = "efficientnet-lite0",
+    weights: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--weights",
+            help="the style weights that each backbone tries; far apart, or backbones meet at no content distance",
+        ),
+    ] = None,
+    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of the longer side")] = 256,
+    evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of a backbone for each drawing")] = 100,
+    precision: Precise = "auto",
+    device: Device = "auto",
+) -> None:
+    """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders.
+
+    Each backbone draws every content in every style, once for each style weight and with the same evaluations. A judge
+    that no drawing looked through measures how far each is from its content and its style. The first backbone stands on
+    the left of the sliders; how far the others are ahead of it is taken at equal content distance.
+    """
+    names = backbone or ["drawing-standard", "drawing-hardened"]
+    if len({*names, *(ablation or [])}) < 2 or len(set(names)) < len(names):
+        raise GapError("name two or more backbones, each once, to compare")
+    claim_output(out)
+    where = find_device(device, 0)
+    backbones = [load_backbone(name, where) for name in names]
+    reader = load_backbone(judge, where)
+    channels = reader.facts.channels
+    if any(each.facts.channels != channels for each in backbones):
+        raise GapError("backbones and judge must look at the same pictures; these differ in channels")
+    contents = [open_sized(path, channels, size).to(where) for path in content]
+    styles = [open_sized(path, channels).to(where) for path in style]
+    taken: Precision = "bf16" if is_half(precision, where) else "fp32"
+    manner = Manner(evaluations=evaluations, precision=taken)
+    painters = [Painter(each.name, each, manner) for each in backbones]
+    painters += [ablated(painters[0], kind) for kind in dict.fromkeys(ablation or [])]
+    names = [painter.name for painter in painters]
+    tried = parse_numbers("--weights", weights) or list(WEIGHTS)
+    for network in backbones:
+        check_held_out(reader, network)
+    mark(out)
+    started = time.monotonic()
+    drawn: list[Drawn] = []
+    for each in draw_all(contents, styles, painters, reader, weights=tried):
+        drawn.append(each)
+        save_picture(each.picture, out / _file(each, content, style))
+        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.painter} x {each.weight:g}"
+        typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
+    pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
+    rows = [_row(name, pairs, names[0]) for name in names]
+    for row, painter in zip(rows, painters, strict=True):
+        row["entropy"] = sum(activation_entropy(painter, each) for each in contents) / len(contents)
+        row["robustness"] = None if painter.manner.smoothed else _robustness(painter, [*contents, *styles][:MOST])
+    columns = [
+        Column("backbone", "backbone"),
+        Column("style", "style distance", ".3g"),
+        Column("content", "content distance", ".3g"),
+        Column("ahead", "pairs ahead"),
+        Column("lead", "lead", ".2f"),
+        Column("least", "least style distance", ".3g"),
+        Column("cost", "content distance there", ".3g"),
+        Column("entropy", "activation entropy", ".3f"),
+        Column("robustness", "R of layers", ".3f"),
+    ]
+    result = {
+        "judge": judge,
+        "evaluations": evaluations,
+        "precision": taken,
+        "weights": tried,
+        "rows": rows,
+        "drawings": [_told(each, content, style) for each in drawn],
+    }
+    try:
+        write_json(out / "table.json", result)
+    finally:
+        print_table(rows, columns, f"read by {judge}")
+    seconds = time.monotonic() - started
+    budget = f"{evaluations} evaluations in {taken} for each of the style weights {', '.join(f'{w:g}' for w in tried)}"
+    text = (
+        f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
+        f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
+        " content distance is smaller, where both come to such a distance; the lead says how many times, in the"
+        " geometric mean over the pairs. Pairs whose content distances do not overlap are apart. The least style"
+        " distance of each pair is that of whatever weight, the mean over the pairs. R is within an L2 budget of a"
+        " hundredth of the largest distance, over these pictures."
+    )
+    curves = {name: _means_by_weight([each for each in drawn if each.painter == name]) for name in names}
+    plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
+    figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
+    table = Act("Measured", text, [figure], Table(rows, columns))
+    given = [
+        [_shown(path, picture) for path, picture in zip(paths, pictures, strict=True)]
+        for paths, pictures in ((content, contents), (style, [resized(each, within(each, size)) for each in styles]))
+    ]
+    acts = [table, *(_act(pair, names, *given) for pair in pairs)]
+    lead_text = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
+    if any("apart" in str(row["ahead"]) for row in rows):
+        typer.echo(
+            "pairs apart share no content distance: more --weights between those, or beyond, bring them together"
+        )
+    typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
+
+
+def _means_by_weight(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
+    """The mean content and style distance of each style weight."""
+    by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
+    return [
+        (fmean(each.content_distance for each in same), fmean(each.style_distance for each in same))
+        for same in by_weight
+    ]
+
+
+def _robustness(painter: Painter, pictures: Sequence[Tensor]) -> float:
+    """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
+    mean over the painter's layers. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
+    size = painter.backbone.facts.size
+    images = torch.stack([resized(each, size) for each in pictures])
+    budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
+    layers = list(painter.manner.layers or default_layers(painter.backbone))
+    return fmean(each.value for each in layer_robustness(painter.backbone, layers, images, budget, steps=5))
+
+
+def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
+    return [(of, like) for of in range(len(content)) for like in range(len(style))]
+
+
+def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
+    """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
+    by_pair = [[each for each in pair if each.painter == name] for pair in pairs]
+    own = [each for pair in by_pair for each in pair]
+    nearest = [min(pair, key=lambda each: each.style_distance) for pair in by_pair]
+    leads = [
+        lead(mine, [each for each in pair if each.painter == first]) for mine, pair in zip(by_pair, pairs, strict=True)
+    ]
+    known = [each for each in leads if each is not None]
+    return {
+        "backbone": name,
+        "style": fmean(each.style_distance for each in own),
+        "content": fmean(each.content_distance for each in own),
+        "least": fmean(each.style_distance for each in nearest),
+        "cost": fmean(each.content_distance for each in nearest),
+        "ahead": f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}" if name != first else None,
+        "lead": geometric_mean(known) if known and name != first else None,
+        "leads": leads,
+    }
+
+
+def _left_out(leads: Sequence[float | None]) -> str:
+    """How many pairs share no content distance, and cannot be compared."""
+    apart = sum(each is None for each in leads)
+    return f" ({apart} apart)" if apart else ""
+
+
+def _act(pair: Sequence[Drawn], names: Sequence[str], contents: Sequence[Figure], styles: Sequence[Figure]) -> Act:
+    """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
+    of, like = pair[0].content, pair[0].style
+    by = {(each.painter, each.weight): each for each in pair}
+    sliders = [
+        Slider(
+            _figure(by[names[0], weight].picture, names[0]),
+            _figure(by[other, weight].picture, other),
+            f"style weight {weight:g}: {names[0]} | {other}",
+        )
+        for other in names[1:]
+        for weight in dict.fromkeys(each.weight for each in pair)
+    ]
+    title = f"{Path(contents[of].caption).stem} in the style of {Path(styles[like].caption).stem}"
+    return Act(title, "", [contents[of], styles[like]], sliders=sliders)
+
+
+def _figure(picture: Tensor, painter: str) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), painter, f"drawn by {painter}")
+
+
+def _shown(path: Path, picture: Tensor) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), path.name, path.name)
+
+
+def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.painter)
+    names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
+    return f"{names}-{backbone}-{drawn.weight:g}.png"
+
+
+def _told(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+    return {
+        "content": content[drawn.content].name,
+        "style": style[drawn.style].name,
+        "backbone": drawn.painter,
+        "weight": drawn.weight,
+        "content_distance": drawn.content_distance,
+        "style_distance": drawn.style_distance,
+        "file": _file(drawn, content, style),
+    }

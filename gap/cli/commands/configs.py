@@ -1,0 +1,27 @@
+"""List the experiments that come with gap, or print one."""
+
+from importlib import resources
+from typing import Annotated
+
+import typer
+
+from gap.core.errors import unknown
+from gap.core.options import named_configs
+
+EXAMPLE = "gap configs mnist-per-image"
+
+
+def configs(name: Annotated[str | None, typer.Argument(help="print this one")] = None) -> None:
+    """List the experiments that come with gap, or print one."""
+    known = named_configs()
+    if name is None:
+        for each in known:
+            typer.echo(f"{each:28} {_text(each).splitlines()[0].lstrip('# ')}")
+        return
+    if name not in known:
+        raise unknown("config", name, known)
+    typer.echo(_text(name), nl=False)
+
+
+def _text(name: str) -> str:
+    return resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8")

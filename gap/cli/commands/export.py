@@ -1,0 +1,32 @@
+"""Write a classifier as ONNX, TorchScript or a plain state dict."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from gap.classifiers.export import export as work
+from gap.classifiers.task import load_classifiers, parse_input
+from gap.cli.options import Input, Mean, Std, parse_numbers
+from gap.core.errors import GapError
+
+EXAMPLE = "gap export runs/hard hard.onnx"
+
+
+def export(
+    classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
+    file: Annotated[Path, typer.Argument(help="where to; .onnx, .ts (TorchScript), .safetensors or .pt (state dict)")],
+    input: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
+) -> None:
+    """Write a classifier as ONNX, TorchScript or a plain state dict.
+
+    ONNX and TorchScript hold the normaliser, and are compared with the network on random pixels before they are kept.
+    """
+    if file.exists() and not overwrite:
+        raise GapError(f"{file} is there already; use --overwrite, or another name")
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
+    typer.echo(f"{file}: {work(loaded, file)}")

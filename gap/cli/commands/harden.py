@@ -1,0 +1,22 @@
+"""Train a classifier to withstand attacks that learn beside it."""
+
+from collections.abc import Callable
+
+from gap.cli.options import with_options
+from gap.cli.run_training import Out, Overwrite, Resume, run_training
+from gap.hardening.train import HardenOptions
+from gap.hardening.train import harden as work
+
+EXAMPLE = "gap harden mnist-cnn --data mnist --budget linf:0.3 --attack generator-start --out runs/hard"
+
+
+@with_options(HardenOptions)
+def harden(
+    read: Callable[..., HardenOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
+) -> None:
+    """Train a classifier to withstand attacks that learn beside it.
+
+    The mix is given by repeating --attack, each with a weight: --attack generator-start=0.3 --attack pgd=0.7. After
+    each epoch a short PGD on held-out images, the probe, which trains nobody, picks the weights that are kept.
+    """
+    run_training("harden", read, work, out, resume, overwrite)

@@ -1,0 +1,59 @@
+"""Say what a classifier is, and what it sees in a picture."""
+
+from pathlib import Path
+from typing import Annotated
+
+import torch
+import typer
+
+from gap.classifiers.classifier import Classifier
+from gap.classifiers.task import load_classifiers, parse_input
+from gap.cli.options import Input, Mean, Std, parse_numbers
+from gap.core.frozen import frozen
+from gap.data.images import open_picture
+from gap.models.feature_extractor import aliases
+
+EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
+
+
+def inspect(
+    classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
+    picture: Annotated[Path | None, typer.Option("--picture", help="a picture to read")] = None,
+    input: Input = None,
+    mean: Mean = None,
+    std: Std = None,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
+) -> None:
+    """Say what a classifier is, and what it sees in a picture."""
+    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
+    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
+    facts = loaded.facts
+    parameters = sum(weight.numel() for weight in loaded.parameters())
+    typer.echo(
+        f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}"
+    )
+    typer.echo(f"input         {facts.channels}x{facts.size[0]}x{facts.size[1]} pixels in [0, 1]")
+    typer.echo(f"normaliser    mean {_told(facts.mean)}, std {_told(facts.std)}")
+    typer.echo(f"classes       {facts.classes}\nparameters    {parameters:,}\nlayers")
+    usual: dict[str, list[str]] = {}
+    for alias, name in aliases(loaded.network).items():
+        usual.setdefault(name, []).append(alias)
+    for name, module in loaded.network.named_modules():
+        if name and name.count(".") < depth:
+            typer.echo(f"  {name:30} {type(module).__name__:24} {' '.join(usual.get(name, []))}".rstrip())
+    if picture:
+        typer.echo(f"{picture}")
+        for label, share in _top(loaded, picture):
+            typer.echo(f"  {share:6.1%}  {label}")
+
+
+def _told(values: tuple[float, ...] | None) -> str:
+    return "none" if values is None else ",".join(f"{value:g}" for value in values)
+
+
+@torch.no_grad()
+def _top(classifier: Classifier, picture: Path) -> list[tuple[str, float]]:
+    image = open_picture(picture, classifier.facts.channels, classifier.facts.size).unsqueeze(0).float() / 255
+    with frozen(classifier):
+        shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.facts.classes))
+    return [(classifier.label(int(label)), share.item()) for label, share in zip(labels, shares, strict=True)]

@@ -1,0 +1,22 @@
+"""Train a network that draws any content in any style in one pass."""
+
+from collections.abc import Callable
+
+from gap.cli.options import with_options
+from gap.cli.run_training import Out, Overwrite, Resume, run_training
+from gap.imagery.feed_forward.train import StylizerOptions
+from gap.imagery.feed_forward.train import train_stylizer as work
+
+EXAMPLE = "gap train-stylizer --content folder:photos --style folder:paintings --out runs/stylizer"
+
+
+@with_options(StylizerOptions)
+def train_stylizer(
+    read: Callable[..., StylizerOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
+) -> None:
+    """Train a network that draws any content in any style in one pass.
+
+    It sees both through the backbone and is asked for what `gap stylize` asks of a picture. Draw with it by `gap
+    stylize --fast FOLDER`.
+    """
+    run_training("train-stylizer", read, work, out, resume, overwrite)

@@ -1,0 +1,77 @@
+"""What `gap stylize --grid` leaves: every drawing of a search, a sheet of them, and the best."""
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import typer
+
+from gap.cli.drawing import Easel, easel
+from gap.core.artifact import claim_output, mark
+from gap.core.files import write_json
+from gap.data.images import save_picture
+from gap.imagery.grid import Trial
+from gap.report.pictures import save_image, to_image
+from gap.report.sheets import Captioned, sheet
+from gap.report.tables import Column, print_table
+
+COLUMNS = [
+    Column("file", "file"),
+    Column("weight", "style weight", "g"),
+    Column("layers", "layers"),
+    Column("content", "content distance", ".3g"),
+    Column("style", "style distance", ".3g"),
+    Column("score", "score", ".3g"),
+]
+UNFINISHED = "unfinished.png"
+
+
+def keep_best(search: Callable[[Easel], Iterable[Trial]], judge: str, out: Path) -> None:
+    """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
+    the best so far in `out`."""
+    folder = out.with_name(f"{out.stem}-grid")
+    claim_output(folder)
+    mark(folder)
+    for old in folder.glob("[0-9][0-9].png"):
+        old.unlink()
+    drawn: list[Trial] = []
+    with easel(lambda pictures: save_picture(pictures[0], folder / UNFINISHED)) as stand:
+        for each in search(stand):
+            drawn.append(each)
+            _keep(drawn, judge, folder, out)
+            layers = ",".join(each.layers)
+            typer.echo(f"{len(drawn)}: {each.weight:g}, {layers}, score {each.score:.3g}", err=True)
+    (folder / UNFINISHED).unlink(missing_ok=True)
+    ranked = sorted(_rows(drawn), key=lambda row: float(str(row["score"])))
+    print_table(ranked, COLUMNS, f"read by {judge}, the best first")
+    typer.echo(f"{folder / 'sheet.png'}\n{out}")
+
+
+def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
+    rows = _rows(drawn)
+    save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
+    best = min(drawn, key=lambda each: each.score)
+    save_picture(best.picture, out)
+    shown = [
+        Captioned(
+            to_image(each.picture),
+            f"{'the best, ' if each is best else ''}{row['file']}: {each.layers[0]} to {each.layers[-1]},"
+            f" weight {each.weight:g}, score {each.score:.3g}",
+        )
+        for each, row in zip(drawn, rows, strict=True)
+    ]
+    save_image(sheet(shown, columns=3), folder / "sheet.png")
+    write_json(folder / "table.json", {"judge": judge, "rows": rows})
+
+
+def _rows(drawn: Sequence[Trial]) -> list[dict[str, object]]:
+    return [
+        {
+            "file": f"{number:02}.png",
+            "weight": each.weight,
+            "layers": ",".join(each.layers),
+            "content": each.content_distance,
+            "style": each.style_distance,
+            "score": each.score,
+        }
+        for number, each in enumerate(drawn, start=1)
+    ]

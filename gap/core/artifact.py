@@ -1,0 +1,214 @@
+"""Artefacts: the folder that a command leaves, and the only thing that the next command needs.
+
+card.yaml           what it is, how it was made, on what, the figures, the versions
+model.safetensors   its tensors
+config.yaml         the options it was made with
+metrics.jsonl       figures along the way
+checkpoint.pt       only while the work is unfinished: where to resume
+
+A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import safetensors
+import safetensors.torch
+import yaml
+from pydantic import BaseModel, Field, ValidationError
+from torch import Tensor, nn
+
+from gap.classifiers.checkpoints import DAMAGE, fit_weights
+from gap.core.errors import GapError, first_line
+from gap.core.files import leftovers, whole, write_text
+from gap.core.options import load_yaml_file
+from gap.core.paths import exists, is_file, is_folder
+
+CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
+    "card.yaml",
+    "model.safetensors",
+    "config.yaml",
+    "checkpoint.pt",
+    "metrics.jsonl",
+)
+PERTURBATION = "perturbation.png"
+MARK = ".gap-toolkit"
+# What a training run leaves. The config goes last: until then it says whose the rest is.
+OURS = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
+EVENTS = "tensorboard/events.out.tfevents.*"
+# Keys that only a card, and only a config, of gap's has together: one of a training on a classifier, or of a stylizer.
+IN_CARD = {"kind", "versions"}
+IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
+IN_STYLIZER = {"backbone", "form", "content", "style", "epochs", "precision", "deterministic"}
+
+# Numbers in a card, as large as anything that works: a damaged one could ask for more memory than there is.
+Side = Annotated[int, Field(gt=0, le=2**14)]
+Count = Annotated[int, Field(gt=0, le=2**24)]
+
+T = TypeVar("T", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished folder and its card."""
+
+    folder: Path
+    card: dict[str, Any]
+
+    @property
+    def kind(self) -> str:
+        return self.card["kind"]
+
+    def read(self, model: type[T]) -> T:
+        """What the card says, checked; raises GapError naming the first key that is missing or garbled."""
+        try:
+            return model.model_validate(self.card)
+        except ValidationError as error:
+            first = error.errors()[0]
+            key, reason = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
+            raise GapError(f"{self.folder / CARD} is damaged at {key}: {reason}; make {self.folder} again") from error
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The saved tensors by name; raises GapError when the file is missing or cut short."""
+        with self._reading() as path:
+            return safetensors.torch.load_file(path)
+
+    def check_sizes(self, key: str, sizes: Iterable[int]) -> None:
+        """Raise GapError where the card says a size, at a key, that no side of any saved tensor has.
+
+        A network of such a size could ask for more memory than there is.
+        """
+        with self._reading() as path, safetensors.safe_open(path, "pt") as file:
+            sides = {side for name in file.keys() for side in file.get_slice(name).get_shape()}  # noqa: SIM118
+        if strange := [size for size in sizes if size not in sides]:
+            raise GapError(
+                f"{self.folder / CARD} is damaged at {key}: nothing in {path.name} has the size {strange[0]};"
+                f" make {self.folder} again"
+            )
+
+    @contextmanager
+    def _reading(self) -> Iterator[Path]:
+        """Gives the file of the tensors; turns what reading it raises into a line."""
+        path = self.folder / TENSORS
+        try:
+            yield path
+        except MemoryError as error:
+            raise GapError(f"{path} asks for more memory than there is") from error
+        except DAMAGE as error:
+            why = first_line(error)
+            raise GapError(f"{path} is missing or cut short ({why}); make {self.folder} again") from error
+
+    def fit(self, network: nn.Module) -> None:
+        """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
+        fit_weights(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
+
+
+def is_artefact(folder: Path) -> bool:
+    """Whether a finished artefact stands there."""
+    return is_file(folder / CARD)
+
+
+def open_artefact(folder: Path, *kinds: str) -> Artefact:
+    """The artefact of one of these kinds in a folder; raises GapError saying what is there instead."""
+    if not is_artefact(folder):
+        if _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER):
+            raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
+        raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
+    card = load_yaml_file(folder / CARD)
+    if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
+        raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artefact this is")
+    if kinds and card["kind"] not in kinds:
+        raise GapError(f"{folder} holds a {card['kind']}, where a {' or '.join(kinds)} was expected")
+    return Artefact(folder, card)
+
+
+def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
+    """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
+    card = {"kind": kind, **facts, "versions": versions()}
+    plain = {
+        name: tensor.detach().cpu().contiguous().clone()
+        for name, tensor in tensors.items()
+        if isinstance(tensor, Tensor)  # modules may keep other things in a state dict besides
+    }
+    with whole(folder / TENSORS) as part:
+        safetensors.torch.save_file(plain, part)
+    write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return Artefact(folder, card)
+
+
+def note_in_card(folder: Path, key: str, value: Any) -> None:
+    """Add what was found out about an artefact to its card, in place of what an earlier look found."""
+    card = open_artefact(folder).card | {key: value}
+    write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
+
+
+def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+    """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
+    claim_output(folder)
+    if _held(folder) and not (resume or overwrite):
+        state = "a finished piece of work; use" if is_artefact(folder) else "unfinished work; use --resume to go on,"
+        raise GapError(f"{folder} holds {state} --overwrite, or another folder")
+
+
+def claim_output(folder: Path) -> None:
+    """Make a folder that may be written to; raises GapError when it holds anything and gap did not leave it."""
+    claim_folder(folder)
+    if _held(folder) and not is_ours(folder):
+        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
+
+
+def _held(folder: Path) -> set[Path]:
+    """What a folder holds besides the half-written files of a killed run."""
+    return set(folder.iterdir()) - set(leftovers(folder, (MARK, *OURS)))
+
+
+def mark(folder: Path) -> None:
+    """Say in a folder without a card that gap left it, before anything else is written there."""
+    write_text(folder / MARK, "")
+
+
+def is_ours(folder: Path) -> bool:
+    """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
+    told = _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER)
+    return told or is_file(folder / MARK)
+
+
+def clear(folder: Path) -> None:
+    """Take out of a folder what a run leaves in it, and nothing else."""
+    for path in [*folder.glob(EVENTS), *(folder / name for name in OURS)]:
+        path.unlink(missing_ok=True)
+    with suppress(OSError):
+        (folder / "tensorboard").rmdir()  # only where it is empty
+
+
+def claim_folder(folder: Path) -> None:
+    """Make a folder that files are added to; raises GapError when it cannot be one."""
+    if exists(folder) and not is_folder(folder):
+        raise GapError(f"{folder} is a file; name a folder for the output")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:  # ValueError: no system has such a name
+        raise GapError(f"cannot write to {folder}: {getattr(error, 'strerror', error)}") from error
+
+
+def _holds(path: Path, *sets: set[str]) -> bool:
+    """Whether a file is a YAML mapping with all the keys of one of these sets."""
+    try:
+        content = load_yaml_file(path)
+    except GapError:
+        return False
+    return isinstance(content, dict) and any(keys <= content.keys() for keys in sets)
+
+
+def versions() -> dict[str, str]:
+    """The versions that figures depend on; gap's own is "source" where a clone runs without being installed."""
+    found = {name: version(name) for name in ("torch", "torchvision", "segmentation-models-pytorch")}
+    try:
+        return {"gap-toolkit": version("gap-toolkit"), **found}
+    except PackageNotFoundError:
+        return {"gap-toolkit": "source", **found}

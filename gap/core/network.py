@@ -1,0 +1,82 @@
+"""Calling a network that somebody else wrote: its own copy of the images, its logits, its device, its errors."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gap.core.errors import GapError, first_line
+
+
+class NetworkError(GapError):
+    """A network raised an error of its own, which is the cause of this one."""
+
+
+def run_network(network: Callable[[Tensor], Any], images: Tensor, name: str | None = None) -> Tensor:
+    """The logits, N x K, that a network gives for images N x C x H x W.
+
+    The images are the network's to change: pass a copy where the caller still needs them. `name` is how errors call
+    the network, by default its class. Raises NetworkError where the network raises anything, and GapError where its
+    output holds no logits.
+    """
+    name = name or type(network).__name__
+    try:
+        output = network(images)
+    except GapError:
+        raise
+    except Exception as error:  # a foreign forward may raise anything
+        shape = "x".join(map(str, images.shape[1:]))
+        count = "one image" if len(images) == 1 else f"{len(images)} images"
+        raise NetworkError(
+            f"{name} fails on {count} of {shape}: {type(error).__name__}: {first_line(error)}"
+        ) from error
+    return take_logits(output, images, name)
+
+
+def call(network: nn.Module, images: Tensor) -> Tensor:
+    """The logits of any network, which gets a copy of the images and may change them in place."""
+    return run_network(network, images.clone())
+
+
+def take_logits(output: Any, images: Tensor, name: str) -> Tensor:
+    """The logits in what a network returns for images.
+
+    They are the output itself, its attribute or key `logits`, or the first of a tuple or list. A network that squeezes
+    the one image of a batch away gets it back. Raises GapError for anything else.
+    """
+    logits = output
+    if isinstance(logits, Mapping):
+        logits = logits.get("logits", logits)
+    elif not isinstance(logits, Tensor):
+        logits = getattr(logits, "logits", logits)
+    if isinstance(logits, tuple | list) and logits:
+        logits = logits[0]
+    if not isinstance(logits, Tensor):
+        raise GapError(
+            f"{name} returns a {type(output).__name__} without logits; return a tensor, an object with .logits,"
+            ' a dictionary with "logits", or a tuple whose first part they are'
+        )
+    if logits.ndim == 1 and len(images) == 1:
+        return logits[None]
+    return logits
+
+
+def device_of(network: nn.Module) -> torch.device:
+    """The device of a network's first parameter or buffer; the CPU where it has neither."""
+    for tensors in (network.parameters(), network.buffers()):
+        for tensor in tensors:
+            return tensor.device
+    return torch.device("cpu")
+
+
+@contextmanager
+def output_types(network: nn.Module) -> Iterator[list[type]]:
+    """The types of what a network returns at each call inside the block."""
+    types: list[type] = []
+    hook = network.register_forward_hook(lambda module, inputs, output: types.append(type(output)))
+    try:
+        yield types
+    finally:
+        hook.remove()

@@ -1,0 +1,153 @@
+"""Options: typed, read from YAML, overridden by `--set a.b=c`, and plain about what is wrong with them."""
+
+from importlib import resources
+from pathlib import Path
+from typing import Any, ClassVar, Self
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gap.core.errors import GapError, unknown
+from gap.core.paths import is_file
+
+# What reading YAML raises: its own errors, and those of Python's types at values such as `!!int x` and 2001-13-32.
+YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
+
+
+class Options(BaseModel):
+    """Options of one command. Unknown keys are refused, with the nearest known one.
+
+    `group` is the heading over what a class itself declares, where help shows it apart.
+    """
+
+    group: ClassVar[str | None] = None
+    model_config = ConfigDict(extra="forbid", validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def read(cls, *layers: dict[str, Any]) -> Self:
+        """Options from nested layers, later ones first in rank; raises GapError in one line."""
+        merged: dict[str, Any] = {}
+        for layer in layers:
+            merged = merge(merged, layer)
+        try:
+            return cls.model_validate(merged)
+        except ValidationError as error:
+            raise _explain(cls, error) from error
+
+    def dump(self) -> dict[str, Any]:
+        """Plain values, for YAML."""
+        return self.model_dump(mode="json")
+
+
+def named_configs() -> list[str]:
+    """The experiments that come with gap."""
+    return sorted(path.name[:-5] for path in resources.files("gap.configs").iterdir() if path.name.endswith(".yaml"))
+
+
+def read_config(name: str) -> dict[str, Any]:
+    """A config by name (one of ours) or by path; raises GapError when there is none or it is not a mapping."""
+    if name in named_configs():
+        return read_yaml(resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
+    if is_file(name):
+        return read_yaml_file(Path(name))
+    if Path(name).suffix in (".yaml", ".yml"):
+        raise GapError(f"there is no config file {name}")
+    raise unknown("config", name, named_configs())
+
+
+def read_yaml_file(path: Path) -> dict[str, Any]:
+    """A YAML mapping out of a file, read safely."""
+    return _mapping(load_yaml_file(path), str(path))
+
+
+def read_yaml(text: str, where: str) -> dict[str, Any]:
+    """A YAML mapping, read safely."""
+    return _mapping(load_yaml(text, where), where)
+
+
+def load_yaml_file(path: Path) -> Any:
+    """What a YAML file says, read safely; raises GapError for a file that is no YAML or cannot be read."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise GapError(f"{path} is not readable YAML: {error}") from error
+    except (OSError, ValueError) as error:
+        raise GapError(f"cannot read {path}: {getattr(error, 'strerror', error)}") from error
+    return load_yaml(text, str(path))
+
+
+def load_yaml(text: str, where: str) -> Any:
+    """What a YAML text says, read safely; raises GapError for one that is no YAML."""
+    try:
+        return yaml.safe_load(text)
+    except YAML_FAULTS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GapError(f"{where} is not readable YAML: {reason}") from error
+
+
+def _mapping(content: Any, where: str) -> dict[str, Any]:
+    if not isinstance(content, dict):
+        raise GapError(f"{where} must hold a mapping of options")
+    return content
+
+
+def parse_assignments(assignments: list[str]) -> dict[str, Any]:
+    """`["generator.fold=2", "lr=0.001"]` as nested options; values are read as YAML."""
+    nested: dict[str, Any] = {}
+    for text in assignments:
+        key, equals, value = text.partition("=")
+        if not equals or not key.strip():
+            raise GapError(f"cannot read --set {text!r}; write --set key=value or --set section.key=value")
+        try:
+            parsed = yaml.safe_load(value)
+        except YAML_FAULTS as error:
+            raise GapError(f"cannot read the value of --set {text!r}") from error
+        for part in reversed(key.strip().split(".")):
+            parsed = {part: parsed}
+        nested = merge(nested, parsed)
+    return nested
+
+
+def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    """`under` with what `over` says, section by section."""
+    merged = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = merge(merged[key], value) if both else value
+    return merged
+
+
+def _explain(options: type[BaseModel], error: ValidationError) -> GapError:
+    # A name that is not known first: what it was meant to be may be what is missing.
+    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    path = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
+    if first["type"] == "extra_forbidden":
+        return unknown("option", path, _paths(options))
+    cause = first.get("ctx", {}).get("error")
+    if isinstance(cause, GapError):
+        return GapError(f"{path}: {cause}")
+    if first["type"] == "missing":
+        return _missing(options, path)
+    if first["type"] == "list_type":
+        return GapError(f"option {path}={first['input']!r}: write a list, as [a, b]")
+    message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
+    return GapError(f"option {path}={first['input']!r}: {message}" if path else message)
+
+
+def _missing(options: type[BaseModel], path: str) -> GapError:
+    """The error for an option that has no default and was not given; `path` leads to it through sections."""
+    field = options.model_fields.get(path)
+    if field is None:
+        return GapError(f"option {path} is missing")
+    if field.json_schema_extra == {"positional": True}:
+        return GapError(f"{path} is missing: name it without a flag")
+    return GapError(f"option {path} is missing; give --{path.replace('_', '-')}: {field.description}")
+
+
+def _paths(options: type[BaseModel], prefix: str = "") -> list[str]:
+    paths = []
+    for name, field in options.model_fields.items():
+        paths.append(prefix + name)
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            paths += _paths(field.annotation, f"{prefix}{name}.")
+    return paths

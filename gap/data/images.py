@@ -1,0 +1,155 @@
+"""Picture files: found, opened as 8-bit tensors whatever they hold, and saved whole."""
+
+import os
+import struct
+import warnings
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
+
+from gap.core.errors import GapError, GapWarning
+from gap.core.files import whole
+from gap.core.paths import exists, is_folder
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# What operating systems, notebooks and network drives leave in a folder, in lower case.
+SYSTEM_FOLDERS = (
+    "__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "recycler",
+    "system volume information",
+)  # fmt: skip
+MODES = {1: "L", 3: "RGB"}
+WHITES = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
+DAMAGE = (
+    OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
+    RuntimeError, struct.error, Image.DecompressionBombError,
+)  # fmt: skip
+
+
+def open_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """A picture file as uint8 C x H x W, C being 1 (grey) or 3 (RGB).
+
+    With `size` (H, W) the picture is resized, antialiased, to cover it and cropped at the centre; without, it keeps its
+    own. Its EXIF orientation is applied. Transparent pixels are laid over white. Of several frames the first is
+    taken, with a warning. Deeper pixels are scaled to 8 bits, not clipped: white is 65535 for 16-bit pixels and for
+    32-bit integers (2**31 - 1 where they go beyond it); for floats it is the smallest of 1, 255, 65535 that none
+    exceeds.
+
+    Raises GapError, with the file's name, for what is missing, empty, a folder, not a picture, damaged, or larger than
+    Pillow's limit for decompression bombs.
+    """
+    mode = _mode(channels)
+    try:
+        with Image.open(path) as picture:
+            _refuse_bomb(picture)
+            frames = getattr(picture, "n_frames", 1)
+            if frames > 1:
+                warnings.warn(f"{path} has {frames} frames; only the first is used", GapWarning, stacklevel=2)
+            flat = _over_white(_eight_bit(ImageOps.exif_transpose(picture))).convert(mode)
+            if size is not None:
+                flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
+    except DAMAGE as error:
+        raise GapError(f"{path} {_complaint(path, error)}") from error
+    pixels = torch.from_numpy(np.array(flat))
+    return pixels.reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def find_pictures(path: str | Path) -> list[Path]:
+    """The picture files of a folder and the folders in it, as `list_pictures` lists them; or the one file.
+
+    Raises GapError where there is no such path, or no picture in the folder.
+    """
+    path = Path(path)
+    if not exists(path):
+        raise GapError(f"{path} does not exist; name a picture file or a folder of pictures")
+    if not is_folder(path):
+        return [path]
+    pictures = list_pictures(path)
+    if not pictures:
+        raise GapError(f"{path} holds no pictures ({' '.join(SUFFIXES)})")
+    return pictures
+
+
+def list_pictures(folder: Path) -> list[Path]:
+    """The picture files of a folder and the folders in it, by suffix, sorted; hidden files and folders, and those of
+    operating systems, are left out."""
+    pictures = []
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not is_passed_over(name)]
+        pictures += [path for name in names if is_picture(path := Path(parent, name))]
+    return sorted(pictures)
+
+
+def is_passed_over(folder: str) -> bool:
+    """Whether a folder of this name holds no pictures of the user's: it is hidden, or of an operating system."""
+    return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
+
+
+def is_picture(path: Path) -> bool:
+    """Whether a file is taken for a picture by its name: a known suffix, not hidden."""
+    return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
+
+
+def save_picture(images: Tensor, path: str | Path) -> None:
+    """Save one picture, C x H x W with 1 or 3 channels, uint8 or float in [0, 1], as an 8-bit PNG that appears whole.
+
+    Floats are rounded to the nearest of 256 levels. The folder is made where it is missing. Raises GapError where the
+    file cannot be written.
+    """
+    mode = _mode(images.shape[0])
+    levels = images.detach().cpu()
+    if levels.is_floating_point():
+        levels = levels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    pixels = levels.permute(1, 2, 0).contiguous().numpy()
+    picture = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
+    with whole(path) as part:
+        picture.save(part, format="PNG")
+
+
+def _mode(channels: int) -> str:
+    if channels not in MODES:
+        raise GapError(f"picture files have 1 or 3 channels here, not {channels}")
+    return MODES[channels]
+
+
+def _refuse_bomb(picture: Image.Image) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and picture.width * picture.height > limit:
+        raise Image.DecompressionBombError
+
+
+def _eight_bit(picture: Image.Image) -> Image.Image:
+    """Pixels of 16 or 32 bits scaled to 8; other pictures as they are."""
+    if not picture.mode.startswith(("I", "F")):
+        return picture
+    pixels = np.asarray(picture)
+    white = next((white for white in WHITES[pixels.dtype.kind] if pixels.max() <= white), None)
+    if white is None or not pixels.min() >= 0:
+        raise ValueError(f"pixels from {pixels.min()} to {pixels.max()}, no known scale")
+    return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+
+
+def _over_white(picture: Image.Image) -> Image.Image:
+    if not picture.has_transparency_data:
+        return picture
+    opaque = picture.convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
+
+
+def _complaint(path: str | Path, error: Exception) -> str:
+    match error:
+        case FileNotFoundError():
+            return "does not exist; name a picture file"
+        case IsADirectoryError():
+            return "is a folder; name a picture file"
+        case PermissionError():
+            return "may not be read; change its permissions"
+        case Image.DecompressionBombError():
+            return f"has more pixels than is safe to decode ({Image.MAX_IMAGE_PIXELS}); make it smaller"
+        case UnidentifiedImageError() if Path(path).stat().st_size == 0:
+            return "is an empty file; save the picture again"
+        case UnidentifiedImageError():
+            return "is not a picture that can be read; save it as PNG or JPEG"
+    return f"is a damaged picture ({' '.join(str(error).split()) or type(error).__name__}); save it again"

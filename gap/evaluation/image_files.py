@@ -1,0 +1,135 @@
+"""Trained attacks on picture files."""
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gap.attacks.generator.model import AttackCard, attack_from
+from gap.classifiers.classifier import Classifier, load_classifier
+from gap.classifiers.registry import is_code, split_name
+from gap.core.artifact import Artefact, mark
+from gap.core.errors import GapError, GapWarning
+from gap.core.frozen import frozen
+from gap.data.images import find_pictures, open_picture, save_picture
+from gap.evaluation.evaluate import quantised
+from gap.report.pictures import save_image, side_by_side
+from gap.threat import Budget, measure
+
+
+def perturb_files(
+    artefact: Artefact,
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    classifier: str | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    budget: str | None = None,
+    keep_size: bool = False,
+) -> list[dict[str, Any]]:
+    """Perturb pictures into `out` and return a row for each: names, predictions, norms in pixels of [0, 1].
+
+    `mean` and `std` are for a `classifier` without a normaliser. A file that cannot be read is warned about and left
+    out. Raises GapError when no picture could be read.
+    """
+    card = artefact.read(AttackCard)
+    channels, size = card.channels, card.size
+    asked = Budget.parse(budget) if budget else None
+    if asked:
+        asked.check(channels, *size)
+    attack = attack_from(artefact, asked)
+    if classifier is None and (mean is not None or std is not None):
+        raise GapError("--mean and --std go with --classifier")
+    reader = _trained_against(artefact) if classifier is None else _named(artefact, classifier, mean, std)
+    rows: list[dict[str, Any]] = []
+    taken: set[str] = set()
+    for path in [picture for given in paths for picture in find_pictures(given)]:
+        try:
+            clean = open_picture(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
+        except GapError as error:
+            warnings.warn(f"left out: {error}", GapWarning, stacklevel=2)
+            continue
+        labels = torch.zeros(1, dtype=torch.int64)
+        adversarial = quantised(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
+        name = _free_name(path.stem, taken)
+        mark(out)
+        save_picture(adversarial[0], out / f"{name}.png")
+        before, after = _read(reader, clean), _read(reader, adversarial)
+        save_image(side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_beside(name)}.png")
+        rows.append(
+            {
+                "picture": str(path),
+                "perturbed": f"{name}.png",
+                **{f"before{key}": value for key, value in before.items()},
+                **{f"after{key}": value for key, value in after.items()},
+                "l2": measure(adversarial - clean, "l2").item(),
+                "linf": measure(adversarial - clean, "linf").item(),
+            }
+        )
+    if not rows:
+        raise GapError(f"none of the pictures in {', '.join(map(str, paths))} could be read")
+    return rows
+
+
+def _named(artefact: Artefact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
+    """The classifier that the user named to read the pictures."""
+    told = artefact.read(AttackCard).classifiers[0]
+    reader = load_classifier(name, channels=told.channels, size=told.size, classes=told.classes, mean=mean, std=std)
+    if reader.facts.channels != told.channels:
+        raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told.channels}")
+    return reader
+
+
+def _trained_against(artefact: Artefact) -> Classifier | None:
+    """The classifier that the attack was trained against, where it is still there."""
+    told = artefact.read(AttackCard).classifiers[0]
+    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
+        warnings.warn(
+            f"no labels: {artefact.folder} was trained against {told.name}, code that only a card names;"
+            " name it with --classifier",
+            GapWarning,
+            stacklevel=3,
+        )
+        return None
+    try:
+        reader = load_classifier(
+            told.name, channels=told.channels, size=told.size, classes=told.classes, mean=told.mean, std=told.std
+        )
+    except GapError as error:
+        warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
+        return None
+    if not told.is_about(reader):
+        warnings.warn(
+            f"{told.name} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
+        )
+    return reader
+
+
+@torch.no_grad()
+def _read(reader: Classifier | None, image: Tensor) -> dict[str, Any]:
+    if reader is None:
+        return {"": None, "_confidence": None}
+    with frozen(reader):
+        confidence, label = reader(image).softmax(dim=1).max(dim=1)
+    return {"": reader.label(int(label)), "_confidence": confidence.item()}
+
+
+def _words(reading: dict[str, Any]) -> str:
+    return "" if reading[""] is None else f"{reading['']} ({reading['_confidence']:.0%})"
+
+
+def _free_name(stem: str, taken: set[str]) -> str:
+    """A name for a picture that is free, and so is that of what is written beside it; both are then taken."""
+    name, number = stem, 2
+    while not taken.isdisjoint((name, _beside(name))):
+        name, number = f"{stem}-{number}", number + 1
+    taken.update((name, _beside(name)))
+    return name
+
+
+def _beside(name: str) -> str:
+    return f"{name}.side-by-side"

@@ -1,0 +1,142 @@
+"""Where an attack in training starts: at random, at what a generator makes, or at a universal perturbation.
+
+A start that learns is moved by the gradient of the attack's loss at the place where it put the images. Whoever takes
+gradient steps from there, or trains the classifier on it, has that gradient already: learning costs no pass of the
+classifier.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from gap.attacks.gradient import loss_gradient, steepest, uniform_in_ball
+from gap.attacks.losses import Goal, capped_cross_entropy
+from gap.threat import Budget, measure
+from gap.training.task import Backward, Player
+
+
+class Start(ABC):
+    """Puts images (N x C x H x W in [0, 1]) where an attack within a budget begins; those that learn have a player."""
+
+    player: Player | None = None
+
+    @abstractmethod
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        """The starting points in [0, 1]; with a graph to the player's weights where there is a player."""
+
+    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:  # noqa: B027  # chance learns nothing
+        """Learn from `gradient`, that of the attack's loss by the images at `start`."""
+
+    def renew(self, turn: int) -> None:  # noqa: B027  # only populations are renewed
+        """Start one member of a population anew."""
+
+
+class RandomStart(Start):
+    """Uniform in the budget's ball, or, with `reach`, in a ball that many times as large."""
+
+    def __init__(self, reach: float = 1.0) -> None:
+        self.reach = reach
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        return (images + self.reach * uniform_in_ball(budget, images)).clamp(0, 1)
+
+
+class LearnedStart(Start):
+    """A start that a player finds; `noise` is the share of the budget mixed in at random."""
+
+    player: Player
+
+    def __init__(self, player: Player, noise: float = 0.0) -> None:
+        self.player = player
+        self.noise = noise
+
+    @abstractmethod
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        """Where the player puts the images, inside the budget and [0, 1]."""
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        placed = self.place(classifier, images, labels, budget)
+        if not self.noise:
+            return placed
+        noise = self.noise * uniform_in_ball(budget, images)
+        return (images + budget.project(placed - images + noise)).clamp(0, 1)
+
+    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
+        """Move the player down the gradient, that of each image scaled to length 1."""
+        even = gradient / measure(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
+        self.player.learn((start * even).sum() / len(start), backward)
+
+
+class Generators(nn.Module):
+    """A population of `count` generators that `make` makes: each takes its part of a batch.
+
+    What they are renewed to depends on where the global random numbers stand when the population is made."""
+
+    def __init__(self, make: Callable[[], nn.Module], count: int = 1) -> None:
+        super().__init__()
+        self.make = make
+        self.members = nn.ModuleList(make() for _ in range(count))
+        with torch.random.fork_rng():
+            self.seed = int(torch.randint(2**31, ()))
+
+    def forward(self, images: Tensor) -> Tensor:
+        parts = images.tensor_split(len(self.members))
+        # Several processes wait for the gradients of all: a member without images gets none of one image's.
+        made = [
+            member(part) if len(part) else member(images[:1])[:0]
+            for member, part in zip(self.members, parts, strict=True)
+        ]
+        return torch.cat(made)
+
+    def renew(self, turn: int) -> nn.Module:
+        """Make one member anew, each in its turn, the same on every process; return it."""
+        member = self.members[turn % len(self.members)]
+        with torch.random.fork_rng():
+            torch.manual_seed(self.seed + turn)
+            member.load_state_dict(self.make().state_dict())
+        return member
+
+
+class GeneratorStart(LearnedStart):
+    """What a generator, or a population of them, makes of the images, tanh-bounded."""
+
+    def renew(self, turn: int) -> None:
+        population = self.player.bare
+        assert isinstance(population, Generators)
+        for weight in population.renew(turn).parameters():
+            self.player.optimizer.state.pop(weight, None)
+
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        return budget.perturb(images, self.player.network(images))
+
+
+class FedGeneratorStart(GeneratorStart):
+    """A generator fed the image and the classifier's input gradient there, scaled to a mean square of 1: one pass."""
+
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        _, gradient = loss_gradient(classifier, images, None, Goal(labels), capped_cross_entropy)
+        gradient = steepest(gradient, "l2") * images[0].numel() ** 0.5
+        raw = self.player.network(torch.cat([images, gradient / 4 + 0.5], dim=1))[:, : images.shape[1]]
+        return budget.perturb(images, raw)
+
+
+class Universals(nn.Module):
+    """The raw outputs of several perturbations, count x C x H x W; called with which of them each image gets."""
+
+    def __init__(self, count: int, channels: int, size: tuple[int, int]) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.randn(count, channels, *size))
+
+    def forward(self, which: Tensor) -> Tensor:
+        return self.raw[which]
+
+
+class UniversalStart(LearnedStart):
+    """One of several perturbations for all images, drawn for each."""
+
+    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        count = len(next(self.player.bare.parameters()))
+        which = torch.randint(count, (len(images),), device=images.device)
+        return (images + budget.bound(self.player.network(which))).clamp(0, 1)

@@ -1,0 +1,146 @@
+"""Backbones compared by what they draw, read by a network that none of them looked through."""
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from gap.classifiers.classifier import Classifier
+from gap.core.errors import GapError
+from gap.imagery.backbone import View, default_content_layers, default_layers, prepared
+from gap.imagery.canvas import resized, within
+from gap.imagery.comparison.ablations import Painter
+from gap.imagery.losses import TINY, Content, Style, maps
+from gap.imagery.objectives import Look, Objective
+from gap.imagery.style_transfer import shares_of, stylize
+
+# The style weights that each backbone may try: its search budget. Beyond the last, standard ones go no further.
+WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Drawn:
+    """One drawing: of which content and style (by number), by which painter, with which weight, and how far it is from
+    both as the judge sees them (shares, as the objectives give them)."""
+
+    content: int
+    style: int
+    painter: str
+    weight: float
+    picture: Tensor
+    content_distance: float
+    style_distance: float
+
+
+def draw_all(
+    contents: Sequence[Tensor],
+    styles: Sequence[Tensor],
+    painters: Sequence[Painter],
+    judge: Classifier,
+    *,
+    weights: Sequence[float] = WEIGHTS,
+) -> Iterator[Drawn]:
+    """Every content in every style by every painter, once for each weight, one after the other.
+
+    Raises GapError where the judge is the backbone of a painter.
+    """
+    for painter in painters:
+        check_held_out(judge, painter.backbone)
+    for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
+        judged = Judge(judge, of, [like])
+        for painter, weight in product(painters, weights):
+            picture = stylize(of, [like], painter.backbone, manner=replace(painter.manner, style_weight=weight)).picture
+            yield Drawn(content, style, painter.name, weight, picture, *judged(picture))
+
+
+def check_held_out(judge: Classifier, backbone: Classifier) -> None:
+    """Raise GapError where a judge would measure what it drew itself."""
+    if judge.fingerprint() == backbone.fingerprint():
+        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with --judge")
+
+
+class Judge:
+    """How far a picture is from a content and its styles, C x H x W each, in the layers usual for a network.
+
+    Styles are looked at as large as the content, which is how they are drawn: a network's Gram matrices are of strokes
+    so many pixels wide. `shares` weigh the styles, by default evenly.
+    """
+
+    def __init__(
+        self, network: Classifier, content: Tensor, styles: Sequence[Tensor], shares: Sequence[float] | None = None
+    ) -> None:
+        layers = default_layers(network)
+        kept = default_content_layers(network)
+        self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
+        seen = self._look(content)
+        self.content = _even([Content(layer, maps(seen, layer)) for layer in kept])
+        looks = [self._look(resized(style, within(style, max(content.shape[-2:])))) for style in styles]
+        first, *rest = [
+            share * _even([Style(layer, maps(look, layer)) for layer in layers])
+            for share, look in zip(shares_of(shares, len(styles)), looks, strict=True)
+        ]
+        self.style: Objective = sum(rest, start=first)
+
+    @torch.no_grad()
+    def __call__(self, picture: Tensor) -> tuple[float, float]:
+        """The distance to the content and to the styles, each the mean over its layers."""
+        look = self._look(picture)
+        return self.content(look).item(), self.style(look).item()
+
+    @torch.no_grad()
+    def _look(self, picture: Tensor) -> Look:
+        with self.view.still():
+            return Look(picture[None], self.view(picture[None]))
+
+
+def _even(parts: Sequence[Objective]) -> Objective:
+    """The mean of objectives."""
+    first, *rest = parts
+    return sum(rest, start=first) * (1 / len(parts))
+
+
+def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
+    """How many times smaller the style distance of our drawings is, at equal content distance: above 1 is ahead.
+
+    Both are drawings of one content in one style, over some weights. Compared are the least style distances at each
+    content distance that both reach (their Pareto fronts), in the geometric mean. None where they reach none together.
+    """
+    low = max(min(drawn.content_distance for drawn in each) for each in (ours, theirs))
+    high = min(max(drawn.content_distance for drawn in each) for each in (ours, theirs))
+    if low > high:
+        return None
+    places = np.linspace(low, high, 33)
+    return float(np.exp(np.mean(_front(theirs, places) - _front(ours, places))))
+
+
+def _front(drawn: Sequence[Drawn], places: np.ndarray) -> np.ndarray:
+    """The logarithm of the style distance at these content distances, of the drawings that no other one beats in
+    both."""
+    best: list[Drawn] = []
+    for each in sorted(drawn, key=lambda one: (one.content_distance, one.style_distance)):
+        if not best or each.style_distance < best[-1].style_distance:
+            best.append(each)
+    heights = [math.log(max(each.style_distance, TINY)) for each in best]
+    return np.interp(places, [each.content_distance for each in best], heights)
+
+
+@torch.no_grad()
+def activation_entropy(painter: Painter, picture: Tensor) -> float:
+    """How evenly a picture's activations, as a painter sees them, are spread over a layer's channels and places: the
+    entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
+    layers = list(painter.manner.layers or default_layers(painter.backbone))
+    view = View({"": prepared(painter.backbone, picture[None], layers)})
+    with view.still():
+        if painter.manner.smoothed:
+            view.smooth(picture[None])
+        seen = Look(picture[None], view(picture[None]))
+    found = []
+    for layer in layers:
+        shares = maps(seen, layer).flatten().square()
+        shares = shares / shares.sum().clamp_min(TINY)
+        found.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
+    return sum(found) / len(found)

@@ -1,0 +1,107 @@
+"""A trained network that draws any content in any style in one pass, and the artefact that holds it."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from pydantic import BaseModel, Field
+from torch import Tensor
+
+from gap.classifiers.checkpoints import check_shapes
+from gap.classifiers.classifier import Classifier, Told, load_classifier
+from gap.classifiers.registry import is_code, split_name
+from gap.core.artifact import CARD, TENSORS, Artefact, Count, open_artefact
+from gap.core.errors import GapError
+from gap.core.frozen import frozen
+from gap.imagery.backbone import check_size, prepared
+from gap.imagery.style_transfer import shares_of
+from gap.models.feature_extractor import UNFIT, Taps
+from gap.models.stylizers import Stylizer, make_stylizer
+
+KIND = "stylizer"
+Form = Literal["adaptive", "gram-maps"]
+
+
+class StylizerCard(BaseModel):
+    """What the card of a stylizer tells."""
+
+    backbone: Told
+    form: Form
+    layers: list[str] = Field(min_length=1)
+    widths: list[Count]
+
+
+class FastStylizer:
+    """Draws with a stylizer and the backbone that it sees through, both held still; pictures have `channels`."""
+
+    def __init__(self, network: Stylizer, taps: Taps, channels: int) -> None:
+        self.network, self.taps, self.channels = network, taps, channels
+
+    @property
+    def device(self) -> torch.device:
+        """Where it draws."""
+        return self.network.scales.device
+
+    @torch.no_grad()
+    def __call__(self, content: Tensor, styles: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
+        """A content, C x H x W in [0, 1], in the style of one picture or a mix of several, of any sizes; C x H x W.
+
+        Raises GapError for pictures that the backbone cannot look at, and weights that do not fit.
+        """
+        shares = shares_of(weights, len(styles))
+        with frozen(self.network, self.taps.run):
+            codes = [self.network.code(self._see(style)) for style in styles]
+            mixed = [
+                sum((share * part for share, part in zip(shares, parts, strict=True)), start=torch.zeros_like(parts[0]))
+                for parts in zip(*codes, strict=True)
+            ]
+            height, width = content.shape[-2:]
+            drawn: Tensor = self.network(self._see(content), mixed, (height, width))
+        return drawn[0]
+
+    def _see(self, picture: Tensor) -> list[Tensor]:
+        try:
+            return list(see(self.taps, picture[None]).values())
+        except UNFIT:
+            check_size(self.taps, picture[None], "the backbone")
+            raise
+
+
+def see(taps: Taps, images: Tensor) -> dict[str, Tensor]:
+    """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
+    return taps(images)
+
+
+def load_stylizer(
+    folder: Path | str, backbone: Classifier | None = None, device: torch.device | str = "cpu"
+) -> FastStylizer:
+    """The stylizer in a folder that `gap train-stylizer` left, with its backbone, by default the one its card names.
+
+    Raises GapError when the folder holds none or is damaged, and where the backbone is not the one it was trained with,
+    or is code of your own, which a card alone never runs.
+    """
+    artefact = open_artefact(Path(folder), KIND)
+    card = artefact.read(StylizerCard)
+    backbone = backbone or _backbone(card.backbone, artefact)
+    if backbone.fingerprint() != card.backbone.fingerprint:
+        raise GapError(f"{folder} was trained with {card.backbone.name} as it then was; {backbone.name} is another")
+    with torch.device("meta"):  # without memory: a damaged card may ask for more than there is
+        outline = make_stylizer(card.form, card.widths, backbone.facts.channels)
+    check_shapes(outline.state_dict(), artefact.tensors(), artefact.folder / TENSORS)
+    network = make_stylizer(card.form, card.widths, backbone.facts.channels)
+    artefact.fit(network)
+    probe = torch.rand(1, backbone.facts.channels, *backbone.facts.size)
+    taps = prepared(backbone.to(device), probe.to(device), card.layers)
+    widths = [each.shape[1] for each in see(taps, probe.to(device)).values()]
+    if widths != card.widths:
+        raise GapError(f"{artefact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
+    return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps, backbone.facts.channels)
+
+
+def _backbone(told: Told, artefact: Artefact) -> Classifier:
+    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
+        raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
+    return load_classifier(
+        told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
+    )

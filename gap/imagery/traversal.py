@@ -1,0 +1,57 @@
+"""Class traversal: pictures that walk towards a class, as a classifier sees it."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gap.classifiers.classifier import Classifier
+from gap.imagery.backbone import View
+from gap.imagery.canvas import Pixels
+from gap.imagery.losses import Logit
+from gap.imagery.memory import check_memory
+from gap.imagery.optimize import DrawingProgress, descend, ignore, reach, stride
+from gap.models.feature_extractor import LOGITS, Taps
+from gap.threat import Budget
+
+
+@dataclass(frozen=True)
+class Walk:
+    """The pictures of a walk, T x N x C x H x W in [0, 1], the start among them, and their probabilities, T x N x K."""
+
+    pictures: Tensor
+    shares: Tensor
+
+
+def traverse(
+    classifier: Classifier,
+    images: Tensor,
+    classes: Tensor,
+    *,
+    budget: Budget | None = None,
+    steps: int = 60,
+    tell: Callable[[DrawingProgress], None] = ignore,
+) -> Walk:
+    """Walk images (N x C x H x W in [0, 1]) up the logit of a class for each (N integers), before the softmax.
+
+    Steps have one L2 length; with an L2 budget they end inside it, by default a quarter of the largest distance between
+    two pictures. On a hardened classifier the pictures come to look like the class; on a standard one they hardly
+    change before it is sure. The walk is kept on the CPU. Raises GapError when the classifier passes no gradient, and
+    before it begins where memory will not suffice.
+    """
+    budget = budget or reach(images)
+    canvas = Pixels(images, budget)
+    view = View({"": Taps(classifier.network, [LOGITS], run=classifier)})
+    pictures: list[Tensor] = []
+    shares: list[Tensor] = []
+
+    def keep(progress: DrawingProgress) -> None:
+        pictures.append(progress.look.images.detach().to("cpu", copy=True))
+        shares.append(progress.look.layers[LOGITS].detach().float().softmax(dim=1).cpu())
+        tell(progress)
+
+    check_memory(view, images, (images.shape[2], images.shape[3]))
+    with view.still():
+        descend(canvas, Logit(classes), view, steps=steps, size=stride(budget, images, steps), tell=keep)
+    return Walk(torch.stack(pictures), torch.stack(shares))

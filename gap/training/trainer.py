@@ -1,0 +1,378 @@
+"""The one loop that every training job uses: batches, learning rates, checkpoints, resume, and leaving cleanly."""
+
+import math
+import os
+import pickle
+import signal
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast, extract_model_from_parallel
+from torch import Tensor
+
+from gap.classifiers.checkpoints import DamagedError, check_finite, fit_optimizer, fit_weights, read_plain
+from gap.classifiers.provenance import check_same
+from gap.core.artifact import CHECKPOINT
+from gap.core.errors import GapError, first_line
+from gap.core.files import whole
+from gap.core.process import Stopped
+from gap.data.dataset import Split, in_order
+from gap.training.task import Job
+
+# What to do about a checkpoint that cannot be used.
+START_AGAIN = "start again with --overwrite"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How long and in what portions: `batch_size` counts all processes; the learning rate warms up, then falls to 0.
+
+    After each epoch the first `judged` held-out images are judged on; where that is None, all.
+    """
+
+    epochs: float
+    batch_size: int
+    seed: int = 0
+    judged: int | None = None
+    warmup: float = 0.05
+    checkpoint_seconds: float = 30.0
+
+    def steps(self, images: int) -> int:
+        """How many steps that makes of a training split of so many images."""
+        return max(1, round(self.epochs * (images // max(1, min(self.batch_size, images)))))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What every listener hears: a terminal, TensorBoard, a log. Rates are in images a second over all processes.
+
+    The first one comes before anything is learned and holds no figures. `judged` holds the figures on held-out images
+    where this is the end of an epoch; else it is empty.
+    """
+
+    step: int
+    steps: int
+    epoch: float
+    figures: dict[str, float]
+    images_per_second: float
+    judged: dict[str, float] = field(default_factory=dict)
+    pictures: dict[str, Tensor] = field(default_factory=dict)
+
+
+Listener = Callable[[Progress], None]
+
+
+def train(
+    job: Job,
+    split: Split,
+    held_out: Split,
+    plan: Plan,
+    folder: Path,
+    accelerator: Accelerator,
+    listeners: Sequence[Listener] = (),
+    *,
+    resume: bool = False,
+    identity: Mapping[str, str] | None = None,
+) -> dict[str, float]:
+    """Run a job to its end and return its last figures on `held_out`.
+
+    `identity` says what the work is made of, as hashes by name: it is kept with the checkpoint, and resuming on
+    something else is refused.
+    Every step is a function of (seed, step, process): an interrupted run, resumed, ends where an unbroken one ends.
+    Raises Stopped after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer finite.
+    """
+    return _Run(job, split, held_out, plan, folder, accelerator, listeners, identity or {}).go(resume)
+
+
+class _Run:
+    def __init__(
+        self,
+        job: Job,
+        split: Split,
+        held_out: Split,
+        plan: Plan,
+        folder: Path,
+        accelerator: Accelerator,
+        listeners: Sequence[Listener],
+        identity: Mapping[str, str],
+    ) -> None:
+        self.job, self.split, self.held_out, self.plan = job, split, held_out, plan
+        self.folder, self.accelerator, self.identity = folder, accelerator, dict(identity)
+        self.listeners = listeners if accelerator.is_main_process else ()
+        world = accelerator.num_processes
+        if plan.batch_size % world:
+            raise GapError(f"--batch-size {plan.batch_size} does not divide over {world} processes")
+        if len(split) == 0:
+            raise GapError("there are no training images; use data with at least five pictures")
+        self.batch = min(plan.batch_size, len(split) // world * world)
+        if self.batch == 0:
+            raise GapError(f"{len(split)} training images are too few for {world} processes")
+        self.per_epoch = len(split) // self.batch
+        self.steps = max(1, round(plan.epochs * self.per_epoch))
+        self.step = 0
+        for name, player in job.players.items():
+            for group in player.optimizer.param_groups:
+                group["base_lr"] = group["lr"]
+            player.network, player.optimizer = accelerator.prepare(player.network, player.optimizer)
+            # Autocast is for learning, where this loop turns it on; what is judged and saved is judged in float32.
+            extract_model_from_parallel(player.network, keep_fp32_wrapper=False)
+            job.players[name] = player
+
+    def go(self, resume: bool) -> dict[str, float]:
+        path = self.folder / CHECKPOINT
+        if resume and path.is_file():
+            self._load(path)
+        judged: dict[str, float] = {}
+        self._tell({}, 0.0)
+        with _signals() as signalled:
+            saved = rated = time.monotonic()
+            seen = 0
+            for images, labels in self.split.batches(self._order(), self.accelerator.device):
+                figures = self._learn(images, labels)
+                self.step += 1
+                seen += self.batch
+                ended = self.step % self.per_epoch == 0 or self.step == self.steps
+                now = time.monotonic()
+                if ended:
+                    values = self._finite(figures)
+                    judged = self._judge()
+                    self.job.judged(judged)
+                    self._tell(values, seen / (now - rated), judged)
+                    rated, seen = time.monotonic(), 0
+                elif self.step % 20 == 0:
+                    self._tell(self._finite(figures), seen / (now - rated))
+                stop = self._anyone(bool(signalled))
+                if (
+                    stop
+                    or (ended and self.step < self.steps)
+                    or self._anyone(now - saved > self.plan.checkpoint_seconds)
+                ):
+                    self._finite(figures)
+                    self._save(path)
+                    saved = time.monotonic()
+                if stop:
+                    raise Stopped(self.step, self.steps, self.folder, signalled[0] if signalled else signal.SIGTERM)
+        return judged or self._judge()
+
+    def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        seed_all(self.plan.seed, self.step, self.accelerator.process_index)
+        share = _schedule(self.step, self.steps, self.plan.warmup)
+        for player in self.job.players.values():
+            player.network.train()
+            for group in player.optimizer.param_groups:
+                group["lr"] = group["base_lr"] * share
+        with self.accelerator.autocast():
+            return self.job.step(images, labels, self.accelerator.backward)
+
+    def _order(self) -> Iterator[Tensor]:
+        rank, world = self.accelerator.process_index, self.accelerator.num_processes
+        first = self.step
+        for step in range(first, self.steps):
+            epoch, position = divmod(step, self.per_epoch)
+            if position == 0 or step == first:
+                shuffle = torch.Generator().manual_seed(self.plan.seed * 100_003 + epoch)
+                order = torch.randperm(len(self.split), generator=shuffle)
+            yield order[position * self.batch : (position + 1) * self.batch][rank::world]
+
+    @torch.no_grad()
+    def _judge(self) -> dict[str, float]:
+        """The mean of each figure over the held-out images: sums and counts are added up over the processes."""
+        device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
+        sums: dict[str, Tensor] = {}
+        count = torch.zeros((), device=device, dtype=torch.float64)
+        seed_all(self.plan.seed, self.steps + self.step, rank)
+        for network in self.job.judged_networks():
+            for buffer in network.buffers():
+                broadcast(buffer)
+        order = in_order(self.held_out, 256, rank, world, first=self.plan.judged)
+        with self._bare_players():
+            for images, labels in self.held_out.batches(order, device):
+                for name, values in self.job.judge(images, labels).items():
+                    sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
+                count += len(images)
+        names = sorted(self._names(sums))
+        totals = torch.stack([count, *(sums.get(name, torch.zeros_like(count)) for name in names)])
+        totals = self.accelerator.reduce(totals, reduction="sum")
+        return {name: (total / totals[0]).item() for name, total in zip(names, totals[1:], strict=True)}
+
+    @contextmanager
+    def _bare_players(self) -> Iterator[None]:
+        """The players' networks in eval mode and unwrapped, so that no process waits for another at each call."""
+        wrapped = {name: player.network for name, player in self.job.players.items()}
+        for player in self.job.players.values():
+            player.network = player.bare.eval()
+        try:
+            yield
+        finally:
+            for name, network in wrapped.items():
+                self.job.players[name].network = network
+
+    def _names(self, sums: dict[str, Tensor]) -> list[str]:
+        """The figures' names, also on a process that got no held-out image."""
+        if self.accelerator.num_processes == 1:
+            return list(sums)
+        from accelerate.utils import gather_object
+
+        return sorted(set(gather_object(list(sums))))
+
+    def _finite(self, figures: dict[str, Tensor]) -> dict[str, float]:
+        names = sorted(figures)
+        values = self.accelerator.reduce(
+            torch.stack([figures[name].detach().float() for name in names]), "mean"
+        ).tolist()
+        if not all(math.isfinite(value) for value in values):
+            kept = (
+                f"the last good state is in {self.folder}"
+                if (self.folder / CHECKPOINT).is_file()
+                else "nothing was kept yet"
+            )
+            raise GapError(
+                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller --lr"
+            )
+        return dict(zip(names, values, strict=True))
+
+    def _tell(self, figures: dict[str, float], rate: float, judged: dict[str, float] | None = None) -> None:
+        with self._main_only() as here:
+            if here:
+                self._tell_listeners(figures, rate, judged or {})
+
+    def _tell_listeners(self, figures: dict[str, float], rate: float, judged: dict[str, float]) -> None:
+        pictures: dict[str, Tensor] = {}
+        if self.listeners and judged and len(self.held_out):
+            few = torch.arange(min(8, len(self.held_out)))
+            images, _ = next(iter(self.held_out.batches([few], self.accelerator.device)))
+            with self._bare_players():
+                pictures = dict(self.job.pictures(images))
+        progress = Progress(self.step, self.steps, self.step / self.per_epoch, figures, rate, judged, pictures)
+        for listener in self.listeners:
+            listener(progress)
+
+    def _anyone(self, flag: bool) -> bool:
+        """Whether the flag is up on any process: all must save together."""
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
+
+    @contextmanager
+    def _main_only(self) -> Iterator[bool]:
+        """Gives True on the main process alone. All leave together, and with an error where it failed there."""
+        failure: GapError | None = None
+        try:
+            yield self.accelerator.is_main_process
+        except GapError as error:
+            failure = error
+        if self._anyone(failure is not None):
+            raise failure or GapError("the main process could not go on; its own message says why")
+
+    def _save(self, path: Path) -> None:
+        with self._main_only() as here:
+            if here:
+                self._write(path)
+
+    def _write(self, path: Path) -> None:
+        state = {
+            "step": self.step,
+            "steps": self.steps,
+            "players": {
+                name: {
+                    "network": player.bare.state_dict(),
+                    "optimizer": player.optimizer.state_dict(),
+                }
+                for name, player in self.job.players.items()
+            },
+            "job": self.job.state(),
+            "identity": self.identity,
+        }
+        if all(_finite_state(player["network"]) for player in state["players"].values()):
+            with whole(path) as part:
+                torch.save(state, part)
+
+    def _load(self, path: Path) -> None:
+        state = read_checkpoint(path)
+        try:
+            self._check_same(state["identity"], path)
+            for name, player in self.job.players.items():
+                fit_weights(player.bare, state["players"][name]["network"], path, START_AGAIN)
+                fit_optimizer(player.optimizer, state["players"][name]["optimizer"])
+            self.job.load_state(state["job"])
+            self.step, steps = state["step"], state["steps"]
+        except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
+            raise GapError(f"{path} is not a checkpoint of this work: {first_line(error)}") from error
+        if steps != self.steps:
+            raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
+
+    def _check_same(self, identity: Mapping[str, str], path: Path) -> None:
+        """On the main process, which kept the identity: on another machine, copies of files have other times."""
+        with self._main_only() as here:
+            if here:
+                check_same(self.identity, identity, path)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
+    try:
+        state = read_plain(path)
+    except pickle.UnpicklingError as error:
+        raise GapError(
+            f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
+        ) from error
+    except DamagedError as error:
+        raise GapError(f"{path} is cut short or damaged; {START_AGAIN}") from error
+    if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():
+        raise GapError(f"{path} is not a checkpoint of gap")
+    if type(state["step"]) is not int or state["step"] < 0:
+        raise GapError(f"{path} is damaged: its step is {state['step']!r}; {START_AGAIN}")
+    check_finite(state, path, START_AGAIN)
+    return state
+
+
+def seed_all(seed: int, step: int, process: int) -> None:
+    """Make every random choice of a step a function of (seed, step, process)."""
+    torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + process) % 2**63)
+
+
+def _schedule(step: int, steps: int, warmup: float) -> float:
+    """The share of the learning rate at a step: a short linear rise, then half a cosine down to 0."""
+    rise = max(1.0, warmup * steps)
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
+
+
+def _finite_state(state: dict[str, Tensor]) -> bool:
+    return all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point())
+
+
+IMPATIENT = b"\ngap: interrupted twice: ended at once, with nothing saved since the last checkpoint\n"
+
+
+@contextmanager
+def _signals() -> Iterator[list[int]]:
+    """A list that SIGINT and SIGTERM append to instead of ending the process.
+
+    A second SIGINT ends it at once: someone is impatient. A launcher repeats SIGTERM, and the work is still saved.
+    """
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGINT and number in came:
+            os.write(2, IMPATIENT)
+            os._exit(128 + number)
+        came.append(number)
+
+    try:
+        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may set handlers; elsewhere the caller keeps its own
+        before = {}
+    try:
+        yield came
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from gap.classifiers.classifier import load_classifier
+from gap.classifiers.pretrain import PretrainOptions, StandardJob, pretrain
+from gap.classifiers.task import DataOptions, load_setting
+from gap.core.errors import GapError
+from gap.data.registry import load_data
+from gap.training.augmentation import make_augmentation
+from gap.training.runtime import TrainingMachineOptions, make_accelerator
+from gap.training.task import adam
+from gap.training.trainer import Plan, train
+
+
+def test_a_classifier_learns_digits(tmp_path) -> None:
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
+    data = load_data("mnist-5k")
+    classifier = load_classifier("mnist-cnn")
+    job = StandardJob(adam(classifier, 3e-3), smoothing=0.05, augmentation=make_augmentation((28, 28), shift=1))
+    figures = train(job, data.train, data.validation, Plan(epochs=0.6, batch_size=64), tmp_path, machine)
+    assert set(figures) == {"accuracy"}
+    assert figures["accuracy"] > 0.8
+
+
+def test_one_step_reports_loss_and_accuracy_and_moves_the_weights() -> None:
+    torch.manual_seed(0)
+    classifier = load_classifier("mnist-cnn")
+    images, labels = torch.rand(8, 1, 28, 28), torch.arange(8)
+    with torch.no_grad():
+        logits = classifier(images)
+    job = StandardJob(adam(classifier, 1e-3), smoothing=0.1, augmentation=torch.nn.Identity())
+    before = classifier.fingerprint()
+    figures = job.step(images, labels, torch.Tensor.backward)
+    logs = logits.log_softmax(dim=1)
+    expected = -(0.9 * logs[torch.arange(8), labels] + 0.1 * logs.mean(dim=1)).mean()
+    assert figures["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert figures["accuracy"].item() == (logits.argmax(dim=1) == labels).float().mean().item()
+    assert classifier.fingerprint() != before
+
+
+def class_folders(root: Path, *names: str) -> str:
+    for name in names:
+        (root / name).mkdir(parents=True)
+        for number in range(6):
+            Image.effect_noise((28, 28), 80).save(root / name / f"{number}.png")
+    return f"folder:{root}"
+
+
+def test_pretrain_on_class_folders_leaves_a_classifier_that_knows_their_names(tmp_path: Path) -> None:
+    pets = class_folders(tmp_path / "pets", "10", "9")
+    options = PretrainOptions(classifier="mnist-cnn", data=pets, epochs=1.0, device="cpu", precision="fp32")
+    card = pretrain(options, tmp_path / "made").card
+    assert card["classifier"]["class_names"] == ["9", "10"]
+    made = str(tmp_path / "made")
+    assert load_classifier(made).facts.class_names == ("9", "10")
+    with pytest.raises(GapError, match="made does not know '11' "):
+        load_setting([made], DataOptions(data=class_folders(tmp_path / "other", "9", "11")))

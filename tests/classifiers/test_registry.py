@@ -1,0 +1,153 @@
+"""Names of classifiers, taken apart where they are to be, and found or refused."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from gap.classifiers.classifier import card_of, load_classifier
+from gap.classifiers.registry import is_code, is_fresh, split_name
+from gap.core.artifact import save_artefact
+from gap.core.errors import GapError
+
+SOURCE = "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
+LIKE = {"channels": 3, "size": (2, 2)}
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def write(path: str, text: str = SOURCE) -> None:
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    Path(path).write_text(text)
+
+
+@pytest.mark.parametrize(
+    ("name", "architecture", "weights"),
+    [
+        ("mnist-cnn", "mnist-cnn", ""),
+        ("mnist-cnn@w.pt", "mnist-cnn", "w.pt"),
+        ("mnist-cnn@run/me@lab/w.pt", "mnist-cnn", "run/me@lab/w.pt"),
+        ("mnist-cnn@C:\\runs\\w.pt", "mnist-cnn", "C:\\runs\\w.pt"),
+        ("mnist-cn@run/me@lab/w.pt", "mnist-cn", "run/me@lab/w.pt"),
+        ("torchvision:resnet18@none", "torchvision:resnet18", "none"),
+        ("timm:resnet18.a1_in1k@me@lab/w.pt", "timm:resnet18.a1_in1k", "me@lab/w.pt"),
+        ("models.net:Net@me@lab/w.pt", "models.net:Net", "me@lab/w.pt"),
+        ("run/me@lab/net.py:make", "run/me@lab/net.py:make", ""),
+        ("run/me@lab/net.py:make@me@lab/w.pt", "run/me@lab/net.py:make", "me@lab/w.pt"),
+        ("C:\\me@lab\\net.py:make@w.pt", "C:\\me@lab\\net.py:make", "w.pt"),
+        ("run/me@lab/nothing", "run/me@lab/nothing", ""),
+        ("", "", ""),
+        ("@", "", ""),
+    ],
+)
+def test_split_name_where_nothing_exists_follows_how_it_is_written(
+    here: Path, name: str, architecture: str, weights: str
+) -> None:
+    assert split_name(name) == (architecture, weights)
+
+
+@pytest.mark.parametrize(
+    ("files", "name", "architecture", "weights"),
+    [
+        (["me@lab/net.py"], "me@lab/net.py:make", "me@lab/net.py:make", ""),
+        (["me@lab/net.py", "w.pt"], "me@lab/net.py:make@w.pt", "me@lab/net.py:make", "w.pt"),
+        (["net.py", "me@lab/w.pt"], "net.py:make@me@lab/w.pt", "net.py:make", "me@lab/w.pt"),
+        (["me@lab/net.py", "me@lab/w.pt"], "me@lab/net.py:make@me@lab/w.pt", "me@lab/net.py:make", "me@lab/w.pt"),
+        (["mnist-cnn@w.pt"], "mnist-cnn@w.pt", "mnist-cnn@w.pt", ""),
+        (["mnist-cnn@lab/net.py"], "mnist-cnn@lab/net.py:make", "mnist-cnn@lab/net.py:make", ""),
+        (["a:b/net.py", "w@x.pt"], "a:b/net.py:make@w@x.pt", "a:b/net.py:make", "w@x.pt"),
+        (["mnist-cnn@me/x", "me@lab/w.pt"], "mnist-cnn@me@lab/w.pt", "mnist-cnn", "me@lab/w.pt"),
+        (["runs/mine/x"], "runs/mine@w.pt", "runs/mine", "w.pt"),
+        (["runs/w.pt"], "./typo@runs/w.pt", "./typo", "runs/w.pt"),
+        (["mnist-cn/x", "w.pt"], "mnist-cm@w.pt", "mnist-cm", "w.pt"),
+    ],
+)
+def test_split_name_of_what_exists_does_not_take_it_apart(
+    here: Path, files: list[str], name: str, architecture: str, weights: str
+) -> None:
+    for file in files:
+        write(file)
+    assert split_name(name) == (architecture, weights)
+
+
+@pytest.mark.parametrize("folder", ["me@lab", "a:b", "me@lab:x=1,y", "./timm:resnet18"])
+def test_code_and_weights_in_a_folder_with_separators_in_its_name_are_loaded(here: Path, folder: str) -> None:
+    write(f"{folder}/net.py")
+    made = load_classifier(f"{folder}/net.py:make", **LIKE)
+    torch.save(made.network.state_dict(), f"{folder}/w.pt")
+    again = load_classifier(f"{folder}/net.py:make@{folder}/w.pt", mean=[0.0], std=[1.0], **LIKE)
+    assert again.fingerprint() == made.fingerprint()
+
+
+@pytest.mark.parametrize("folder", ["me@lab", "a:b", "x.py:make"])
+def test_an_artefact_in_a_folder_with_separators_in_its_name_is_loaded(here: Path, folder: str) -> None:
+    made = load_classifier("mnist-cnn")
+    Path(folder).mkdir()
+    save_artefact(Path(folder), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    for name in (folder, f"mnist-cnn@{folder}/model.safetensors"):
+        loaded = load_classifier(name)
+        assert loaded.fingerprint() == made.fingerprint()
+        assert card_of(loaded) == Path(folder)
+        assert not is_code(split_name(name)[0])
+
+
+@pytest.mark.parametrize("name", ["a:b", "C:\\runs\\mine", "net.py:make", "package.module:make"])
+def test_is_code_of_what_does_not_exist_expects_code(here: Path, name: str) -> None:
+    assert is_code(name)
+
+
+def test_is_fresh_splits_at_the_architecture() -> None:
+    assert is_fresh("torchvision:resnet18@none")
+    assert not is_fresh("torchvision:resnet18@me@none")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("C:\\runs\\mine", "unknown classifier"),
+        ("runs/a:b", "there is no classifier at runs/a:b"),
+        ("runs/me@lab", "there is no classifier at runs/me@lab"),
+        ("mnist-cn@me@lab/w.pt", "did you mean mnist-cnn"),
+        ("run/me@lab/net.py:make", "there is no file run/me@lab/net.py"),
+        ("q" * 300, "unknown classifier"),
+        ("q/" + "q" * 300, "there is no classifier"),
+        ("mnist-cnn@" + "q" * 300, "there is no weights file"),
+        ("mnist-cnn\0", "unknown classifier"),
+        ("mnist-cnn@w\0.pt", "there is no weights file"),
+        ("n\0.py:make", "there is no file"),
+        ("\ud800", "unknown classifier"),
+    ],
+)
+def test_names_that_mean_nothing_are_refused_in_a_line(here: Path, name: str, message: str) -> None:
+    with pytest.raises(GapError, match=message) as error:
+        load_classifier(name, **LIKE)
+    assert "\n" not in str(error.value)
+
+
+def test_a_classifier_with_weights_behind_it_that_says_itself_which_it_is(here: Path) -> None:
+    made = load_classifier("mnist-cnn")
+    Path("run").mkdir()
+    save_artefact(Path("run"), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    with pytest.raises(GapError, match=r"run says itself which network it is; leave out @w\.pt"):
+        load_classifier("run@w.pt")
+
+
+def test_a_module_is_not_imported_for_a_path(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    imported: list[str] = []
+    monkeypatch.setattr("gap.classifiers.registry.importlib.import_module", imported.append)
+    for name in ("antigravity:\\runs", "C:/runs", "a/b:c", ":x", "a b:c"):
+        with pytest.raises(GapError):
+            load_classifier(name, **LIKE)
+    assert not imported
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may look at every file")
+def test_a_name_in_a_folder_that_may_not_be_read(here: Path) -> None:
+    Path("closed").mkdir(mode=0)
+    with pytest.raises(GapError, match=r"cannot look at closed/w\.pt: Permission denied"):
+        load_classifier("mnist-cnn@closed/w.pt")

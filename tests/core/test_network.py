@@ -1,0 +1,251 @@
+"""Foreign networks: each behaves as its plain twin wherever a network is called."""
+
+from pathlib import Path
+
+import foreign
+import pytest
+import torch
+from foreign import CHANNELS, CLASSES, SAME_AS, SIDE
+from torch import Tensor, nn
+
+from gap.attacks.gradient import FGSM, PGD
+from gap.attacks.registry import named_attack
+from gap.classifiers.classifier import Classifier, load_classifier
+from gap.classifiers.memory_format import check_training, use_channels_last
+from gap.classifiers.registry import Facts
+from gap.core.errors import GapError, GapWarning
+from gap.core.network import NetworkError, device_of
+from gap.data.dataset import MemorySplit
+from gap.evaluation.evaluate import evaluate
+from gap.evaluation.layer_robustness import layer_robustness
+from gap.evaluation.robustness import judge
+from gap.imagery.feature_visualization import Feature, visualize
+from gap.imagery.style_transfer import Manner, stylize
+from gap.imagery.traversal import traverse
+from gap.threat import Budget
+
+BUDGET = Budget("linf", 0.1)
+PAIRS = pytest.mark.parametrize("network", SAME_AS, ids=lambda network: network.__name__)
+
+
+def classifier_of(network: type[nn.Module], **facts) -> Classifier:
+    known = Facts(CHANNELS, (SIDE, SIDE), CLASSES, **facts)
+    classifier = Classifier(network(), known, name=network.__name__, architecture="test").eval()
+    use_channels_last(classifier)
+    return classifier
+
+
+def sample(count: int = 12) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    images = torch.rand(count, CHANNELS, SIDE, SIDE, generator=generator).mul(255).round() / 255
+    with torch.no_grad():
+        return images, foreign.Plain()(images).argmax(dim=1)
+
+
+def pixels() -> MemorySplit:
+    images, labels = sample(60)
+    return MemorySplit((images * 255).round().to(torch.uint8), labels)
+
+
+@PAIRS
+@pytest.mark.parametrize("wrapped", [True, False], ids=["classifier", "bare module"])
+@pytest.mark.parametrize(
+    "spec", ["pgd:steps=4", "fgsm", "deepfool", "noise", "uap:images_seen=12", "uap-sgd:images_seen=24"]
+)
+def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Module], spec: str, wrapped: bool) -> None:
+    """Catches: images changed in place, a layout that the network cannot take, logits that are not unpacked."""
+    images, labels = sample()
+
+    def attacked(kind: type[nn.Module]) -> Tensor:
+        torch.manual_seed(0)
+        target = classifier_of(kind) if wrapped else kind().eval()
+        attack = named_attack(spec, BUDGET, target, lambda: iter([(images, labels)]))
+        given = images.clone(memory_format=torch.channels_last) if wrapped else images.clone()
+        result = attack(target, given, labels)
+        assert torch.equal(given, images)
+        return result
+
+    result, expected = attacked(network), attacked(SAME_AS[network])
+    assert BUDGET.measure(result - images).max() <= BUDGET.epsilon + 1e-6
+    assert (result - expected).abs().mean() < 1e-4
+
+
+@PAIRS
+def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+    rows = [
+        evaluate(PGD(BUDGET, steps=4), classifier_of(kind), pixels(), batch_size=59).row
+        for kind in (network, SAME_AS[network])
+    ]
+    for key in ("clean_accuracy", "accuracy_under_attack"):
+        assert rows[0][key] == pytest.approx(rows[1][key], abs=0.04)
+
+
+@pytest.mark.parametrize("network", [foreign.InPlace, foreign.Squeezing, foreign.Constant])
+def test_judge_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+    results = [
+        judge(classifier_of(kind), pixels(), BUDGET, images=11, batch_size=10, fast=True)
+        for kind in (network, SAME_AS[network])
+    ]
+    assert results[0]["robust_accuracy"] == pytest.approx(results[1]["robust_accuracy"], abs=0.1)
+
+
+def test_judge_network_with_reentrant_checkpoint_is_refused_with_the_reason() -> None:
+    with pytest.raises(NetworkError, match=r"AutoAttack cannot attack Checkpointed: .*use_reentrant=False"):
+        judge(classifier_of(foreign.Checkpointed), pixels(), BUDGET, images=4, fast=True)
+
+
+@PAIRS
+def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+    content, style = sample()[0][:2]
+    if network in (foreign.Constant, foreign.Checkpointed):
+        return  # neither has a layer that can be drawn with; the tests of errors below say what happens
+    drawings = []
+    for kind in (network, SAME_AS[network]):
+        backbone = classifier_of(kind)
+        manner = Manner(layers=["conv1", "conv2"], content_layers=["conv1"], evaluations=4, precision="fp32")
+        drawings.append(stylize(content, [style], backbone, manner=manner).picture)
+        drawings.append(visualize(backbone, [Feature("conv2", 1)], steps=3)[0])
+        drawings.append(visualize(backbone, [Feature("logits", 1)], steps=3)[0])
+        drawings.append(traverse(backbone, content[None], torch.tensor([1]), steps=3).pictures[-1, 0])
+    half = len(drawings) // 2
+    for drawing, expected in zip(drawings[:half], drawings[half:], strict=True):
+        assert (drawing - expected).abs().mean() < 1e-3
+
+
+@PAIRS
+def test_layer_robustness_of_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+    images, _ = sample(4)
+    values = [
+        layer_robustness(classifier_of(kind), ["logits"], images, BUDGET, steps=2)[0].value
+        for kind in (network, SAME_AS[network])
+    ]
+    assert values[0] == pytest.approx(values[1], rel=1e-3)
+
+
+@PAIRS
+def test_foreign_network_is_trained_as_its_twin(network: type[nn.Module]) -> None:
+    if network is foreign.Constant:
+        with pytest.raises(GapError, match="Constant has no weights that can be trained"):
+            check_training(classifier_of(network))
+        return
+    images, labels = sample()
+    gradients = []
+    for kind in (network, SAME_AS[network]):
+        classifier = classifier_of(kind)
+        state = {name: value.clone() for name, value in classifier.state_dict().items()}
+        check_training(classifier)
+        assert not classifier.training
+        assert all(torch.equal(value, state[name]) for name, value in classifier.state_dict().items())
+        classifier.train()
+        nn.functional.cross_entropy(classifier(images), labels).backward()
+        gradients.append(classifier.network.fc.weight.grad)
+    assert torch.allclose(*gradients, atol=1e-4)
+
+
+def test_channels_last_is_kept_where_nothing_changes() -> None:
+    layouts = {kind: classifier_of(kind).memory_format for kind in (foreign.Plain, foreign.Viewing, foreign.Strided)}
+    assert layouts == {
+        foreign.Plain: torch.channels_last,
+        foreign.Viewing: torch.contiguous_format,
+        foreign.Strided: torch.contiguous_format,
+    }
+
+
+SOURCE = "import sys; sys.path.insert(0, {folder!r})\nfrom foreign import *\n"
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> Path:
+    path = tmp_path / "nets.py"
+    path.write_text(SOURCE.format(folder=str(Path(foreign.__file__).parent)))
+    return path
+
+
+def load(source: Path, name: str) -> Classifier:
+    return load_classifier(f"{source}:{name}", channels=CHANNELS, size=(SIDE, SIDE), classes=CLASSES)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("InTuple", "returns a tuple; its logits are taken"),
+        ("InDictionary", "returns a dict; its logits are taken"),
+        ("InObject", "returns a SimpleNamespace; its logits are taken"),
+        ("Half", "has weights in bfloat16; it is used in float32"),
+        ("Double", "has weights in float64; it is used in float32"),
+    ],
+)
+def test_load_classifier_with_unusual_network_says_so_once(source: Path, name: str, message: str) -> None:
+    with pytest.warns(GapWarning, match=message) as warned:
+        classifier = load(source, name)
+    assert len(warned) == 1
+    images, _ = sample(3)
+    assert torch.allclose(classifier(images), foreign.Plain()(images), atol=0.1)
+
+
+def test_check_training_with_auxiliary_outputs_says_so() -> None:
+    with pytest.warns(GapWarning, match="InTupleInTraining returns a Outputs in training mode; its logits are taken"):
+        check_training(classifier_of(foreign.InTupleInTraining))
+
+
+def test_load_classifier_that_takes_no_single_image_is_refused(source: Path) -> None:
+    with pytest.raises(NetworkError, match="NormalizedByBatch fails on one image of 3x8x8: ValueError: Expected more"):
+        load(source, "NormalizedByBatch")
+
+
+def test_load_classifier_that_raises_names_network_shape_and_error(source: Path) -> None:
+    with pytest.raises(NetworkError, match="Raising fails on 2 images of 3x8x8: KeyError: 'a key of its own'") as error:
+        load(source, "Raising")
+    assert isinstance(error.value.__cause__, KeyError)
+
+
+def test_network_error_in_the_middle_of_an_attack_is_one_line() -> None:
+    class Moody(foreign.Plain):
+        def forward(self, images: Tensor) -> Tensor:
+            if torch.is_grad_enabled():
+                raise RuntimeError("shapes cannot be\nmultiplied")
+            return super().forward(images)
+
+    images, labels = sample()
+    for target in (Moody().eval(), classifier_of(Moody)):
+        with pytest.raises(NetworkError, match=r"Moody fails on 12 images of 3x8x8: RuntimeError: shapes cannot be$"):
+            FGSM(BUDGET)(target, images, labels)
+
+
+def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
+    images, labels = sample()
+    for spec in ("pgd:steps=2", "fgsm", "deepfool"):
+        attack = named_attack(spec, BUDGET)
+        with pytest.warns(GapWarning, match="gradient is NaN or infinite for 12 of 12 images"):
+            result = attack(foreign.UndefinedGradient().eval(), images, labels)
+        assert result.isfinite().all()
+
+
+def test_gradient_of_nan_fails_the_masking_gate() -> None:
+    with pytest.warns(GapWarning, match="NaN or infinite"):
+        result = judge(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
+    checks = {check["check"]: check for check in result["gate"]}
+    for name in ("losses are not flat", "gradients tell how the margin changes"):
+        assert not checks[name]["passed"]
+        assert "NaN or infinite" in checks[name]["evidence"]
+    assert result["verdict"] == "masked"
+
+
+def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
+    with pytest.raises(GapError, match=r"the gradient of .* is NaN or infinite"):
+        visualize(classifier_of(foreign.UndefinedGradient), [Feature("conv2", 1)], steps=3)
+
+
+@pytest.mark.parametrize("network", [foreign.Checkpointed, foreign.Detached])
+def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> None:
+    """Catches: a style that is silently left out, since the colors alone still pass a gradient."""
+    content, style = sample()[0][:2]
+    manner = Manner(layers=["conv1"], content_layers=["conv2"], evaluations=4)
+    with pytest.raises(GapError, match="style at conv1 passes no gradient to the image"):
+        stylize(content, [style], classifier_of(network), manner=manner)
+
+
+def test_device_of_network_without_parameters_is_that_of_its_buffers() -> None:
+    assert device_of(foreign.Constant()) == torch.device("cpu")
+    assert device_of(nn.Flatten()) == torch.device("cpu")
+    assert device_of(foreign.Constant().to("meta")) == torch.device("meta")

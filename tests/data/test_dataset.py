@@ -1,0 +1,205 @@
+import os
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from gap.core.errors import GapError
+from gap.data.dataset import Dataset, FolderSplit, MemorySplit, Split, divide, in_order
+from gap.data.images import open_picture
+
+
+def memory(count: int, labelled: bool = True) -> MemorySplit:
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (count, 3, 4, 5), dtype=torch.uint8, generator=generator)
+    return MemorySplit(images, torch.arange(count) % 7 if labelled else None)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> FolderSplit:
+    random = np.random.default_rng(0)
+    paths = tuple(tmp_path / f"{number}.png" for number in range(11))
+    for path in paths:
+        Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(path)
+    return FolderSplit(paths, torch.arange(11) * 3, 3, (6, 5), tmp_path)
+
+
+@given(count=st.integers(0, 60), batch_size=st.integers(1, 20), world=st.integers(1, 4))
+def test_every_picture_comes_once_over_all_ranks(count: int, batch_size: int, world: int) -> None:
+    split = MemorySplit(torch.zeros(count, 1, 1, 1, dtype=torch.uint8))
+    shares = [in_order(split, batch_size, rank, world) for rank in range(world)]
+    seen = [int(index) for share in shares for indices in share for index in indices]
+    assert sorted(seen) == list(range(count))
+    assert all(0 < len(indices) <= batch_size for share in shares for indices in share)
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+@given(count=st.integers(0, 200), data=st.data())
+def test_divided_parts_are_disjoint_and_cover(count: int, data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, count))
+    second = data.draw(st.integers(0, count - first))
+    parts = divide(count, first, second)
+    assert [len(part) for part in parts] == [first, second, count - first - second]
+    assert sorted(torch.cat(parts).tolist()) == list(range(count))
+    assert all(torch.equal(part, again) for part, again in zip(parts, divide(count, first, second), strict=True))
+
+
+@settings(max_examples=20)
+@given(order=st.lists(st.lists(st.integers(0, 9), min_size=0, max_size=5), max_size=4))
+def test_memory_batches_are_the_pictures_asked_for(order: list[list[int]]) -> None:
+    split = memory(10)
+    indices = [torch.tensor(numbers, dtype=torch.int64) for numbers in order]
+    batches = list(split.batches(indices))
+    assert len(batches) == len(order)
+    for wanted, (images, labels) in zip(indices, batches, strict=True):
+        assert images.dtype == torch.float32 and labels.dtype == torch.int64
+        assert torch.equal(images, split.images[wanted].float() / 255)
+        assert torch.equal(labels, wanted % 7)
+
+
+def test_memory_batches_are_channels_last_and_leave_the_split_alone() -> None:
+    split = memory(6)
+    before = split.images.clone()
+    ((images, _),) = split.batches([torch.arange(6)])
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    images.zero_()
+    assert torch.equal(split.images, before)
+
+
+def test_unlabelled_is_minus_one_until_labels_are_given() -> None:
+    split = memory(5, labelled=False)
+    ((_, labels),) = split.batches([torch.tensor([3, 1])])
+    assert labels.tolist() == [-1, -1] and labels.dtype == torch.int64
+    labelled = split.with_labels(torch.tensor([5, 6, 7, 8, 9], dtype=torch.int32))
+    ((_, labels),) = labelled.batches([torch.tensor([3, 1])])
+    assert labels.tolist() == [8, 6] and labels.dtype == torch.int64
+    assert split.labels is None and labelled.images is split.images and labelled.resident is split.resident
+
+
+def test_labels_must_be_one_each(folder: FolderSplit) -> None:
+    splits: list[Split] = [memory(5), folder]
+    for split in splits:
+        with pytest.raises(ValueError, match="labels"):
+            split.with_labels(torch.zeros(len(split) + 1))
+
+
+def test_renumbered_labels_stay_the_pictures_own(folder: FolderSplit) -> None:
+    mapping = torch.arange(100).flip(0)
+    splits: list[Split] = [memory(5), folder]
+    for split in splits:
+        other = split.renumbered(mapping)
+        assert split.labels is not None and other.labels is not None
+        assert torch.equal(other.labels, 99 - split.labels) and other.digest() != split.digest()
+        assert other.renumbered(mapping).digest() == split.digest()
+    assert memory(5, labelled=False).renumbered(mapping).labels is None
+
+
+def test_folder_batches_are_the_files_asked_for(folder: FolderSplit) -> None:
+    order = [torch.tensor(numbers) for numbers in ([3, 1, 4], [0], [10, 10], [5, 9, 2], [6], [7, 8])]
+    batches = list(folder.batches(iter(order)))
+    assert len(batches) == len(order)
+    for indices, (images, labels) in zip(order, batches, strict=True):
+        pictures = torch.stack([open_picture(folder.paths[index], 3, (6, 5)) for index in indices.tolist()])
+        assert torch.equal(images, pictures.float() / 255) and images.dtype == torch.float32
+        assert images.is_contiguous(memory_format=torch.channels_last)
+        assert labels.tolist() == (indices * 3).tolist()
+
+
+def test_folder_with_other_labels(folder: FolderSplit) -> None:
+    other = folder.with_labels(torch.arange(11) + 100)
+    ((_, labels),) = other.batches([torch.tensor([2, 0])])
+    assert labels.tolist() == [102, 100] and other.paths == folder.paths
+
+
+def test_folder_decodes_ahead_but_never_the_whole_set(folder: FolderSplit) -> None:
+    asked: list[int] = []
+
+    def order():
+        for index in range(11):
+            asked.append(index)
+            yield torch.tensor([index])
+
+    batches = folder.batches(order())
+    next(batches)
+    assert 2 <= len(asked) <= 4
+
+
+def test_folder_left_early_leaves_no_threads(folder: FolderSplit) -> None:
+    batches = folder.batches(in_order(folder, 1))
+    next(batches)
+    batches.close()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+
+
+def test_a_file_that_cannot_be_read_is_named_when_read(folder: FolderSplit) -> None:
+    folder.paths[4].write_bytes(folder.paths[4].read_bytes()[:60])
+    batches = folder.batches(in_order(folder, 4))
+    next(batches)
+    with pytest.raises(GapError, match=r"4\.png"):
+        next(batches)
+
+
+def test_digest_tells_selections_apart_and_not_places(folder: FolderSplit, tmp_path: Path) -> None:
+    moved = FolderSplit(
+        tuple(Path("/elsewhere") / path.name for path in folder.paths), folder.labels, 1, (2, 2), Path("/elsewhere")
+    )
+    fewer = FolderSplit(folder.paths[:-1], torch.arange(10) * 3, 3, (6, 5), tmp_path)
+    assert moved.digest() == folder.digest() != fewer.digest()
+    assert memory(5).digest() == memory(5).digest() != memory(6).digest()
+
+
+def test_digest_sees_the_labels_that_come_with_the_pictures(folder: FolderSplit) -> None:
+    splits: list[FolderSplit | MemorySplit] = [folder, memory(11)]
+    for split in splits:
+        assert split.labels is not None
+        unlabelled, relabelled = replace(split, labels=None), replace(split, labels=split.labels.flip(0))
+        assert len({split.digest(), unlabelled.digest(), relabelled.digest()}) == 3
+        assert split.with_labels(split.labels + 1).digest() == unlabelled.digest()
+
+
+def test_stamp_sees_a_picture_that_was_overwritten_and_the_digest_does_not(folder: FolderSplit) -> None:
+    digest, stamp = folder.digest(), folder.stamp()
+    assert folder.stamp() == stamp
+    content, written = folder.paths[4].read_bytes(), folder.paths[4].stat().st_mtime_ns
+    folder.paths[4].write_bytes(content)
+    os.utime(folder.paths[4], ns=(written, written + 1))
+    later = folder.stamp()
+    folder.paths[4].write_bytes(content + b"\0")
+    os.utime(folder.paths[4], ns=(written, written))
+    assert len({stamp, later, folder.stamp()}) == 3
+    assert folder.digest() == digest
+
+
+def test_a_picture_that_went_has_no_stamp(folder: FolderSplit) -> None:
+    folder.paths[4].unlink()
+    with pytest.raises(GapError, match=r"4\.png"):
+        folder.stamp()
+
+
+def test_description_is_plain_and_counts() -> None:
+    data = Dataset("toy", memory(5), memory(2), memory(3), 3, (4, 5), None, 7, "made up", "by hand")
+    described = data.describe()
+    assert described["images"] == {"train": 5, "validation": 2, "test": 3}
+    assert described["size"] == [4, 5] and described["source"] == "made up" and described["division"] == "by hand"
+    assert described["sha256"] == {
+        "train": data.train.digest(),
+        "validation": data.validation.digest(),
+        "test": data.test.digest(),
+    }
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_memory_moves_to_the_gpu_once() -> None:
+    split = memory(10)
+    ((images, labels),) = split.batches([torch.tensor([7, 2])], "cuda")
+    assert images.is_cuda and labels.is_cuda and labels.tolist() == [0, 2]
+    assert torch.equal(images.cpu(), split.images[[7, 2]].float() / 255)
+    (resident,) = split.resident.values()
+    list(split.with_labels(torch.zeros(10)).batches([torch.tensor([1])], "cuda"))
+    assert [held.data_ptr() for held in split.resident.values()] == [resident.data_ptr()]

@@ -1,0 +1,170 @@
+"""Line-ups of trained attacks that meet classifiers other than their own."""
+
+import math
+import warnings
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gap.attacks.generator.model import load_attack
+from gap.classifiers.classifier import Classifier, Facts
+from gap.classifiers.task import Setting
+from gap.core.artifact import save_artefact
+from gap.core.errors import GapWarning
+from gap.data.dataset import Dataset, MemorySplit
+from gap.evaluation import benchmark as lineup
+from gap.evaluation.benchmark import find_entrants, run_lineup
+from gap.threat import Budget
+
+BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
+
+
+class Scaled(nn.Module):
+    """Three classes by the mean pixel; the scale makes one fingerprint unlike another."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def forward(self, images: Tensor) -> Tensor:
+        mean = images.mean(dim=(1, 2, 3))
+        return self.scale * torch.stack([0.3 - mean, mean * 0, mean - 0.7], dim=1)
+
+
+def classifier(name: str, scale: float) -> Classifier:
+    return Classifier(Scaled(scale), Facts(1, (4, 4), 3), name=name, architecture="scaled")
+
+
+ONE, TWO, THREE = classifier("one", 1.0), classifier("two", 2.0), classifier("three", 3.0)
+
+
+def setting(*classifiers: Classifier) -> Setting:
+    images = torch.randint(0, 256, (12, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    split = MemorySplit(images, torch.arange(12) % 3)
+    return Setting(list(classifiers), Dataset("noise", split, split, split, 1, (4, 4), None, 3, ""))
+
+
+def trained(folder: Path, *against: Classifier, goal: str = "untargeted") -> str:
+    told = [each.describe() for each in against]
+    card = {
+        "budget": "linf:0.1", "goal": goal, "channels": 1, "size": [4, 4], "generator": {}, "classifiers": told,
+    }  # fmt: skip
+    save_artefact(folder, "universal perturbation", {"perturbation": torch.full((1, 1, 4, 4), 0.1)}, card)
+    return str(folder)
+
+
+def rows(texts: list[str], *classifiers: Classifier, **options: Any) -> list[dict[str, Any]]:
+    found = run_lineup(find_entrants(texts), setting(*classifiers), BUDGETS[:1], **options)
+    return [evaluation.row for evaluation in found]
+
+
+@pytest.mark.filterwarnings("ignore:.*transfer")
+def test_a_trained_attack_was_made_on_those_of_its_card(tmp_path: Path) -> None:
+    both = trained(tmp_path / "both", ONE, TWO)
+    sources = [row["source"] for row in rows([both], ONE, TWO, THREE, transfer=True)]
+    assert sources == ["one", "two", "one and two"]
+
+
+@pytest.mark.filterwarnings("ignore:.*transfer")
+def test_the_least_likely_class_of_others_is_not_counted(tmp_path: Path) -> None:
+    def counted(name: str, goal: str, *against: Classifier) -> list[bool]:
+        found = rows([trained(tmp_path / name, *against, goal=goal)], ONE, THREE)
+        return ["target_success_rate" in row for row in found]
+
+    assert counted("alone", "least-likely", ONE) == [True, False]
+    assert counted("together", "least-likely", ONE, TWO) == [False, False]
+    assert counted("fixed", "target:2", ONE) == [True, True]
+
+
+def test_artefacts_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = trained(tmp_path / "a" / "uap", ONE), trained(tmp_path / "b" / "uap", ONE)
+    other = trained(tmp_path / "other", ONE)
+    assert [row["attack"] for row in rows([first, second, other, "uap"], ONE)] == [first, second, "other", "uap"]
+    monkeypatch.chdir(second)
+    assert [row["attack"] for row in rows(["."], ONE)] == [load_attack(".").name] == ["uap"]
+
+
+def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
+    attack = trained(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", GapWarning)
+        assert len(list(run_lineup(find_entrants([attack]), setting(ONE, TWO, THREE), BUDGETS))) == 6
+    assert [str(warning.message).rpartition(", not ")[2] for warning in told] == [
+        "two as it is, in weights and normaliser: this is transfer",
+        "three as it is, in weights and normaliser: this is transfer",
+    ]
+
+
+@pytest.mark.parametrize(("mean", "std", "another"), [((0.1,), (0.3,), True), ((0.0,), (1.0,), False)])
+def test_another_normaliser_is_another_classifier(
+    tmp_path: Path, mean: tuple[float], std: tuple[float], another: bool
+) -> None:
+    attack = trained(tmp_path / "attack", ONE)
+    facts = replace(ONE.facts, mean=mean, std=std)
+    other = Classifier(ONE.network, facts, name=ONE.name, architecture=ONE.architecture)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", GapWarning)
+        rows([attack], other)
+    assert ["not one as it is, in weights and normaliser" in str(each.message) for each in told] == [True] * another
+
+
+def test_another_norm_is_warned_about(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always", GapWarning)
+        assert load_attack(folder, Budget("linf", 0.2)).name == "attack" and not told
+        load_attack(folder, Budget("l2", 0.2))
+    assert [str(each.message)[:43] for each in told] == ["attack was trained within linf:0.1; within "]
+
+
+def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
+    folder = trained(tmp_path / "attack", ONE)
+    spec = "step_scales=1e-6,steps=1,confidence=0"
+
+    def found(text: str) -> list[dict[str, Any]]:
+        """From different seeds: only a search from a random start differs."""
+        return [rows([text], ONE, seed=seed)[0] for seed in (0, 1)]
+
+    one, two = found(f"pgd:start={folder},{spec}")
+    assert one["l2_mean"] == two["l2_mean"] > 0
+    assert one["accuracy_under_attack"] <= rows([folder], ONE)[0]["accuracy_under_attack"]
+    one, two = found(f"pgd:{spec}")
+    assert one["l2_mean"] != two["l2_mean"]
+    with pytest.warns(GapWarning, match="not two as it is, in weights and normaliser: this is transfer"):
+        rows([f"pgd:start={folder}"], TWO)
+
+
+def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, fitted = lineup.named_attack, []
+
+    def counting(spec: str, budget: Budget, source: Classifier, *rest: Any) -> Any:
+        fitted.append(source.name)
+        return made(spec, budget, source, *rest)
+
+    monkeypatch.setattr(lineup, "named_attack", counting)
+    found = rows(["uap:images_seen=5"], ONE, TWO, transfer=True)
+    assert [(row["source"], row["classifier"]) for row in found] == [
+        ("one", "one"), ("one", "two"), ("two", "one"), ("two", "two"),
+    ]  # fmt: skip
+    assert fitted == ["one", "two"]
+    fitted.clear()
+    found = rows(["uap:images_seen=5"], ONE, TWO)
+    assert [(row["source"], row["classifier"]) for row in found] == [("one", "one"), ("two", "two")]
+
+
+def test_a_search_that_is_carried_over_does_not_stop_at_the_source_s_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On its own classifier it stops past the boundary by as much as was asked; on another, not at all."""
+    seen: dict[tuple[str, str], float] = {}
+    evaluate = lineup.evaluate
+
+    def noting(attack: Any, judged: Classifier, *given: Any, source: Classifier, **options: Any) -> Any:
+        seen[source.name, judged.name] = attack.confidence
+        return evaluate(attack, judged, *given, source=source, **options)
+
+    monkeypatch.setattr(lineup, "evaluate", noting)
+    rows(["pgd:steps=3,confidence=2"], ONE, TWO, transfer=True)
+    assert seen == {("one", "one"): 2, ("one", "two"): math.inf, ("two", "one"): math.inf, ("two", "two"): 2}

@@ -1,0 +1,16 @@
+import pytest
+
+from gap.evaluation.image_files import _free_name
+
+
+@pytest.mark.parametrize(
+    ("stems", "names"),
+    [
+        (["a", "a", "b"], ["a", "a-2", "b"]),
+        (["a", "a.side-by-side"], ["a", "a.side-by-side-2"]),
+        (["a.side-by-side", "a", "a"], ["a.side-by-side", "a-2", "a-3"]),
+    ],
+)
+def test_no_picture_takes_the_name_of_another_or_of_what_is_beside_it(stems: list[str], names: list[str]) -> None:
+    taken: set[str] = set()
+    assert [_free_name(stem, taken) for stem in stems] == names

@@ -1,0 +1,256 @@
+"""Budgets as properties: nothing leaves the ball, all of it can be reached, and 8-bit pictures stay inside."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gap.core.errors import GapError
+from gap.threat import Budget, measure, quantise_towards, to_8bit
+
+shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12))
+budgets = st.one_of(
+    st.builds(Budget, st.just("linf"), st.floats(1e-4, 1.0)),
+    st.builds(Budget, st.just("linf"), st.integers(1, 255).map(lambda levels: levels / 255)),
+    st.builds(Budget, st.just("l2"), st.floats(1e-3, 50.0)),
+)
+dtypes = st.sampled_from([torch.float32, torch.float64])
+seeds = st.integers(0, 10_000)
+scales = st.sampled_from([1e-3, 0.1, 1.0, 30.0, 1e4])
+quickly = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def noise(shape, seed, dtype=torch.float32):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+
+
+def pictures(shape, seed, dtype=torch.float32):
+    """Random pictures with many pixels at the very ends of the range."""
+    return (noise(shape, seed, dtype) + 0.5).clamp(0, 1)
+
+
+def inside(budget, perturbation):
+    return bool((budget.measure(perturbation) <= budget.epsilon * (1 + 1e-6) + 1e-7).all())
+
+
+# ------------------------------------------------------------------ reading and writing
+
+
+@pytest.mark.parametrize(
+    ("text", "budget"),
+    [
+        ("linf:8/255", Budget("linf", 8 / 255)),
+        (" Linf : 8 / 255 ", Budget("linf", 8 / 255)),
+        ("l2:2.4", Budget("l2", 2.4)),
+        ("L2:.5", Budget("l2", 0.5)),
+        ("l2:1e-1", Budget("l2", 0.1)),
+        ("linf:1", Budget("linf", 1.0)),
+    ],
+)
+def test_reads_what_people_write(text, budget):
+    assert Budget.parse(text) == budget
+
+
+@pytest.mark.parametrize("text", ["linf:8/255", "linf:0.1", "linf:1", "l2:2.4", "l2:0.333333"])
+def test_writes_what_it_reads(text):
+    assert str(Budget.parse(text)) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("linf:8", r"was linf:8/255 meant"),
+        ("linf:1.5", r"\[0, 1\]"),
+        ("linf:0", "positive"),
+        ("l2:-1", "positive"),
+        ("l2:1e999", "finite"),
+        ("l2:1/0", "zero"),
+        ("l1:3", "l1"),
+        ("l2", "cannot read"),
+        ("", "cannot read"),
+        ("l2:2.4.1", "cannot read"),
+        ("l2:two", "cannot read"),
+        ("linf:__import__('os')", "cannot read"),
+    ],
+)
+def test_refuses_what_means_nothing(text, message):
+    with pytest.raises(GapError, match=message) as error:
+        Budget.parse(text)
+    assert "\n" not in str(error.value)
+
+
+@quickly
+@given(budget=budgets)
+def test_what_is_written_reads_back_the_same(budget):
+    again = Budget.parse(str(budget))
+    assert again.norm == budget.norm
+    assert again.epsilon == pytest.approx(budget.epsilon, rel=1e-5)
+
+
+def test_a_budget_that_allows_any_picture_is_refused():
+    Budget("l2", 2.4).check(1, 28, 28)
+    Budget("linf", 1.0).check(1, 28, 28)
+    with pytest.raises(GapError, match=r"allows every picture of 1x28x28"):
+        Budget("l2", 28.0).check(1, 28, 28)
+
+
+# ------------------------------------------------------------------ bound, perturb, project, measure
+
+
+@quickly
+@given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
+def test_bound_never_exceeds_the_budget(shape, budget, dtype, seed, scale):
+    bounded = budget.bound(scale * noise(shape, seed, dtype))
+    assert bounded.shape == shape
+    assert bounded.dtype == dtype
+    assert inside(budget, bounded)
+
+
+@quickly
+@given(shape=shapes, budget=budgets, seed=seeds)
+def test_bound_can_use_all_of_the_budget(shape, budget, seed):
+    raw = 6 * noise(shape, seed).sign()
+    assert (budget.measure(budget.bound(raw)) > 0.999 * budget.epsilon).all()
+
+
+@quickly
+@given(shape=shapes, budget=budgets, seed=seeds, scale=st.sampled_from([0.0, 1e-6, 0.1, 1.0, 1e4]))
+def test_bound_has_a_finite_gradient_everywhere(shape, budget, seed, scale):
+    raw = (scale * noise(shape, seed)).requires_grad_()
+    budget.bound(raw).sum().backward()
+    assert raw.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_bound_has_a_gradient_at_nothing_and_far_outside(norm):
+    """Hard clipping has none outside, and a length has none at 0."""
+    for value in (0.0, 2.0):
+        raw = torch.full((1, 1, 4, 4), value).requires_grad_()
+        Budget(norm, 0.1).bound(raw).sum().backward()
+        assert (raw.grad > 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("budget", [Budget("linf", 8 / 255), Budget("l2", 2.4)], ids=str)
+def test_bound_of_half_precision_is_computed_in_float32(dtype, budget):
+    bounded = budget.bound((300 * noise((2, 3, 32, 32), 0)).to(dtype))
+    assert bounded.dtype == torch.float32
+    assert inside(budget, bounded)
+    assert (budget.measure(bounded) > 0.999 * budget.epsilon).all()
+
+
+@quickly
+@given(shape=shapes, budget=budgets, seed=seeds, scale=scales)
+def test_perturb_stays_in_the_ball_and_in_the_range_of_a_pixel(shape, budget, seed, scale):
+    images = pictures(shape, seed)
+    adversarial = budget.perturb(images, scale * noise(shape, seed + 1))
+    assert adversarial.min() >= 0
+    assert adversarial.max() <= 1
+    assert inside(budget, adversarial - images)
+
+
+@quickly
+@given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
+def test_project_lands_inside_keeps_what_is_inside_and_is_idempotent(shape, budget, dtype, seed, scale):
+    perturbation = scale * noise(shape, seed, dtype)
+    projected = budget.project(perturbation)
+    assert inside(budget, projected)
+    assert torch.allclose(budget.project(projected), projected, rtol=1e-6)
+    fits = budget.measure(perturbation) <= budget.epsilon
+    assert torch.equal(projected[fits], perturbation[fits])
+    assert (budget.measure(projected)[~fits] > 0.9999 * budget.epsilon).all()
+
+
+@quickly
+@given(shape=shapes, budget=budgets, seed=seeds)
+def test_project_is_the_nearest(shape, budget, seed):
+    """No other point of the ball lies nearer in L2; random ones are tried."""
+    outside = 3 * noise(shape, seed)
+    distance = measure(outside - budget.project(outside), "l2")
+    for other in range(5):
+        rival = budget.project(outside + 0.3 * noise(shape, seed + 1 + other))
+        assert (distance <= measure(outside - rival, "l2") * (1 + 1e-5) + 1e-6).all()
+
+
+@quickly
+@given(shape=shapes, budget=budgets, seed=seeds)
+def test_each_image_is_treated_by_itself(shape, budget, seed):
+    batch = noise(shape, seed)
+    clean = pictures(shape, seed + 1)
+    for each in range(shape[0]):
+        alone = batch[each : each + 1]
+        assert torch.allclose(budget.bound(batch)[each], budget.bound(alone)[0], rtol=1e-5)
+        assert torch.allclose(budget.project(batch)[each], budget.project(alone)[0], rtol=1e-5)
+        quantised = budget.quantise(clean, clean + batch)[each]
+        assert torch.equal(quantised, budget.quantise(clean[each : each + 1], clean[each : each + 1] + alone)[0])
+
+
+def test_measure_is_in_pixels_of_0_to_1():
+    perturbation = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
+    assert Budget("l2", 1).measure(perturbation).tolist() == [5.0, 0.5]
+    assert Budget("linf", 1).measure(perturbation).tolist() == [4.0, 0.5]
+
+
+# ------------------------------------------------------------------ 8-bit
+
+
+@quickly
+@given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
+def test_quantised_is_8_bit_inside_and_never_farther(shape, budget, dtype, seed, scale):
+    clean = to_8bit(pictures(shape, seed, dtype))
+    adversarial = (clean + budget.project(scale * noise(shape, seed + 1, dtype))).clamp(0, 1)
+    quantised = budget.quantise(clean, adversarial)
+    levels = quantised * 255
+    assert quantised.dtype == dtype
+    assert torch.allclose(levels, levels.round(), atol=1e-3)
+    assert quantised.min() >= 0
+    assert quantised.max() <= 1
+    assert inside(budget, quantised - clean)
+    change, quantised_change = adversarial - clean, quantised - clean
+    assert (quantised_change.abs() <= change.abs() + 1e-6).all(), "farther than what was asked for"
+    assert (quantised_change.abs() > change.abs() - 1 / 255 - 1e-6).all(), "more than a level lost"
+    assert (quantised_change * change >= 0).all(), "on the other side of the clean picture"
+
+
+@quickly
+@given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
+def test_quantising_again_changes_nothing(shape, budget, dtype, seed, scale):
+    clean = to_8bit(pictures(shape, seed, dtype))
+    once = budget.quantise(clean, clean + scale * noise(shape, seed + 1, dtype))
+    assert torch.equal(budget.quantise(clean, once), once)
+
+
+@pytest.mark.parametrize("levels", [1, 2, 3, 8, 16, 100])
+def test_a_budget_of_whole_levels_is_used_to_the_last(levels):
+    """Floats do not hold k / 255 exactly; the last level must not be lost to that."""
+    budget = Budget("linf", levels / 255)
+    clean = torch.arange(256).view(1, 1, 16, 16) / 255
+    for sign in (-1, 1):
+        quantised = budget.quantise(clean, (clean + sign * budget.epsilon).clamp(0, 1))
+        expected = (torch.arange(256) + sign * levels).clamp(0, 255)
+        assert torch.equal((quantised * 255).round().long().flatten(), expected)
+
+
+def test_a_level_just_past_the_budget_is_not_taken():
+    budget = Budget("linf", (8 - 5e-5) / 255)
+    clean = torch.arange(200).view(1, 1, 10, 20) / 255
+    quantised = budget.quantise(clean, clean + budget.epsilon)
+    assert ((quantised - clean) * 255).round().unique().tolist() == [7]
+
+
+@quickly
+@given(shape=shapes, seed=seeds, scale=scales)
+def test_quantise_towards_needs_no_budget(shape, seed, scale):
+    clean = to_8bit(pictures(shape, seed))
+    adversarial = (clean + scale * noise(shape, seed + 1)).clamp(0, 1)
+    quantised = quantise_towards(clean, adversarial)
+    assert torch.equal(to_8bit(quantised), quantised)
+    assert ((quantised - clean).abs() <= (adversarial - clean).abs() + 1e-6).all()
+
+
+def test_to_8bit_is_the_nearest_level():
+    images = torch.tensor([[[[-0.5, 0.0, 0.4999 / 255, 0.5001 / 255, 100.4 / 255, 2.0]]]])
+    assert (to_8bit(images) * 255).round().flatten().tolist() == [0, 0, 0, 1, 100, 255]
+    assert math.isclose(images.min().item(), -0.5), "the input was changed"

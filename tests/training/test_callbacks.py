@@ -1,0 +1,83 @@
+import errno
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from gap.core.artifact import METRICS
+from gap.core.errors import GapError
+from gap.training.callbacks import MetricsLog, TensorBoard, Terminal
+from gap.training.trainer import Progress
+
+FULL = Path("/dev/full")
+needs_a_full_disk = pytest.mark.skipif(
+    not FULL.exists(), reason="/dev/full, which stands for a full disk, exists on Linux only"
+)
+
+
+def progress(step: int, **figures: float) -> Progress:
+    return Progress(step, steps=10, epoch=step / 10, figures=figures, images_per_second=1.0)
+
+
+def log_of(folder: Path, *lines: str) -> Path:
+    (folder / METRICS).write_text("".join(lines))
+    return folder / METRICS
+
+
+def lines(*steps: int) -> list[str]:
+    return [json.dumps({"step": step, "loss": 0.5}) + "\n" for step in steps]
+
+
+def test_a_resumed_log_ends_where_the_checkpoint_is(tmp_path: Path) -> None:
+    path = log_of(tmp_path, *lines(1, 2), '{"step": 1}}\n', "[]\n", "\n", *lines(3, 4), '{"step": 2, "lo')
+    log = MetricsLog(tmp_path)
+    log(progress(2))
+    assert path.read_text() == "".join(lines(1, 2))
+    log(progress(3, loss=0.25))
+    assert [json.loads(line)["step"] for line in path.read_text().splitlines()] == [1, 2, 3]
+    assert os.listdir(tmp_path) == [METRICS]
+
+
+def test_a_log_that_cannot_be_replaced_stays_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = log_of(tmp_path, *lines(1, 2, 3))
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(GapError, match=f"{METRICS} cannot be written: No space left on device"):
+        MetricsLog(tmp_path)(progress(2))
+    assert path.read_text() == "".join(lines(1, 2, 3))
+    assert os.listdir(tmp_path) == [METRICS]
+
+
+@needs_a_full_disk
+def test_a_full_disk_is_one_line_that_names_the_log(tmp_path: Path) -> None:
+    (tmp_path / METRICS).symlink_to(FULL)
+    with pytest.raises(GapError, match=f"^{tmp_path / METRICS} cannot be written: No space left on device"):
+        MetricsLog(tmp_path)(progress(1, loss=0.5))
+
+
+def test_pictures_and_scalars_that_have_no_place_are_one_line(tmp_path: Path) -> None:
+    (tmp_path / "tensorboard").write_text("in the way")
+    with pytest.raises(GapError, match="tensorboard cannot be written"):
+        TensorBoard(tmp_path)(progress(0))
+
+
+@pytest.mark.parametrize(("rank", "shown"), [(None, True), ("0", True), ("1", False)])
+def test_of_several_processes_one_shows_progress(
+    rank: str | None, shown: bool, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("RANK", raising=False)
+    if rank is not None:
+        monkeypatch.setenv("RANK", rank)
+    for terminal in ("", "1"):
+        monkeypatch.setenv("FORCE_COLOR", terminal)
+        with Terminal("work", every=0.0) as listener:
+            listener(progress(0))
+            listener(progress(1, loss=0.5))
+            listener(Progress(2, 10, 0.2, {"loss": 0.25}, 1.0, judged={"accuracy": 0.75}))
+        out, err = capfd.readouterr()
+        assert out == ""
+        assert ("work" in err and "0.75" in err) if shown else err == ""

@@ -1,0 +1,41 @@
+from contextlib import suppress
+from types import SimpleNamespace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState, PartialState
+
+from gap.core.errors import GapError
+from gap.training.runtime import MachineOptions, TrainingMachineOptions, main_first, make_accelerator
+
+CPU = TrainingMachineOptions(device="cpu", precision="fp32")
+
+
+def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
+    make_accelerator(CPU)
+    for state in (PartialState, AcceleratorState):
+        state._shared_state["device"] = torch.device("meta")
+    AcceleratorState._shared_state["_mixed_precision"] = "bf16"
+    machine = make_accelerator(CPU)
+    assert (machine.device.type, machine.mixed_precision) == ("cpu", "no")
+    assert PartialState().device.type == "cpu"
+    assert (machine.num_processes, machine.is_main_process) == (1, True)
+
+
+@pytest.mark.parametrize(("main", "order"), [(True, ["block", "wait"]), (False, ["wait", "block"])])
+@pytest.mark.parametrize("fails", [False, True])
+def test_the_main_process_goes_first_and_lets_the_others_go(main: bool, order: list[str], fails: bool) -> None:
+    happened: list[str] = []
+    machine = SimpleNamespace(is_local_main_process=main, wait_for_everyone=lambda: happened.append("wait"))
+    with suppress(OSError), main_first(machine):
+        happened.append("block")
+        if fails:
+            raise OSError
+    assert happened == order
+
+
+def test_what_measures_has_no_precision_to_choose() -> None:
+    assert make_accelerator(MachineOptions(device="cpu")).mixed_precision == "no"
+    assert not torch.backends.cudnn.allow_tf32
+    with pytest.raises(GapError, match="precision"):
+        MachineOptions.read({"precision": "bf16"})

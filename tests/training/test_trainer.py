@@ -1,0 +1,154 @@
+"""The training loop: the schedule, what is read, what is judged."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import STEPS, TinyJob, run, split
+from torch import Tensor, nn
+
+from gap.core.artifact import CHECKPOINT
+from gap.core.errors import GapError
+from gap.data.dataset import MemorySplit
+from gap.training.runtime import TrainingMachineOptions, make_accelerator
+from gap.training.task import Backward
+from gap.training.trainer import Plan, Progress, _schedule, read_checkpoint, train
+
+
+class Listing(MemorySplit):
+    """A split that keeps the order in which it is read."""
+
+    read: list[Tensor]
+
+    def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
+        self.read = []
+
+        def noted() -> Iterator[Tensor]:
+            for indices in order:
+                self.read.append(indices)
+                yield indices
+
+        return super().batches(noted(), device)
+
+
+def test_learns_something(tmp_path: Path) -> None:
+    figures, job = run(tmp_path)
+    fresh = TinyJob()
+    before = fresh.judge(*next(split(31, seed=1).batches([torch.arange(31)])))["loss"].mean().item()
+    assert job.steps == STEPS
+    assert figures["loss"] < before
+
+
+def test_learning_rate_rises_then_falls_to_nothing() -> None:
+    shares = [_schedule(step, 200, warmup=0.05) for step in range(200)]
+    top = shares.index(max(shares))
+    assert shares[top] == pytest.approx(1.0)
+    assert top == 10
+    assert shares[0] == pytest.approx(1 / 11)
+    assert shares[:top] == sorted(shares[:top])
+    assert shares[top:] == sorted(shares[top:], reverse=True)
+    assert shares[105] == pytest.approx(0.5)
+    assert 0 < shares[-1] < 1e-3
+
+
+def test_one_step_is_a_step() -> None:
+    assert _schedule(0, 1, warmup=0.05) > 0
+
+
+@pytest.mark.parametrize("batch_size", [10, 7, 1000])
+def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None:
+    listing = split(40, kind=Listing)
+    assert isinstance(listing, Listing)
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
+    train(TinyJob(), listing, split(3), Plan(epochs=3, batch_size=batch_size), tmp_path, machine)
+    batch = min(batch_size, 40)
+    per_epoch = 40 // batch
+    assert [len(indices) for indices in listing.read] == [batch] * per_epoch * 3
+    epochs = [torch.cat(listing.read[first : first + per_epoch]) for first in range(0, 3 * per_epoch, per_epoch)]
+    for epoch in epochs:
+        assert len(epoch.unique()) == len(epoch) == per_epoch * batch
+    assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path) -> None:
+    listing = split(40, kind=Listing)
+    assert isinstance(listing, Listing)
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
+    train(TinyJob(), split(40), listing, Plan(epochs=1, batch_size=10, judged=7), tmp_path, machine)
+    assert torch.equal(torch.cat(listing.read), torch.arange(7))
+
+
+class HearingJob(TinyJob):
+    """Keeps what it hears, and carries along how often that was."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[dict[str, float]] = []
+
+    def judged(self, figures: Mapping[str, float]) -> None:
+        self.heard.append(dict(figures))
+
+    def state(self) -> dict[str, float]:
+        return super().state() | {"heard": len(self.heard)}
+
+
+def test_a_job_hears_what_each_epoch_was_judged_before_it_is_saved(tmp_path: Path) -> None:
+    job, judged, saved = HearingJob(), [], []
+
+    def listen(progress: Progress) -> None:
+        judged.extend([progress.judged] if progress.judged else [])
+        saved.extend([read_checkpoint(tmp_path / CHECKPOINT)] if progress.step == 40 else [])
+
+    run(tmp_path, listen, job=job)
+    assert job.heard == judged and len(judged) == 2
+    assert [(state["step"], state["job"]["heard"]) for state in saved] == [(25, 1)]
+
+
+def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    with pytest.raises(GapError, match="no longer a number at step 40 of 50; the last good state is in"):
+        run(tmp_path, job=TinyJob(poison_at=30))
+    kept = read_checkpoint(tmp_path / CHECKPOINT)
+    assert kept["step"] == 25
+    assert all(tensor.isfinite().all() for tensor in kept["players"]["classifier"]["network"].values())
+
+
+def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: Path) -> None:
+    with pytest.raises(GapError, match="nothing was kept yet"):
+        run(tmp_path, job=TinyJob(poison_at=1), plan=Plan(epochs=2, batch_size=4, checkpoint_seconds=0))
+    assert not (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "message"),
+    [
+        (100, 5, "--batch-size 5 does not divide over 2 processes"),
+        (1, 4, "too few for 2"),
+        (0, 4, "no training images"),
+    ],
+)
+def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
+    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+    with pytest.raises(GapError, match=message):
+        train(TinyJob(), split(images), split(3), Plan(1, batch_size), tmp_path, two)
+
+
+def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
+    learned, judged = [], []
+
+    class Typed(TinyJob):
+        def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+            learned.append(self.players["classifier"].network[1](images.flatten(1)).dtype)
+            return super().step(images, labels, backward)
+
+        def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            network = self.players["classifier"].network
+            judged.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
+            return super().judge(images, labels)
+
+    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="bf16"))
+    train(Typed(), split(16), split(8), Plan(epochs=1, batch_size=8), tmp_path, machine)
+    assert set(learned) == {torch.bfloat16}
+    for dtype, logits, plain in judged:
+        assert dtype == logits.dtype == torch.float32 and torch.equal(logits, plain)
