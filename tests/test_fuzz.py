@@ -304,7 +304,7 @@ def test_artefacts_whose_card_says_other_sizes_are_refused(
 SOME_KIND = st.sampled_from(KINDS)
 
 
-@cases(30)
+@cases(25)
 @given(kind=SOME_KIND, name=st.sampled_from([CARD, TENSORS]), damage=damages())
 def test_artefacts_of_damaged_bytes_are_used_or_refused(
     artefacts: dict[str, Path], kind: str, name: str, damage: Damage
@@ -314,7 +314,7 @@ def test_artefacts_of_damaged_bytes_are_used_or_refused(
         use(kind, path.parent)
 
 
-@cases(60)
+@cases(40)
 @given(kind=SOME_KIND, garble=garblings())
 def test_artefacts_with_garbled_cards_are_used_or_refused(
     artefacts: dict[str, Path], kind: str, garble: Callable[[Any], Any]
@@ -325,7 +325,7 @@ def test_artefacts_with_garbled_cards_are_used_or_refused(
         use(kind, path.parent)
 
 
-@cases(50)
+@cases(40)
 @given(kind=SOME_KIND, change=tensor_changes())
 def test_artefacts_with_changed_tensors_are_used_or_refused(
     artefacts: dict[str, Path], kind: str, change: Callable[..., dict[str, Tensor]]
@@ -336,7 +336,7 @@ def test_artefacts_with_changed_tensors_are_used_or_refused(
         use(kind, path.parent)
 
 
-@cases(40)
+@cases(25)
 @given(damage=damages())
 def test_damaged_configs_are_read_or_refused(artefacts: dict[str, Path], damage: Damage) -> None:
     path = artefacts["classifier"] / CONFIG
@@ -351,7 +351,7 @@ def weights() -> dict[str, Tensor]:
     return dict(load_classifier(NAME).network.state_dict())
 
 
-@cases(30)
+@cases(25)
 @given(damage=damages(), held=st.sampled_from(["plain", "model", "ema"]), new=st.booleans())
 def test_weights_files_of_damaged_bytes_are_loaded_or_refused(
     weights: dict[str, Tensor], tmp_path: Path, damage: Damage, held: str, new: bool
@@ -364,7 +364,7 @@ def test_weights_files_of_damaged_bytes_are_loaded_or_refused(
         load_classifier(f"{NAME}@{tmp_path / 'weights.pt'}")
 
 
-@cases(40)
+@cases(25)
 @given(change=tensor_changes(), garble=garblings())
 def test_weights_files_with_changed_contents_are_loaded_or_refused(
     weights: dict[str, Tensor], tmp_path: Path, change: Callable[..., Any], garble: Callable[[Any], Any]
@@ -394,7 +394,7 @@ def test_damaged_checkpoints_are_resumed_or_refused(unfinished: Path, damage: Da
         tiny.run(unfinished, resume=True)
 
 
-@cases(30)
+@cases(25)
 @given(garble=garblings())
 def test_garbled_checkpoints_are_resumed_or_refused(unfinished: Path, garble: Callable[[Any], Any]) -> None:
     path = unfinished / CHECKPOINT
@@ -417,7 +417,7 @@ def pictures() -> dict[str, bytes]:
     return contents
 
 
-@cases(150)
+@cases(100)
 @given(
     form=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]),
     damage=damages(),
@@ -460,7 +460,7 @@ TEXTS = st.builds(
 )
 
 
-@cases(150)
+@cases(100)
 @given(text=TEXTS)
 def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     def missing(name: str) -> None:
@@ -488,7 +488,7 @@ def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             each()
 
 
-@cases(150)
+@cases(100)
 @given(text=TEXTS)
 def test_options_written_as_text_are_read_or_refused(text: str) -> None:
     budget = Budget("linf", 0.1)
@@ -507,7 +507,7 @@ def test_options_written_as_text_are_read_or_refused(text: str) -> None:
             each()
 
 
-@cases(60)
+@cases(40)
 @given(garble=garblings(), kind=st.sampled_from([PretrainOptions, TrainOptions, HardenOptions]))
 def test_option_values_are_read_or_refused(garble: Callable[[Any], Any], kind: type[Options]) -> None:
     needed: dict[type[Options], dict[str, Any]] = {

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 from PIL import Image
 from torch import nn
@@ -34,9 +36,8 @@ def test_class_counts_that_do_not_match(
     ("factory", "says"),
     [
         ("nan", "NaN"),
-        ("pair", "tuple"),
         ("spatial", "(2, 10, 1, 1)"),
-        ("colour", "fails on images of 1x28x28"),
+        ("colour", "fails on 2 images of 1x28x28"),
         ("needy", "without arguments"),
         ("number", "int, not a torch.nn.Module"),
         ("sofmax", "did you mean softmax"),
@@ -86,6 +87,37 @@ def test_weights_for_another_network(run: Callable[..., Any], tmp_path: Path) ->
     assert "another architecture" in run("inspect", f"mnist-cnn@{tmp_path / 'other.pt'}").complaint
     (tmp_path / "other.pt").write_bytes((tmp_path / "other.pt").read_bytes()[:300])
     assert "not a whole weights file" in run("inspect", f"mnist-cnn@{tmp_path / 'other.pt'}").complaint
+
+
+def test_weights_that_are_not_finite(
+    run: Callable[..., Any], networks: Path, classifier: Path, per_image: Path, tmp_path: Path
+) -> None:
+    """In one line, of a file and of folders: a network with norms ended in a traceback when they were folded."""
+    networks.write_text("from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(784, 10))\n")
+    torch.save({"1.weight": torch.zeros(10, 784), "1.bias": torch.tensor([torch.nan] * 10)}, tmp_path / "nan.pt")
+    named = f"{networks}:make@{tmp_path / 'nan.pt'}"
+    assert "nan.pt cannot be used: 1.bias has 10 of 10" in run("inspect", named, "--input=1x28x28").complaint
+    for whole, verb in (
+        (classifier, ["inspect"]),
+        (per_image, ["evaluate", "--classifier", classifier, "--images=10"]),
+    ):
+        damaged = tmp_path / whole.name
+        shutil.copytree(whole, damaged)
+        state = safetensors.torch.load_file(damaged / "model.safetensors")
+        name = next(name for name, value in state.items() if value.is_floating_point())
+        state[name].view(-1)[0] = torch.inf
+        safetensors.torch.save_file(state, damaged / "model.safetensors")
+        complaint = run(verb[0], damaged, *verb[1:]).complaint
+        assert f"{damaged / 'model.safetensors'} cannot be used: {name} has 1 of" in complaint
+        assert f"make {damaged} again" in complaint
+
+
+def test_a_folder_with_separators_in_its_name(run: Callable[..., Any], networks: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "me@lab:x"
+    folder.mkdir()
+    networks.rename(folder / "net.py")
+    ended = run("inspect", f"{folder / 'net.py'}:Net", "--input=1x28x28")
+    assert ended.code == 0, ended.err
 
 
 def test_a_folder_with_its_own_models_and_cli(networks: Path, tmp_path: Path) -> None:
