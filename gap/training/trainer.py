@@ -346,8 +346,10 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1.0, steps - rise)))
 
 
-def _finite_state(state: dict[str, Tensor]) -> bool:
-    return all(bool(tensor.isfinite().all()) for tensor in state.values() if tensor.is_floating_point())
+def _finite_state(state: dict[str, Any]) -> bool:
+    """Whether all the tensors of a state dict are finite; a module may keep other things there besides."""
+    tensors = (value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point())
+    return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
 IMPATIENT = b"\ngap: interrupted twice: ended at once, with nothing saved since the last checkpoint\n"
