@@ -62,7 +62,7 @@ def theirs(arguments: argparse.Namespace, make: Callable[[nn.Module, Budget, int
 
 
 def with_foolbox(classifier: nn.Module, budget: Budget, steps: int) -> Attack:
-    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[budget.norm]
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[budget.norm.name]
     attack = kind(steps=steps, rel_stepsize=1.25 / steps, random_start=True)
     model = foolbox.PyTorchModel(classifier, bounds=(0, 1), device="cpu")
     return lambda images, labels: attack.run(model, images, labels, epsilon=budget.epsilon)
@@ -71,7 +71,7 @@ def with_foolbox(classifier: nn.Module, budget: Budget, steps: int) -> Attack:
 def with_torchattacks(classifier: nn.Module, budget: Budget, steps: int) -> Attack:
     import torchattacks
 
-    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[budget.norm]
+    kind = {"linf": torchattacks.PGD, "l2": torchattacks.PGDL2}[budget.norm.name]
     attack: Attack = kind(
         classifier, eps=budget.epsilon, alpha=1.25 * budget.epsilon / steps, steps=steps, random_start=True
     )

@@ -8,13 +8,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap.core.errors import GapError
-from gap.threat import Budget, measure, quantise_towards, to_8bit
+from gap.threat import L1, L2, NORMS, Budget, quantise_towards, to_8bit
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12))
 budgets = st.one_of(
     st.builds(Budget, st.just("linf"), st.floats(1e-4, 1.0)),
     st.builds(Budget, st.just("linf"), st.integers(1, 255).map(lambda levels: levels / 255)),
     st.builds(Budget, st.just("l2"), st.floats(1e-3, 50.0)),
+    st.builds(Budget, st.just("l1"), st.floats(1e-3, 200.0)),
 )
 dtypes = st.sampled_from([torch.float32, torch.float64])
 seeds = st.integers(0, 10_000)
@@ -47,13 +48,14 @@ def inside(budget, perturbation):
         ("L2:.5", Budget("l2", 0.5)),
         ("l2:1e-1", Budget("l2", 0.1)),
         ("linf:1", Budget("linf", 1.0)),
+        ("l1:12", Budget("l1", 12.0)),
     ],
 )
 def test_reads_what_people_write(text, budget):
     assert Budget.parse(text) == budget
 
 
-@pytest.mark.parametrize("text", ["linf:8/255", "linf:0.1", "linf:1", "l2:2.4", "l2:0.333333"])
+@pytest.mark.parametrize("text", ["linf:8/255", "linf:0.1", "linf:1", "l2:2.4", "l2:0.333333", "l1:12"])
 def test_writes_what_it_reads(text):
     assert str(Budget.parse(text)) == text
 
@@ -67,7 +69,7 @@ def test_writes_what_it_reads(text):
         ("l2:-1", "positive"),
         ("l2:1e999", "finite"),
         ("l2:1/0", "zero"),
-        ("l1:3", "l1"),
+        ("l7:3", "unknown norm 'l7'; did you mean l"),
         ("l2", "cannot read"),
         ("", "cannot read"),
         ("l2:2.4.1", "cannot read"),
@@ -123,7 +125,7 @@ def test_bound_has_a_finite_gradient_everywhere(shape, budget, seed, scale):
     assert raw.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_bound_has_a_gradient_at_nothing_and_far_outside(norm):
     """Hard clipping has none outside, and a length has none at 0."""
     for value in (0.0, 2.0):
@@ -168,10 +170,10 @@ def test_project_lands_inside_keeps_what_is_inside_and_is_idempotent(shape, budg
 def test_project_is_the_nearest(shape, budget, seed):
     """No other point of the ball lies nearer in L2; random ones are tried."""
     outside = 3 * noise(shape, seed)
-    distance = measure(outside - budget.project(outside), "l2")
+    distance = L2.length(outside - budget.project(outside))
     for other in range(5):
         rival = budget.project(outside + 0.3 * noise(shape, seed + 1 + other))
-        assert (distance <= measure(outside - rival, "l2") * (1 + 1e-5) + 1e-6).all()
+        assert (distance <= L2.length(outside - rival) * (1 + 1e-5) + 1e-6).all()
 
 
 @quickly
@@ -191,6 +193,42 @@ def test_measure_is_in_pixels_of_0_to_1():
     perturbation = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
     assert Budget("l2", 1).measure(perturbation).tolist() == [5.0, 0.5]
     assert Budget("linf", 1).measure(perturbation).tolist() == [4.0, 0.5]
+    assert Budget("l1", 1).measure(perturbation).tolist() == [7.0, 0.5]
+
+
+# ------------------------------------------------------------------ norms
+
+
+@quickly
+@given(shape=shapes, norm=st.sampled_from(list(NORMS.values())), seed=seeds)
+def test_steepest_has_norm_1_and_rises_by_the_slope(shape, norm, seed):
+    gradient = noise(shape, seed)
+    direction = norm.steepest(gradient)
+    assert norm.length(direction).tolist() == pytest.approx([1.0] * shape[0], rel=1e-5)
+    rise = (gradient * direction).flatten(1).sum(dim=1)
+    assert rise.tolist() == pytest.approx(norm.slope(gradient.flatten(1)).tolist(), rel=1e-4)
+    # No other direction of norm 1 rises faster, but in L1, where one value alone would.
+    other = norm.project(noise(shape, seed + 1), 1.0)
+    if norm is not L1:
+        assert (rise >= (gradient * other).flatten(1).sum(dim=1) - 1e-5).all()
+
+
+@pytest.mark.parametrize("norm", NORMS.values(), ids=str)
+def test_no_image_is_farther_than_the_diameter_and_all_reach_gray_within_the_covering_radius(norm):
+    black, white, gray = torch.zeros(1, 1, 3, 4), torch.ones(1, 1, 3, 4), torch.full((1, 1, 3, 4), 0.5)
+    assert norm.length(white - black).item() == pytest.approx(norm.diameter(12))
+    assert norm.length(gray - black).item() <= norm.covering_radius(12) * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(("norm", "epsilon", "expected"), [("linf", 0.5, 1.0), ("l2", 0.5, 0.5), ("l1", 2.5, 1.5)])
+def test_longest_l2_is_that_of_the_longest_perturbation_of_pixels(norm, epsilon, expected):
+    # In L1: two values that move by 1 and one by a half.
+    assert NORMS[norm].longest_l2(epsilon, 4) == pytest.approx(expected)
+
+
+def test_l1_project_shrinks_every_value_by_one_amount():
+    perturbation = torch.tensor([[[[3.0, -2.0, 0.5]]]])
+    assert L1.project(perturbation, 3.0).flatten().tolist() == pytest.approx([2.0, -1.0, 0.0])
 
 
 # ------------------------------------------------------------------ 8-bit

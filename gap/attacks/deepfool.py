@@ -1,17 +1,15 @@
 """DeepFool: the nearest class boundary, found by walking over linear approximations."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.gradient import steepest
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget, Norm, quantise_towards
+from gap.threat import Budget, Norm, find_norm, quantise_towards
 
 # The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
 SHORTEST_STEP = 1e-4
@@ -21,7 +19,7 @@ GROWTH, LONGEST = 1.05, 20.0
 
 @dataclass(frozen=True)
 class DeepFool:
-    """A small perturbation that changes the class (Moosavi-Dezfooli et al., 2016), untargeted, in L2 or Linf.
+    """A small perturbation that changes the class (Moosavi-Dezfooli et al., 2016), untargeted, in any norm.
 
     Each of at most `steps` steps goes to the nearest boundary with any of the `candidates` - 1 likeliest other classes
     of the clean image, were the classifier affine; the sum is lengthened by the share `overshoot`. An image leaves
@@ -39,12 +37,11 @@ class DeepFool:
     steps: int = 50
     overshoot: float = 0.02
     candidates: int = 10
-    norm: Norm = "l2"
+    norm: str = "l2"
     name: str = "deepfool"
 
     def __post_init__(self) -> None:
-        if self.norm not in ("linf", "l2"):
-            raise GapError(f"unknown norm {self.norm!r} for deepfool; use linf or l2")
+        find_norm(self.norm)
         if self.steps < 1 or self.candidates < 2:
             raise GapError(
                 f"deepfool needs at least 1 step and 2 candidates, not steps={self.steps}, candidates={self.candidates}"
@@ -112,16 +109,16 @@ class DeepFool:
         gaps = values[:, :1] - values[:, 1:]
         slopes = gradients[:, 1:] - gradients[:, :1]
         flat = slopes.flatten(2)
-        dual = flat.norm(dim=2) if self._norm == "l2" else flat.abs().sum(dim=2)
+        dual = self._norm.slope(flat)
         distance, nearest = (gaps / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(dim=1)
         # No two pictures lie farther apart than this; where all is flat the distance would be infinite.
-        diameter = math.sqrt(flat.shape[2]) if self._norm == "l2" else 1.0
+        diameter = self._norm.diameter(flat.shape[2])
         length = distance.clamp(SHORTEST_STEP, diameter).view(-1, 1, 1, 1)
-        return length * steepest(slopes[torch.arange(len(nearest)), nearest], self._norm)
+        return length * self._norm.steepest(slopes[torch.arange(len(nearest)), nearest])
 
     @property
     def _norm(self) -> Norm:
-        return self.norm if self.budget is None else self.budget.norm
+        return find_norm(self.norm) if self.budget is None else self.budget.norm
 
 
 def _candidate_gradients(classifier: nn.Module, images: Tensor, classes: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,7 +1,6 @@
 """Gradient attacks: projected gradient descent and the one-step sign method.
 
-L2 and Linf differ in two small pieces, where a search starts (`uniform_in_ball`) and which way is steepest
-(`steepest`); the third, the projection, belongs to the budget.
+What differs between norms belongs to the budget: where a search starts, which way is steepest, and the projection.
 """
 
 import math
@@ -17,7 +16,7 @@ from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget, Norm, measure
+from gap.threat import Budget
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ class PGD:
             best.offer(index, adversarial, logits)
             gradient, undefined = zero_where_undefined(gradient)
             best.undefined[index] |= undefined
-            stepped = adversarial - clean - size * steepest(gradient, self.budget.norm)
+            stepped = adversarial - clean - size * self.budget.norm.steepest(gradient)
             adversarial = (clean + self.budget.project(stepped)).clamp(0, 1)
 
             standing = best.margins[index] > -self.confidence
@@ -99,7 +98,7 @@ class PGD:
 
     def _begin(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
         if self.start is None:
-            return (clean + uniform_in_ball(self.budget, clean)).clamp(0, 1)
+            return (clean + self.budget.sample(clean)).clamp(0, 1)
         return (clean + self.budget.project(self.start(classifier, clean, labels) - clean)).clamp(0, 1)
 
 
@@ -136,7 +135,8 @@ class _Best:
 class FGSM:
     """One steepest step of the whole budget from the clean image (Goodfellow et al., 2015).
 
-    Linf: the sign of the gradient times epsilon. L2: the gradient scaled to the length epsilon. `loss` is a name of
+    Linf: the sign of the gradient times epsilon. L2: the gradient scaled to the length epsilon. L1: even steps of the
+    values whose gradient is largest. `loss` is a name of
     `gap.attacks.losses`. Raises GapError for an unknown loss and for a classifier that passes no gradient.
     """
 
@@ -152,7 +152,7 @@ class FGSM:
             _, gradient = loss_gradient(classifier, images, None, Goal(labels), find_loss(self.loss))
             gradient, undefined = zero_where_undefined(gradient)
             warn_if_undefined(self.name, undefined)
-            step = self.budget.epsilon * steepest(gradient, self.budget.norm)
+            step = self.budget.epsilon * self.budget.norm.steepest(gradient)
             return (images - self.budget.project(step)).clamp(0, 1)
 
 
@@ -168,25 +168,6 @@ def loss_gradient(
         logits = call(classifier, images)
         value = loss(logits, logits.detach() if clean_logits is None else clean_logits, goal).sum()
     return logits.detach(), input_gradient(value, images)
-
-
-def steepest(gradient: Tensor, norm: Norm) -> Tensor:
-    """The direction of length 1 in `norm` along which each image's loss rises most; 0 where the gradient is 0."""
-    if norm == "linf":
-        return gradient.sign()
-    # Scaled by the largest value first, or the squares of a small gradient would underflow.
-    scaled = gradient / measure(gradient, "linf").clamp_min(torch.finfo(gradient.dtype).tiny).view(-1, 1, 1, 1)
-    return scaled / measure(scaled, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
-
-
-def uniform_in_ball(budget: Budget, images: Tensor) -> Tensor:
-    """Random perturbations shaped like the images, uniform in the budget's ball."""
-    if budget.norm == "linf":
-        return torch.empty_like(images).uniform_(-budget.epsilon, budget.epsilon)
-    direction = steepest(torch.randn_like(images), "l2")
-    dimensions = math.prod(images.shape[1:])
-    radius = torch.rand(len(images), 1, 1, 1, dtype=images.dtype, device=images.device) ** (1 / dimensions)
-    return budget.epsilon * radius * direction
 
 
 def _cosine(first: float, steps: int) -> Iterator[float]:

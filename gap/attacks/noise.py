@@ -1,12 +1,10 @@
 """The controls that learn nothing: what a budget does to a classifier without any knowledge of it."""
 
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.gradient import steepest
 from gap.core.errors import GapError
 from gap.threat import Budget
 
@@ -15,14 +13,15 @@ from gap.threat import Budget
 class Noise:
     """Random noise of the whole budget, new for each image, clamped to [0, 1].
 
-    Linf: a random sign times epsilon for each value. L2: a random direction (Gaussian) of length epsilon.
+    Linf: a random sign times epsilon for each value. L2: a random direction (Gaussian) of length epsilon. L1: a few
+    random values, evenly.
     """
 
     budget: Budget
     name: str = "noise"
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        noise = self.budget.epsilon * steepest(torch.randn_like(images), self.budget.norm)
+        noise = self.budget.epsilon * self.budget.norm.steepest(torch.randn_like(images))
         return (images + self.budget.project(noise)).clamp(0, 1).detach()
 
 
@@ -30,7 +29,7 @@ class Noise:
 class Checkerboard:
     """A checkerboard of squares of `side` pixels over the whole budget, the same for every image and channel.
 
-    Its squares are +-epsilon in Linf; in L2 they are as high as the length epsilon allows. A strong control on small
+    Its squares are +-epsilon in Linf; in other norms they are as high as epsilon allows. A strong control on small
     pictures (Co et al., 2021). Raises GapError when `side` is below 1.
     """
 
@@ -47,5 +46,5 @@ class Checkerboard:
         rows = torch.arange(height, device=images.device).div(self.side, rounding_mode="floor")
         columns = torch.arange(width, device=images.device).div(self.side, rounding_mode="floor")
         board = (1 - 2 * ((rows[:, None] + columns) % 2)).to(images.dtype).expand(1, channels, height, width)
-        value = self.budget.epsilon / (math.sqrt(board[0].numel()) if self.budget.norm == "l2" else 1.0)
+        value = self.budget.epsilon / self.budget.measure(board).view(-1, 1, 1, 1)
         return (images + self.budget.project(value * board)).clamp(0, 1).detach()

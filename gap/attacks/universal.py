@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.attacks.deepfool import DeepFool
-from gap.attacks.gradient import loss_gradient, steepest
+from gap.attacks.gradient import loss_gradient
 from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget
+from gap.threat import L2, Budget
 
 # One pass over the training images: (images N x C x H x W in [0, 1], N labels), on the classifier's device.
 Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
@@ -126,7 +126,7 @@ def deepfool_uap(
                     path = deepfool.path_to_boundary(classifier, perturbed, classes)
                     found = (perturbed + (1 + deepfool.overshoot) * path).clamp(0, 1) - perturbed
                     length = found.flatten(1).norm(dim=1).mean()
-                    total = budget.project(total + length * steepest(found.mean(dim=0, keepdim=True), "l2"))
+                    total = budget.project(total + length * L2.steepest(found.mean(dim=0, keepdim=True)))
             if fooled >= fooling * visited:
                 break
     return Universal(total, budget, "uap")
@@ -199,12 +199,12 @@ def _feasible(gradient: Tensor, images: Tensor) -> Tensor:
 
 def _largest_length(budget: Budget, perturbation: Tensor) -> float:
     """The L2 length of the longest perturbation of this shape that the budget allows."""
-    return budget.epsilon * (math.sqrt(perturbation.numel()) if budget.norm == "linf" else 1.0)
+    return budget.norm.longest_l2(budget.epsilon, perturbation.numel())
 
 
 def _unit_sign(gradient: Tensor) -> Tensor:
-    return steepest(gradient.sign(), "l2")
+    return L2.steepest(gradient.sign())
 
 
 def _unit_gradient(gradient: Tensor) -> Tensor:
-    return steepest(gradient, "l2")
+    return L2.steepest(gradient)

@@ -3,25 +3,8 @@
 from typing import Any
 
 from gap.report.tables import Column
-from gap.threat import Budget
+from gap.threat import L2, LINF, NORMS, Budget, Norm
 
-UNDER_ATTACK = Column("accuracy_under_attack", "under attack", ".2%")
-COLUMNS = (
-    Column("attack", "attack"),
-    Column("classifier", "classifier"),
-    Column("budget", "budget"),
-    Column("images", "images", "d"),
-    Column("clean_accuracy", "clean", ".2%"),
-    UNDER_ATTACK,
-    Column("fooling_rate", "fooling rate", ".2%"),
-    Column("attack_success_rate", "success", ".2%"),
-    Column("l2_mean", "L2 mean", ".3f"),
-    Column("l2_max", "L2 max", ".3f"),
-    Column("linf_mean", "Linf mean", ".3f"),
-    Column("linf_max", "Linf max", ".3f"),
-    Column("ssim", "SSIM", ".3f"),
-    Column("milliseconds", "ms/image", ".3f"),
-)
 SOURCE = Column("source", "made on")
 UNROUNDED = Column("accuracy_before_rounding", "before 8 bits", ".2%")
 TARGET = Column("target_success_rate", "target reached", ".2%")
@@ -29,14 +12,34 @@ TARGET = Column("target_success_rate", "target reached", ".2%")
 
 def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
     """The columns that say something about these rows."""
-    columns = list(COLUMNS)
-    if any(row["source"] != row["classifier"] for row in rows):
-        columns.insert(1, SOURCE)
-    if any("target_success_rate" in row for row in rows):
-        columns.insert(-6, TARGET)
-    if any(_rounding_matters(row) for row in rows):
-        columns.insert(columns.index(UNDER_ATTACK) + 1, UNROUNDED)
-    return columns
+    transfer = any(row["source"] != row["classifier"] for row in rows)
+    targeted = any("target_success_rate" in row for row in rows)
+    return [
+        Column("attack", "attack"),
+        *([SOURCE] if transfer else []),
+        Column("classifier", "classifier"),
+        Column("budget", "budget"),
+        Column("images", "images", "d"),
+        Column("clean_accuracy", "clean", ".2%"),
+        Column("accuracy_under_attack", "under attack", ".2%"),
+        *([UNROUNDED] if any(map(_rounding_matters, rows)) else []),
+        Column("fooling_rate", "fooling rate", ".2%"),
+        Column("attack_success_rate", "success", ".2%"),
+        *([TARGET] if targeted else []),
+        *(column for norm in _norms_of(rows) for column in _length_columns(norm)),
+        Column("ssim", "SSIM", ".3f"),
+        Column("milliseconds", "ms/image", ".3f"),
+    ]
+
+
+def _norms_of(rows: list[dict[str, Any]]) -> list[Norm]:
+    """The norms whose lengths are shown: L2, Linf and those of the budgets."""
+    budgets = {Budget.parse(row["budget"]).norm for row in rows if row["budget"]}
+    return [norm for norm in NORMS.values() if norm in {L2, LINF, *budgets}]
+
+
+def _length_columns(norm: Norm) -> list[Column]:
+    return [Column(f"{norm.name}_{kind}", f"{norm.title} {kind}", ".3f") for kind in ("mean", "max")]
 
 
 def _rounding_matters(row: dict[str, Any]) -> bool:

@@ -24,7 +24,6 @@ LEAST_CLASSES, STAND_IN = 4, "fab-t"
 BLACK_BOX, QUERIES = "square", 5000
 # Where it lowers the accuracy by more than this, AutoAttack doubts its own result.
 DOUBT = 0.002
-NORMS = {"linf": "Linf", "l2": "L2"}
 
 
 def can_target(classes: int) -> bool:
@@ -38,10 +37,10 @@ def fast_attacks(classes: int) -> tuple[str, ...]:
 
 
 def can_search(budget: Budget, height: int, width: int) -> bool:
-    """Whether Square can search such pictures: in L2 it covers them with tiles, which do not fit every size."""
+    """Whether Square can search such pictures: in L2 and L1 it covers them with tiles, which do not fit every size."""
     tile = height // 5
     fits = tile > 0 and all(_covered(side, tile, height) <= side for side in (height, width))
-    return budget.norm == "linf" or tile == 1 or fits
+    return budget.norm.per_value or tile == 1 or fits
 
 
 def _covered(side: int, tile: int, height: int) -> int:
@@ -96,7 +95,7 @@ def auto_attack(
         lean = folded(classifier, classifier.facts.channels, classifier.facts.size)
         runner = AutoAttack(
             _Rows(lean),
-            norm=NORMS[budget.norm],
+            norm=budget.norm.title,
             eps=budget.epsilon,
             seed=seed,
             device=str(images.device),

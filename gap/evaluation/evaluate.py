@@ -15,7 +15,7 @@ from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.data.dataset import Split
 from gap.evaluation.interval import wilson
-from gap.threat import measure, quantise_towards, to_8bit
+from gap.threat import NORMS, quantise_towards, to_8bit
 
 EXAMPLES = 8
 # The images that stand for a split are the same in every table, whatever the seed of the attack.
@@ -54,8 +54,7 @@ class _Tally:
     newly_wrong: int = 0
     target_open: int = 0
     target_met: int = 0
-    l2: list[Tensor] = field(default_factory=list)
-    linf: list[Tensor] = field(default_factory=list)
+    lengths: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in NORMS})
     ssim: list[Tensor] = field(default_factory=list)
 
 
@@ -147,8 +146,8 @@ def _count(
     tally.flipped += int((now != was).sum())
     tally.newly_wrong += int(((was == labels) & (now != labels)).sum())
     perturbation = adversarial - clean
-    tally.l2.append(measure(perturbation, "l2").cpu())
-    tally.linf.append(measure(perturbation, "linf").cpu())
+    for name, norm in NORMS.items():
+        tally.lengths[name].append(norm.length(perturbation).cpu())
     if min(clean.shape[-2:]) >= SSIM_WINDOW:
         similarity = structural_similarity_index_measure(adversarial, clean, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
@@ -164,7 +163,6 @@ def _count(
 def _row(
     tally: _Tally, attack: Attack, classifier: Classifier, source: Classifier | None, data: str, goal: GoalMaker | None
 ) -> dict[str, Any]:
-    l2, linf = torch.cat(tally.l2).double(), torch.cat(tally.linf).double()
     row: dict[str, Any] = {
         "attack": attack.name,
         "classifier": classifier.name,
@@ -185,11 +183,10 @@ def _row(
     for name, (hits, trials) in shares.items():
         row[name] = hits / trials if trials else None
         row[f"{name}_interval"] = list(wilson(hits, trials))
+    for name, parts in tally.lengths.items():
+        lengths = torch.cat(parts).double()
+        row |= {f"{name}_mean": lengths.mean().item(), f"{name}_max": lengths.max().item()}
     return row | {
-        "l2_mean": l2.mean().item(),
-        "l2_max": l2.max().item(),
-        "linf_mean": linf.mean().item(),
-        "linf_max": linf.max().item(),
         "ssim": torch.cat(tally.ssim).mean().item() if tally.ssim else None,
         "seconds_per_image": tally.seconds / tally.images,
     }

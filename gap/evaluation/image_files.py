@@ -17,7 +17,7 @@ from gap.core.frozen import frozen
 from gap.data.images import find_pictures, open_picture, save_picture
 from gap.evaluation.evaluate import quantised
 from gap.report.pictures import save_image, side_by_side
-from gap.threat import Budget, measure
+from gap.threat import NORMS, Budget
 
 
 def perturb_files(
@@ -66,8 +66,7 @@ def perturb_files(
                 "perturbed": f"{name}.png",
                 **{f"before{key}": value for key, value in before.items()},
                 **{f"after{key}": value for key, value in after.items()},
-                "l2": measure(adversarial - clean, "l2").item(),
-                "linf": measure(adversarial - clean, "linf").item(),
+                **{name: norm.length(adversarial - clean).item() for name, norm in NORMS.items()},
             }
         )
     if not rows:

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gap.attacks.gradient import steepest, uniform_in_ball
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
@@ -77,7 +76,7 @@ def _largest_move(taps: Taps, layer: str, images: Tensor, budget: Budget, steps:
     """The largest L2 distance that steps of steepest ascent found, N values."""
     with torch.no_grad():
         output = taps(images)[layer].float()
-    moved = (images + uniform_in_ball(budget, images)).clamp(0, 1)
+    moved = (images + budget.sample(images)).clamp(0, 1)
     largest = torch.zeros(len(images), device=images.device)
     for step in range(steps + 1):
         moved.requires_grad_(True)
@@ -88,7 +87,7 @@ def _largest_move(taps: Taps, layer: str, images: Tensor, budget: Budget, steps:
             break
         gradient = input_gradient(distance.sum(), moved)
         size = 2.5 * budget.epsilon / steps
-        perturbation = budget.project(moved.detach() - images + size * steepest(gradient, budget.norm))
+        perturbation = budget.project(moved.detach() - images + size * budget.norm.steepest(gradient))
         moved = (images + perturbation).clamp(0, 1)
     return largest
 

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.base import Attack
-from gap.attacks.gradient import PGD, loss_gradient, steepest
+from gap.attacks.gradient import PGD, loss_gradient
 from gap.attacks.losses import Goal, margin
 from gap.classifiers.classifier import Classifier
 from gap.core.frozen import frozen
 from gap.core.gradients import zero_where_undefined
-from gap.threat import Budget, measure
+from gap.threat import LINF, Budget
 
 # By how much an accuracy may be on the wrong side before it is a sign: that of 2 in 100 images.
 SLACK = 0.02
@@ -129,7 +129,7 @@ def flat(bench: Bench) -> Check:
     if not differentiable(bench.classifier, bench.images):
         return Check(name, False, "the logits carry no gradient to the images")
     slopes = [
-        measure(loss_gradient(bench.classifier, images, None, Goal(labels), margin)[1], "linf")
+        LINF.length(loss_gradient(bench.classifier, images, None, Goal(labels), margin)[1])
         for images, labels in bench.batches()
     ]
     slope = torch.cat(slopes)[right]
@@ -164,7 +164,7 @@ def _promises_kept(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
     gradient, undefined = zero_where_undefined(gradient)
     shares = []
     for length in FOLLOWED:
-        there = (images - length * budget.epsilon * steepest(gradient, budget.norm)).clamp(0, 1)
+        there = (images - length * budget.epsilon * budget.norm.steepest(gradient)).clamp(0, 1)
         foretold = ((there - images) * gradient).sum(dim=(1, 2, 3))
         with torch.no_grad():
             fall = margin(bench.classifier(there), None, goal) - margin(logits, None, goal)
@@ -176,7 +176,7 @@ def _promises_kept(bench: Bench, images: Tensor, labels: Tensor) -> Tensor:
 def epsilon_curve(bench: Bench) -> Check:
     """Accuracy falls as epsilon grows, and next to nothing is left where any picture is allowed."""
     budget = bench.budget
-    everything = 1.0 if budget.norm == "linf" else 0.5 * math.sqrt(bench.images[0].numel())
+    everything = budget.norm.covering_radius(bench.images[0].numel())
     epsilons = [share * budget.epsilon for share in (0.5, 1.0, 1.5) if share * budget.epsilon < everything]
     epsilons.append(everything)
     images = len(bench.labels)

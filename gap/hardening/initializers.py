@@ -11,9 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.gradient import loss_gradient, steepest, uniform_in_ball
+from gap.attacks.gradient import loss_gradient
 from gap.attacks.losses import Goal, capped_cross_entropy
-from gap.threat import Budget, measure
+from gap.threat import L2, Budget
 from gap.training.task import Backward, Player
 
 
@@ -40,7 +40,7 @@ class RandomStart(Start):
         self.reach = reach
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        return (images + self.reach * uniform_in_ball(budget, images)).clamp(0, 1)
+        return (images + self.reach * budget.sample(images)).clamp(0, 1)
 
 
 class LearnedStart(Start):
@@ -60,12 +60,12 @@ class LearnedStart(Start):
         placed = self.place(classifier, images, labels, budget)
         if not self.noise:
             return placed
-        noise = self.noise * uniform_in_ball(budget, images)
+        noise = self.noise * budget.sample(images)
         return (images + budget.project(placed - images + noise)).clamp(0, 1)
 
     def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
         """Move the player down the gradient, that of each image scaled to length 1."""
-        even = gradient / measure(gradient, "l2").clamp_min(1e-12).view(-1, 1, 1, 1)
+        even = gradient / L2.length(gradient).clamp_min(1e-12).view(-1, 1, 1, 1)
         self.player.learn((start * even).sum() / len(start), backward)
 
 
@@ -117,7 +117,7 @@ class FedGeneratorStart(GeneratorStart):
 
     def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         _, gradient = loss_gradient(classifier, images, None, Goal(labels), capped_cross_entropy)
-        gradient = steepest(gradient, "l2") * images[0].numel() ** 0.5
+        gradient = L2.steepest(gradient) * images[0].numel() ** 0.5
         raw = self.player.network(torch.cat([images, gradient / 4 + 0.5], dim=1))[:, : images.shape[1]]
         return budget.perturb(images, raw)
 

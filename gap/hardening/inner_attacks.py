@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.attacks.gradient import loss_gradient, steepest
+from gap.attacks.gradient import loss_gradient
 from gap.attacks.losses import Goal, Loss
 from gap.core.errors import GapError, unknown
 from gap.core.paths import is_folder
@@ -85,7 +85,7 @@ class Sparring:
                 _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
                 if step == 0 and backward:
                     self.start.learn(start, gradient, backward)
-                moved = adversarial - images - self.step_size * budget.epsilon * steepest(gradient, budget.norm)
+                moved = adversarial - images - self.step_size * budget.epsilon * budget.norm.steepest(gradient)
                 adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
         return Bout(self, images, labels, start, adversarial)

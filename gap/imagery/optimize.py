@@ -9,12 +9,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from gap.attacks.gradient import steepest
 from gap.core.errors import GapError
 from gap.core.gradients import input_gradient
 from gap.imagery.canvas import Canvas
 from gap.imagery.objectives import Look, Objective, check_gradients
-from gap.threat import Budget
+from gap.threat import L2, Budget
 
 # What the layers of one network, or several, make of images, by name.
 Outputs = Callable[[Tensor], Mapping[str, Tensor]]
@@ -52,8 +51,7 @@ def reach(images: Tensor) -> Budget:
 
 def stride(budget: Budget, images: Tensor, steps: int) -> float:
     """The L2 length of each of so many steps that can lead to the far end of a budget, and some way around."""
-    length = budget.epsilon * (math.sqrt(images[0].numel()) if budget.norm == "linf" else 1.0)
-    return PATH * length / steps
+    return PATH * budget.norm.longest_l2(budget.epsilon, images[0].numel()) / steps
 
 
 def descend(
@@ -76,7 +74,7 @@ def descend(
         if step == steps:
             return
         gradient = _gradient(canvas, progress.values.sum(), objective)
-        canvas.weights.data = canvas.weights.data - size * steepest(gradient, "l2")
+        canvas.weights.data = canvas.weights.data - size * L2.steepest(gradient)
         canvas.settle()
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from gap.attacks.gradient import FGSM, PGD, steepest, uniform_in_ball
+from gap.attacks.gradient import FGSM, PGD
 from gap.attacks.losses import Goal, margin
 from gap.core.errors import GapError
-from gap.threat import Budget
+from gap.threat import L2, Budget
 
 BUDGETS = [Budget("linf", 0.05), Budget("l2", 0.5)]
 ids = pytest.mark.parametrize("budget", BUDGETS, ids=str)
@@ -18,7 +18,9 @@ ids = pytest.mark.parametrize("budget", BUDGETS, ids=str)
 
 @ids
 def test_fgsm_equals_foolbox(budget, pictures):
-    theirs = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[budget.norm]
+    theirs = {"linf": foolbox.attacks.LinfFastGradientAttack, "l2": foolbox.attacks.L2FastGradientAttack}[
+        budget.norm.name
+    ]
     # In float64, for in float32 the cross-entropy of a sure image keeps few digits of its gradient in their form.
     net, images = copy.deepcopy(pictures.net).double(), pictures.images.double()
     model = foolbox.PyTorchModel(net, bounds=(0, 1))
@@ -33,7 +35,7 @@ def test_pgd_leaves_no_more_than_foolbox_does(budget, pictures):
     torch.manual_seed(0)
     ours = pictures.accuracy(PGD(budget)(pictures.net, pictures.images, pictures.labels))
 
-    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[budget.norm]
+    kind = {"linf": foolbox.attacks.LinfPGD, "l2": foolbox.attacks.L2PGD}[budget.norm.name]
     peer, model = kind(steps=40), foolbox.PyTorchModel(pictures.net, bounds=(0, 1))
     from_foolbox = peer.run(model, pictures.images, pictures.labels, epsilon=budget.epsilon)
 
@@ -176,18 +178,22 @@ def test_a_start_is_brought_inside_the_budget(pictures):
 
 def test_steepest_survives_gradients_that_underflow_when_squared():
     gradient = torch.tensor([3e-30, 4e-30]).view(1, 1, 1, 2)
-    assert steepest(gradient, "l2").flatten().tolist() == pytest.approx([0.6, 0.8])
-    assert steepest(torch.zeros(1, 1, 2, 2), "l2").abs().max() == 0
+    assert L2.steepest(gradient).flatten().tolist() == pytest.approx([0.6, 0.8])
+    assert L2.steepest(torch.zeros(1, 1, 2, 2)).abs().max() == 0
 
 
 def test_starts_fill_the_ball():
     torch.manual_seed(0)
     images = torch.zeros(4000, 1, 1, 2)
-    for budget, share_within_half in ((Budget("linf", 0.2), 0.25), (Budget("l2", 0.2), 0.25)):
-        starts = uniform_in_ball(budget, images)
+    for budget, share_within_half in (
+        (Budget("linf", 0.2), 0.25),
+        (Budget("l2", 0.2), 0.25),
+        (Budget("l1", 0.2), 0.25),
+    ):
+        starts = budget.sample(images)
         lengths = budget.measure(starts)
         assert lengths.max() <= 0.2 * (1 + 1e-6)
-        # In two dimensions half the radius holds a quarter of either ball.
+        # In two dimensions half the radius holds a quarter of each ball.
         assert (lengths < 0.1).double().mean().item() == pytest.approx(share_within_half, abs=0.03)
         assert starts.mean().abs() < 0.01
 

@@ -10,7 +10,7 @@ from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import FGSM, PGD
 from gap.attacks.noise import Checkerboard, Noise
 from gap.attacks.universal import Universal, deepfool_uap, projected_sgd, sign_sgd
-from gap.threat import Budget
+from gap.threat import NORMS, Budget
 
 FITS = {"sign-sgd": sign_sgd, "sgd": projected_sgd, "deepfool-uap": deepfool_uap}
 MADE = {
@@ -28,7 +28,9 @@ DEVICES = [
 ]
 
 budgets = st.one_of(
-    st.builds(Budget, st.just("linf"), st.floats(1 / 255, 1.0)), st.builds(Budget, st.just("l2"), st.floats(0.01, 20.0))
+    st.builds(Budget, st.just("linf"), st.floats(1 / 255, 1.0)),
+    st.builds(Budget, st.just("l2"), st.floats(0.01, 20.0)),
+    st.builds(Budget, st.just("l1"), st.floats(0.05, 100.0)),
 )
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.integers(2, 9))
 
@@ -109,7 +111,7 @@ def test_a_caller_without_gradients_gets_the_same_pictures(name, pictures):
 
 
 @pytest.mark.parametrize("name", [*MADE, *FITS])
-@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("norm", NORMS)
 def test_a_classifier_without_slope_gives_finite_pictures(name, norm):
     """Dead units are common in hardened networks; nothing may divide by their zero gradient."""
 

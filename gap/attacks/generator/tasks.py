@@ -14,7 +14,7 @@ from gap.attacks.criteria import GoalMaker
 from gap.attacks.generator.model import make_image
 from gap.attacks.losses import NEED_CLEAN, Loss
 from gap.core.gradients import check_differentiable
-from gap.threat import Budget, Norm, measure
+from gap.threat import NORMS, Budget, Norm
 from gap.training.task import Backward, Job, Player
 
 # How fast the weight of the magnitude follows what the batches show, as a share per step.
@@ -90,8 +90,7 @@ class AttackJob(Job):
         figures = {
             "accuracy_under_attack": attacked.argmax(dim=1) == labels,
             "fooling_rate": attacked.argmax(dim=1) != clean[0].argmax(dim=1),
-            "l2": measure(perturbation, "l2"),
-            "linf": measure(perturbation, "linf"),
+            **{name: norm.length(perturbation) for name, norm in NORMS.items()},
         }
         if not goal.targeted:
             return figures
@@ -194,7 +193,7 @@ class DirectJob(AttackJob):
     def learn(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         adversarial = self.adversarial(images)
         losses, figures = self.attack_losses(images, labels, adversarial)
-        share = measure(adversarial - images, self.norm).mean() / self.magnitude
+        share = self.norm.length(adversarial - images).mean() / self.magnitude
         weight = torch.tensor(self.log_weight).exp().item()
         loss = losses.mean() + weight * share
         self.players["generator"].learn(loss, backward)

@@ -19,7 +19,7 @@ from gap.attacks.generator.tasks import (
 )
 from gap.attacks.losses import LOSSES, Goal, find_loss, margin
 from gap.core.errors import GapError
-from gap.threat import Budget, Norm, measure
+from gap.threat import Budget, find_norm
 from gap.training.task import Player, adam
 
 LINF, L2 = Budget.parse("linf:0.2"), Budget.parse("l2:1.5")
@@ -45,9 +45,9 @@ def universal(
 
 
 def direct(
-    nets: list[nn.Module], goal: str = "untargeted", loss: str = "margin", norm: Norm = "l2", magnitude: float = 1.5
+    nets: list[nn.Module], goal: str = "untargeted", loss: str = "margin", norm: str = "l2", magnitude: float = 1.5
 ) -> AttackJob:
-    return DirectJob(norm, magnitude, *rest(nets, generator(), goal, loss))
+    return DirectJob(find_norm(norm), magnitude, *rest(nets, generator(), goal, loss))
 
 
 def discriminated(nets: list[nn.Module], goal: str = "untargeted", loss: str = "margin") -> AttackJob:
@@ -250,7 +250,7 @@ def test_the_direct_loss_is_the_attack_and_the_weighted_magnitude(pictures, net:
     with torch.no_grad():
         adversarial = job.adversarial(images)
         attack = job.attack_losses(images, labels, adversarial)[0].mean()
-    magnitude = measure(adversarial - images, "l2").mean()
+    magnitude = find_norm("l2").length(adversarial - images).mean()
     job.load_state({"log_weight": 0.7})
     figures = job.step(images, labels, Tensor.backward)
     assert figures["magnitude"].item() == pytest.approx(magnitude.item(), rel=1e-3)
@@ -302,7 +302,7 @@ def test_training_reaches_what_noise_does_not(
     with torch.no_grad():
         figures = job.judge(pictures.images, pictures.labels)
     assert figures["accuracy_under_attack"].double().mean().item() == reached
-    assert figures[budget.norm].max() <= budget.epsilon + 1e-5
+    assert figures[budget.norm.name].max() <= budget.epsilon + 1e-5
     assert all(values.shape == (200,) for values in figures.values())
 
 
