@@ -255,7 +255,7 @@ class Budget:
         number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
         match = re.fullmatch(rf"\s*(\w+)\s*:\s*({number})(?:\s*/\s*({number}))?\s*", text)
         if not match:
-            raise GapError(f"cannot read the budget {text!r}; write linf:8/255 or l2:2.4")
+            raise GapError(f"cannot read the budget {text!r}; write linf:8/255, l2:2.4 or l1:12")
         norm, threshold, divisor = match.groups()
         if divisor is not None and float(divisor) == 0:
             raise GapError(f"cannot read the budget {text!r}: it divides by zero")
