@@ -196,8 +196,8 @@ def stages(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
 def map_layouts(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Layout]:
     """Which modules give maps, and in which order of dimensions, by their paths.
 
-    A map is an output with one dimension that grows where the images grow taller and another, the next, that grows
-    where they grow wider. Where a network takes images of one size alone, the kind of a module may say so.
+    A map is the output of a convolution, a pooling or a norm of those, or one with a dimension that grows where the
+    images grow taller and another, the next, that grows where they grow wider.
     """
     channels, height, width = images.shape[1:]
     base, taller, wider = (
@@ -206,13 +206,15 @@ def map_layouts(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor
     )
     layouts: dict[str, Layout] = {}
     for path, shape in base.items():
-        if path in taller and path in wider:
-            grown = _changed(shape, taller[path]) + _changed(shape, wider[path])
-            for layout, (down, across) in HEIGHT_AND_WIDTH.items():
-                if len(shape) == 4 and grown == (down, across):
-                    layouts[path] = layout
-        elif len(shape) == 4 and isinstance(modules[path], NCHW_MODULES):
+        if len(shape) != 4:
+            continue
+        if isinstance(modules[path], NCHW_MODULES):
             layouts[path] = "NCHW"
+        elif path in taller and path in wider:
+            grown = _changed(shape, taller[path]) + _changed(shape, wider[path])
+            for layout, dimensions in HEIGHT_AND_WIDTH.items():
+                if grown == dimensions:
+                    layouts[path] = layout
     return layouts
 
 

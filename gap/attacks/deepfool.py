@@ -51,7 +51,8 @@ class DeepFool:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            path = self.path_to_boundary(classifier, images, labels)
+            path, undefined = self._walk(classifier, images, labels)
+            warn_if_undefined(self.name, undefined)
             return self._past_rounding(classifier, images, labels, path)
 
     def _past_rounding(self, classifier: nn.Module, images: Tensor, labels: Tensor, path: Tensor) -> Tensor:
@@ -61,6 +62,8 @@ class DeepFool:
         """
         adversarial = self._at(images, path, 1 + self.overshoot)
         index = (call(classifier, adversarial).argmax(dim=1) != labels).nonzero().squeeze(1)
+        if not len(index):
+            return adversarial
         index = index[call(classifier, self._rounded(images[index], adversarial[index])).argmax(dim=1) == labels[index]]
         length = 1 + self.overshoot
         while len(index) and (length := GROWTH * length) < LONGEST:
@@ -85,6 +88,10 @@ class DeepFool:
 
     def path_to_boundary(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The sum of the steps for each image, N x C x H x W, without the overshoot; the classifier is held frozen."""
+        return self._walk(classifier, images, labels)[0]
+
+    def _walk(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """That path, and for which images a gradient on it was NaN or infinite."""
         total = torch.zeros_like(images)
         undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         logits = call(classifier, images)
@@ -101,8 +108,7 @@ class DeepFool:
             index = index[standing]
             finite, undefined[index] = zero_where_undefined(gradients[standing])
             total[index] += self._step(values[standing], finite)
-        warn_if_undefined(self.name, undefined)
-        return total
+        return total, undefined
 
     def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
         """The shortest step to a boundary, from logits N x K and their gradients N x K x C x H x W, own class first."""
@@ -110,7 +116,8 @@ class DeepFool:
         slopes = gradients[:, 1:] - gradients[:, :1]
         flat = slopes.flatten(2)
         dual = self._norm.slope(flat)
-        distance, nearest = (gaps / dual.clamp_min(torch.finfo(dual.dtype).tiny)).min(dim=1)
+        distances = (gaps / dual.clamp_min(torch.finfo(dual.dtype).tiny)).nan_to_num(nan=torch.inf)
+        distance, nearest = distances.min(dim=1)
         # No two pictures lie farther apart than this; where all is flat the distance would be infinite.
         diameter = self._norm.diameter(flat.shape[2])
         length = distance.clamp(SHORTEST_STEP, diameter).view(-1, 1, 1, 1)

@@ -151,17 +151,19 @@ def _descend(
     total = _start(batches, images_seen)
     velocity = torch.zeros_like(total)
     seen = 0
+    undefined: list[Tensor] = []
     with frozen(classifier), torch.no_grad():
         for images, labels in (batch for taken in _passes(batches, images_seen) for batch in taken):
             perturbed = images + total
             clean_logits = call(classifier, images) if chosen in NEED_CLEAN else None
             _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Goal(labels), chosen)
-            gradient, undefined = zero_where_undefined(gradient)
-            warn_if_undefined(name, undefined)
+            gradient, part = zero_where_undefined(gradient)
+            undefined.append(part)
             velocity = momentum * velocity + _feasible(gradient, perturbed).mean(dim=0, keepdim=True)
             size = step * (1 - seen / images_seen) * _largest_length(budget, total)
             total = budget.project(total - size * direction(velocity))
             seen += len(images)
+    warn_if_undefined(name, torch.cat(undefined))
     return Universal(total, budget, name)
 
 

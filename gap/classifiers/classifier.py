@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.parameter import is_lazy
 
 from gap.classifiers.checkpoints import classes_in, fit_weights, read_weights, tensors_of
 from gap.classifiers.registry import Facts, find_builder, is_code, split_name
@@ -35,6 +36,8 @@ class Classifier(nn.Module):
     a mapping or a tuple (see `gap.core.network`). What it raises becomes a NetworkError that names it.
     """
 
+    # For `gap.core.network.call`: the network inside gets its own copy of the images.
+    copies_images = True
     facts: Facts
     mean: Tensor | None
     std: Tensor | None
@@ -59,8 +62,11 @@ class Classifier(nn.Module):
 
     def logits_at(self, images: Tensor) -> Tensor:
         """The logits of images in [0, 1] at the size that they have."""
-        pixels = self.normalised(images).contiguous(memory_format=self.memory_format)
-        return run_network(self.network, images.clone() if pixels is images else pixels, self.name)
+        pixels = self.normalised(images)
+        # A copy has the strides of its layout; `contiguous` leaves those of images of one channel as they are.
+        if pixels is images or self.memory_format == torch.contiguous_format:
+            pixels = pixels.clone(memory_format=self.memory_format)
+        return run_network(self.network, pixels.contiguous(memory_format=self.memory_format), self.name)
 
     def lay_out(self, memory_format: torch.memory_format) -> None:
         """Bring weights and, from now on, images into a memory layout."""
@@ -290,10 +296,12 @@ def _tried(classifier: Classifier) -> Classifier:
     """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
     facts, name = classifier.facts, classifier.name
     probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0))
+    if any(map(is_lazy, classifier.parameters())):
+        classifier(probe)  # the first images say how large the weights are
     with frozen(classifier), output_types(classifier.network) as types:
         logits = classifier(probe)
         single = classifier(probe[:1])
-    if not issubclass(types[0], Tensor):
+    if types and not issubclass(types[0], Tensor):
         warnings.warn(f"{name} returns a {types[0].__name__}; its logits are taken", GapWarning, stacklevel=3)
     if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
         raise GapError(

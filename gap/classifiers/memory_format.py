@@ -44,28 +44,32 @@ def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Seq
             classifier.lay_out(torch.contiguous_format)
 
 
-def check_training(classifier: Classifier) -> None:
+def check_training(classifier: Classifier) -> bool:
     """Try one forward and backward pass of training, and lay the classifier out contiguously where it needs that.
 
-    Weights, buffers, mode and random numbers stay as they are. Warns once where the output in training mode is an
-    object that holds the logits. Raises GapError where the classifier cannot be trained at all.
+    Returns whether all weights got a gradient: several processes have to know of those that do not. Weights, buffers,
+    mode and random numbers stay as they are. Warns once where the output in training mode is an object that holds the
+    logits. Raises GapError where the classifier cannot be trained at all.
     """
     if not any(weight.requires_grad for weight in classifier.parameters()):
         raise GapError(f"{classifier.name} has no weights that can be trained")
     try:
-        _train_once(classifier)
+        return _train_once(classifier)
     except GapError:
         if classifier.memory_format == torch.contiguous_format:
             raise
         classifier.lay_out(torch.contiguous_format)
-        _train_once(classifier)
+        return _train_once(classifier)
 
 
 def random_images(classifier: Classifier, count: int) -> Tensor:
-    """So many images of random pixels, of the classifier's own size and on its device; always the same ones."""
+    """So many images of random pixels, of the classifier's own size and on its device; always the same ones.
+
+    They lie in memory as those of a data set do.
+    """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, classifier.facts.channels, *classifier.facts.size, generator=generator)
-    return images.to(device_of(classifier))
+    return images.to(device_of(classifier)).clone(memory_format=torch.channels_last)
 
 
 def _results(outputs: Outputs, batches: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
@@ -93,7 +97,8 @@ def _is_same(result: tuple[Tensor, float], expected: tuple[Tensor, float]) -> bo
     return value.shape == reference.shape and bool((value - reference).norm() <= tolerance * reference.norm())
 
 
-def _train_once(classifier: Classifier) -> None:
+def _train_once(classifier: Classifier) -> bool:
+    """Whether all weights got a gradient in one pass of training."""
     with _restored(classifier), output_types(classifier.network) as types, torch.enable_grad():
         classifier.train()
         logits = classifier(random_images(classifier, 2))
@@ -103,12 +108,14 @@ def _train_once(classifier: Classifier) -> None:
             raise NetworkError(
                 f"{classifier.name} cannot be trained: {type(error).__name__}: {first_line(error)}"
             ) from error
+        complete = all(weight.grad is not None for weight in classifier.parameters() if weight.requires_grad)
     if types and not issubclass(types[0], Tensor):
         warnings.warn(
             f"{classifier.name} returns a {types[0].__name__} in training mode; its logits are taken",
             GapWarning,
             stacklevel=3,
         )
+    return complete
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from gap.classifiers.task import DataOptions, accuracy, load_setting, name_class
 from gap.core.artifact import Artefact, save_artefact
 from gap.core.errors import GapError
 from gap.training.augmentation import AugmentationOptions
-from gap.training.runtime import TrainingMachineOptions, main_first, make_accelerator
+from gap.training.runtime import TrainingMachineOptions, allow_unused_weights, main_first, make_accelerator
 from gap.training.task import Backward, Job, Player, adam
 from gap.training.trainer import Listener, Plan, train
 
@@ -68,7 +68,8 @@ def pretrain(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
-    check_training(classifier)
+    if not check_training(classifier):
+        allow_unused_weights(accelerator)
     name_classes(classifier, data)
     augmentation = options.augmentation(classifier.facts.size)
     job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)

@@ -20,7 +20,7 @@ from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.core.options import Options
 from gap.data.class_names import find_difference, match_classes
-from gap.data.dataset import Dataset, Split, in_order
+from gap.data.dataset import FEW, Dataset, Split, in_order
 from gap.data.registry import load_data
 
 Labels = Literal["auto", "data", "predicted"]
@@ -228,7 +228,7 @@ def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | 
     if is_fresh(classifier.name):
         warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
         return
-    if len(split) < 20:
+    if len(split) < FEW:
         return
     share = accuracy(classifier, split, device)
     chance = is_chance(share, classifier.facts.classes, split)
@@ -285,5 +285,8 @@ def _predicted(split: Split, classifier: Classifier, device: torch.device | str)
     predictions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
     with frozen(classifier):
         for images, _ in split.batches(in_order(split, 64), device):
-            predictions.append(classifier(images).argmax(dim=1).cpu())
+            logits = classifier(images)
+            if logits.isnan().any():
+                raise GapError(f"{classifier.name} returns NaN for some images; its predictions cannot be labels")
+            predictions.append(logits.argmax(dim=1).cpu())
     return split.with_labels(torch.cat(predictions))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from gap.cli.streams import install
-from gap.core.errors import GapError, GapWarning
+from gap.core.errors import GapError, GapWarning, is_out_of_memory
 from gap.core.process import Stopped, speaks
 
 VERBS = (
@@ -39,7 +39,6 @@ VERBS = (
     "configs",
 )
 DEBUG = "--debug"
-OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
 UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this typer keeps it
 
 
@@ -86,18 +85,9 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
             return f"{error.strerror or error}: {error.filename}" if error.filename else str(error), 2
     name, reason = type(error).__name__, next(filter(None, map(str.strip, str(error).splitlines())), "")
     line = f"{name}: {reason}" if reason else name
-    if _is_out_of_memory(error):
+    if is_out_of_memory(error):
         return f"out of memory ({line}); make --batch-size, --size or --images smaller, or take a smaller network", 1
     return f"{line}; run again with {DEBUG} for the whole traceback", 1
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out. Torch, which is not imported here, has its own error for that, or only says it."""
-    return (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or any(words in str(error) for words in OUT_OF_MEMORY)
-    )
 
 
 def make_app(verb: str) -> typer.Typer:

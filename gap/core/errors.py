@@ -25,3 +25,16 @@ def unknown(kind: str, name: str, known: Iterable[str]) -> GapError:
 def first_line(error: Exception) -> str:
     """What an error says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+# What torch's errors say where memory ran out.
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "ALLOC_FAILED")
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out. Torch, which is not imported here, has its own error for that, or only says it."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or any(phrase in str(error) for phrase in OUT_OF_MEMORY)
+    )

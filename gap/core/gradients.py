@@ -4,7 +4,7 @@ import warnings
 
 from torch import Tensor
 
-from gap.core.errors import GapError, GapWarning, first_line
+from gap.core.errors import GapError, GapWarning, first_line, is_out_of_memory
 from gap.core.network import NetworkError
 
 NO_GRADIENT = "the classifier passes no gradient to its input; attack it with noise or a trained perturbation"
@@ -27,9 +27,11 @@ def input_gradient(value: Tensor, images: Tensor, *, retain_graph: bool = False)
     images.grad = None
     try:
         value.backward(retain_graph=retain_graph)
-    except GapError:
+    except (GapError, MemoryError):
         raise
     except Exception as error:  # a foreign backward may raise anything
+        if is_out_of_memory(error):
+            raise
         raise NetworkError(
             f"the gradient of the classifier cannot be computed: {type(error).__name__}: {first_line(error)}"
         ) from error

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.core.errors import GapError, first_line
+from gap.core.errors import GapError, first_line, is_out_of_memory
 
 
 class NetworkError(GapError):
@@ -24,9 +24,11 @@ def run_network(network: Callable[[Tensor], Any], images: Tensor, name: str | No
     name = name or type(network).__name__
     try:
         output = network(images)
-    except GapError:
+    except (GapError, MemoryError):
         raise
     except Exception as error:  # a foreign forward may raise anything
+        if is_out_of_memory(error):
+            raise
         shape = "x".join(map(str, images.shape[1:]))
         count = "one image" if len(images) == 1 else f"{len(images)} images"
         raise NetworkError(
@@ -36,8 +38,10 @@ def run_network(network: Callable[[Tensor], Any], images: Tensor, name: str | No
 
 
 def call(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of any network, which gets a copy of the images and may change them in place."""
-    return run_network(network, images.clone())
+    """The logits of any network, which gets a copy of the images, laid out row by row, and may change it in place."""
+    if getattr(network, "copies_images", False):
+        return run_network(network, images)
+    return run_network(network, images.clone(memory_format=torch.contiguous_format))
 
 
 def take_logits(output: Any, images: Tensor, name: str) -> Tensor:
@@ -73,8 +77,12 @@ def device_of(network: nn.Module) -> torch.device:
 
 @contextmanager
 def output_types(network: nn.Module) -> Iterator[list[type]]:
-    """The types of what a network returns at each call inside the block."""
+    """The types of what a network returns at each call inside the block; none of a TorchScript network, which takes no
+    hooks and returns what it declares."""
     types: list[type] = []
+    if isinstance(network, torch.jit.ScriptModule):
+        yield types
+        return
     hook = network.register_forward_hook(lambda module, inputs, output: types.append(type(output)))
     try:
         yield types

@@ -16,6 +16,8 @@ from gap.core.errors import GapError
 from gap.data.images import open_picture
 
 SEED = 0
+# Fewer images say little about a classifier's accuracy.
+FEW = 20
 BATCHES_AHEAD = 2
 DECODERS = min(16, os.cpu_count() or 1)
 
@@ -190,6 +192,12 @@ class Dataset:
     def splits(self) -> dict[str, Split]:
         """The splits by name."""
         return {"train": self.train, "validation": self.validation, "test": self.test}
+
+    @property
+    def trial_split(self) -> Split:
+        """What a classifier is tried on before work begins: the validation images, or where they are few the test
+        images."""
+        return self.validation if len(self.validation) >= FEW or len(self.test) < len(self.validation) else self.test
 
     def describe(self) -> dict[str, object]:
         """What a card says about the data: plain values, with a sha256 for each split.

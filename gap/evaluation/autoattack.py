@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.fuse import folded
-from gap.core.errors import first_line
+from gap.core.errors import first_line, is_out_of_memory
 from gap.core.frozen import frozen
 from gap.core.network import NetworkError
 from gap.threat import Budget
@@ -153,7 +153,12 @@ def _errors_told(name: str) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        raise NetworkError(f"AutoAttack cannot attack {name}: {first_line(error)}") from error
+        if is_out_of_memory(error):
+            raise
+        raise NetworkError(
+            f"AutoAttack cannot attack {name}: {first_line(error)}; change that in the network, or measure it with"
+            " gap evaluate"
+        ) from error
 
 
 class _Listener(logging.Handler):

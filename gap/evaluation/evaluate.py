@@ -1,6 +1,7 @@
 """How well an attack does: every figure is of the 8-bit pictures that would be saved."""
 
 import time
+import warnings
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +12,7 @@ from torchmetrics.functional.image import structural_similarity_index_measure
 from gap.attacks.base import Attack
 from gap.attacks.criteria import GoalMaker
 from gap.classifiers.classifier import Classifier
-from gap.core.errors import GapError
+from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.data.dataset import Split
 from gap.evaluation.interval import wilson
@@ -50,6 +51,7 @@ class _Tally:
     clean_right: int = 0
     right: int = 0
     right_unrounded: int = 0
+    undefined: int = 0
     flipped: int = 0
     newly_wrong: int = 0
     target_open: int = 0
@@ -90,7 +92,9 @@ def evaluate(
         for batch, labels in split.batches(chosen.split(batch_size), device):
             clean = to_8bit(batch)
             if example is None:
-                _timed(attack, source or classifier, clean, labels)
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", GapWarning)  # the same is said of the call that counts
+                    _timed(attack, source or classifier, clean, labels)
                 torch.manual_seed(seed)
             unrounded, seconds = _timed(attack, source or classifier, clean, labels)
             tally.seconds += seconds
@@ -101,6 +105,13 @@ def evaluate(
             _count(tally, clean, adversarial, before, after, labels, goal)
             example = example or _example(classifier, clean, adversarial, before, after)
     assert example is not None
+    if tally.undefined:
+        warnings.warn(
+            f"{classifier.name} returns NaN for {tally.undefined} of {tally.images} images, clean or attacked; what it"
+            " predicts there means nothing",
+            GapWarning,
+            stacklevel=2,
+        )
     return Evaluation(_row(tally, attack, classifier, source, data, goal), example)
 
 
@@ -141,6 +152,7 @@ def _count(
 ) -> None:
     was, now = before.argmax(dim=1), after.argmax(dim=1)
     tally.images += len(labels)
+    tally.undefined += int((before.isnan() | after.isnan()).any(dim=1).sum())
     tally.clean_right += int((was == labels).sum())
     tally.right += int((now == labels).sum())
     tally.flipped += int((now != was).sum())

@@ -82,6 +82,8 @@ def _largest_move(taps: Taps, layer: str, images: Tensor, budget: Budget, steps:
         moved.requires_grad_(True)
         with torch.enable_grad():
             distance = (taps(moved)[layer].float() - output).flatten(1).norm(dim=1)
+        if not distance.requires_grad:
+            raise GapError(f"layer {layer} passes no gradient to the images; name one outside of a checkpoint")
         largest = largest.maximum(distance.detach())
         if step == steps:
             break

@@ -44,7 +44,7 @@ from gap.hardening.task import HardenJob
 from gap.models.generators import make_generator
 from gap.threat import Budget
 from gap.training.augmentation import AugmentationOptions
-from gap.training.runtime import TrainingMachineOptions, main_first, make_accelerator
+from gap.training.runtime import TrainingMachineOptions, allow_unused_weights, main_first, make_accelerator
 from gap.training.task import Player, adam
 from gap.training.trainer import Listener, Plan, train
 
@@ -168,7 +168,8 @@ def harden(
     with main_first(accelerator):
         setting = load_setting([options.classifier], labelled, accelerator.device)
     classifier, data = setting.classifiers[0], setting.data
-    check_training(classifier.requires_grad_(True))
+    if not check_training(classifier.requires_grad_(True)):
+        allow_unused_weights(accelerator)
     name_classes(classifier, data)
     Budget.parse(options.budget).check(classifier.facts.channels, *classifier.facts.size)
     if len(data.train):

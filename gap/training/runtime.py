@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
+from accelerate.utils import DistributedDataParallelKwargs
 from pydantic import Field
 
 from gap.core.errors import GapError
@@ -59,6 +60,11 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     atexit.register(_leave_group)
     return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
+
+
+def allow_unused_weights(accelerator: Accelerator) -> None:
+    """Let several processes train a network of which some weights, as those of auxiliary heads, get no gradient."""
+    accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 def _leave_group() -> None:

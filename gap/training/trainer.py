@@ -22,6 +22,7 @@ from gap.classifiers.provenance import check_same
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError, first_line
 from gap.core.files import whole
+from gap.core.network import NetworkError
 from gap.core.process import Stopped
 from gap.data.dataset import Split, in_order
 from gap.training.task import Job
@@ -159,7 +160,17 @@ class _Run:
                     saved = time.monotonic()
                 if stop:
                     raise Stopped(self.step, self.steps, self.folder, signalled[0] if signalled else signal.SIGTERM)
+        self._check_weights()
         return judged or self._judge()
+
+    def _check_weights(self) -> None:
+        """Raise GapError where the last update, which no loss has seen, left weights that are no numbers."""
+        for name, player in self.job.players.items():
+            if not _finite_state(player.bare.state_dict()):
+                raise GapError(
+                    f"the weights of the {name} are no longer numbers after step {self.step}; try a smaller --lr,"
+                    " or see whether the classifier's gradient is a number (gap evaluate fgsm says so)"
+                )
 
     def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         seed_all(self.plan.seed, self.step, self.accelerator.process_index)
@@ -168,8 +179,13 @@ class _Run:
             player.network.train()
             for group in player.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * share
-        with self.accelerator.autocast():
-            return self.job.step(images, labels, self.accelerator.backward)
+        try:
+            with self.accelerator.autocast():
+                return self.job.step(images, labels, self.accelerator.backward)
+        except NetworkError as error:
+            if len(images) > 1:
+                raise
+            raise NetworkError(f"{error}; a --batch-size of 2 or more for each process may help") from error
 
     def _order(self) -> Iterator[Tensor]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -234,7 +250,8 @@ class _Run:
                 else "nothing was kept yet"
             )
             raise GapError(
-                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller --lr"
+                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller --lr,"
+                " or see whether the classifier's gradient is one (gap evaluate fgsm says so)"
             )
         return dict(zip(names, values, strict=True))
 

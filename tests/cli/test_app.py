@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from gap.cli import acts, configs
+from gap.cli import demo_sections as acts
+from gap.cli.commands import configs
 from gap.core.errors import GapError
 from gap.core.process import Stopped
 

@@ -21,7 +21,7 @@ from PIL import Image
         ("--classifier=runs/nowhere", "runs/nowhere", "a folder that gap left"),
         ("--classifier=nowhere.py:make", "nowhere.py", "no file"),
         ("--classifier=nowhere.inside:make", "nowhere.inside", "cannot import"),
-        ("--classifier=:make", "make", "cannot import"),
+        ("--classifier=:make", "make", "unknown classifier"),
         ("--data=mnist-5", "mnist-5", "mnist-5k"),
         ("--data=folder:nowhere", "nowhere", "name a folder"),
         ("--loss=margn", "margn", "margin"),

@@ -142,6 +142,66 @@ def test_foreign_network_is_trained_as_its_twin(network: type[nn.Module]) -> Non
     assert torch.allclose(*gradients, atol=1e-4)
 
 
+@pytest.mark.parametrize("network", [foreign.GrayViewing, foreign.GrayStrided])
+def test_gray_images_of_a_data_set_are_laid_out_for_the_network(network: type[nn.Module]) -> None:
+    """Catches: strides of channels last, which images of one channel keep through `contiguous` and `clone`."""
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randint(256, (40, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
+    with torch.no_grad():
+        labels = foreign.Gray()(images / 255).argmax(dim=1)
+    split = MemorySplit(images, labels)
+    classifier = Classifier(network(), Facts(1, (SIDE, SIDE), CLASSES), name="gray", architecture="test").eval()
+    use_channels_last(classifier)
+    assert classifier.memory_format == torch.contiguous_format
+    assert evaluate(FGSM(BUDGET), classifier, split, batch_size=39).row["clean_accuracy"] == 1
+    batch, own = next(iter(split.batches([torch.arange(40)])))
+    expected = FGSM(BUDGET)(foreign.Gray().eval(), batch.contiguous(), own)
+    assert (FGSM(BUDGET)(network().eval(), batch, own) - expected).abs().mean() < 1e-4
+
+
+def test_deepfool_that_fools_no_image_calls_no_network_without_images() -> None:
+    class NeverEmpty(foreign.Plain):
+        def forward(self, images: Tensor) -> Tensor:
+            assert len(images)
+            return super().forward(images)
+
+    images, labels = sample()
+    result = named_attack("deepfool:steps=1", Budget("linf", 1e-6))(NeverEmpty().eval(), images, labels)
+    assert (result - images).abs().max() <= 2e-6
+
+
+def test_load_classifier_of_torchscript_and_lazy_networks_works(source: Path) -> None:
+    source.write_text(source.read_text() + UNUSUAL)
+    images, _ = sample(3)
+    assert torch.allclose(load(source, "scripted")(images), foreign.Plain()(images), atol=1e-5)
+    assert load(source, "lazy")(images).shape == (3, CLASSES)
+
+
+def test_network_that_resizes_inside_is_drawn_with() -> None:
+    content, style = sample()[0][:2]
+    manner = Manner(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
+    assert stylize(content, [style], classifier_of(foreign.Resizing), manner=manner).picture.isfinite().all()
+
+
+def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
+    class Sometimes(foreign.Plain):
+        def forward(self, images: Tensor) -> Tensor:
+            logits = super().forward(images)
+            return torch.where(images[:, :1, 0, 0] < 0.2, torch.nan, logits)
+
+    with pytest.warns(GapWarning, match=r"Sometimes returns NaN for \d+ of 60 images"):
+        evaluate(named_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
+
+
+def test_memory_that_runs_out_is_no_fault_of_the_network() -> None:
+    class Large(foreign.Plain):
+        def forward(self, images: Tensor) -> Tensor:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
+
+    with pytest.raises(RuntimeError, match=r"can't allocate memory"):
+        FGSM(BUDGET)(Large().eval(), *sample())
+
+
 def test_channels_last_is_kept_where_nothing_changes() -> None:
     layouts = {kind: classifier_of(kind).memory_format for kind in (foreign.Plain, foreign.Viewing, foreign.Strided)}
     assert layouts == {
@@ -151,6 +211,14 @@ def test_channels_last_is_kept_where_nothing_changes() -> None:
     }
 
 
+UNUSUAL = """
+def scripted():
+    return torch.jit.trace(Plain().eval(), torch.rand(2, 3, 8, 8))
+
+
+def lazy():
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(4))
+"""
 SOURCE = "import sys; sys.path.insert(0, {folder!r})\nfrom foreign import *\n"
 
 

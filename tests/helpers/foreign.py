@@ -14,11 +14,13 @@ CLASSES, CHANNELS, SIDE = 4, 3, 8
 class Plain(nn.Module):
     """A small convolutional network that takes images of any size."""
 
+    channels = CHANNELS
+
     def __init__(self) -> None:
         super().__init__()
         with torch.random.fork_rng():
             torch.manual_seed(0)
-            self.conv1 = nn.Conv2d(CHANNELS, 8, 3, padding=1)
+            self.conv1 = nn.Conv2d(self.channels, 8, 3, padding=1)
             self.conv2 = nn.Conv2d(8, 16, 3, stride=2, padding=1)
             self.fc = nn.Linear(16, CLASSES)
             for weight in self.parameters():
@@ -48,6 +50,25 @@ class Strided(Plain):
         count, channels, height, width = maps.shape
         rows = maps.as_strided((count, channels, height * width), (channels * height * width, height * width, 1))
         return self.fc(rows.mean(dim=2))
+
+
+class Gray(Plain):
+    channels = 1
+
+
+class GrayViewing(Viewing):
+    channels = 1
+
+
+class GrayStrided(Strided):
+    channels = 1
+
+
+class Resizing(Plain):
+    """Brings images of all sizes to one, so that nothing inside grows with them."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return super().forward(nn.functional.interpolate(images, (SIDE, SIDE)))
 
 
 class InPlace(Plain):

@@ -131,7 +131,7 @@ def train_generator(
     facts = setting.classifiers[0].facts
     for text in filter(None, (options.budget, options.magnitude)):
         Budget.parse(text).check(facts.channels, *facts.size)
-    warn_if_chance(setting.classifiers[0], setting.data.validation, device, setting.data.name)
+    warn_if_chance(setting.classifiers[0], setting.data.trial_split, device, setting.data.name)
     return train_against(setting, options, folder, accelerator, listeners, resume=resume)
 
 

@@ -57,7 +57,7 @@ def compare(
     accelerator = make_accelerator(options)
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
-        warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
+        warn_if_chance(classifier, setting.data.trial_split, accelerator.device, setting.data.name)
     rows: list[dict[str, Any]] = []
     examples: list[Example] = []
     for evaluation in run_lineup(

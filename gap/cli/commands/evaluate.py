@@ -73,7 +73,7 @@ def evaluate(
     accelerator = make_accelerator(options)
     setting = load_setting(options.classifier, options, accelerator.device)
     for classifier in setting.classifiers:
-        warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
+        warn_if_chance(classifier, setting.data.trial_split, accelerator.device, setting.data.name)
     found: list[Evaluation] = []
     lineup = run_lineup(
         entrants,

@@ -92,7 +92,7 @@ def judge(
     setting = load_setting(names, options, accelerator.device)
     classifier, twin = setting.classifiers[0], setting.classifiers[1] if options.twin else None
     budget.check(classifier.facts.channels, *classifier.facts.size)
-    warn_if_chance(classifier, setting.data.validation, accelerator.device, setting.data.name)
+    warn_if_chance(classifier, setting.data.trial_split, accelerator.device, setting.data.name)
     entrants = find_entrants(options.attack)
     check_entrants(entrants, replace(setting, classifiers=[classifier]))
     others, adaptive = (

@@ -110,6 +110,15 @@ class StylizerJob(Job):
         contents, styles = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (images, styles))
         return contents, styles
 
+    def _check_layers(self, look: Look) -> None:
+        """Raise GapError naming a layer that passes no gradient to the drawing: nothing would be learned from it."""
+        for name in (*self.layers, *self.kept):
+            if not look.layers[name].requires_grad:
+                raise GapError(
+                    f"layer {name} passes no gradient to the drawing: the stylizer would learn nothing from it;"
+                    " use a backbone that passes gradients at its stages"
+                )
+
     def _drawn(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Contents in styles, and the objective of each with its parts."""
         player = self.players["stylizer"]
@@ -119,6 +128,8 @@ class StylizerJob(Job):
                 code = self.code([like[name] for name in self.layers])
             drawn = player.network([of[name] for name in self.layers], code, tuple(contents.shape[-2:]))
             look = Look(drawn, see(self.taps, drawn))
+            if look.images.requires_grad:
+                self._check_layers(look)
             style = _mean([Style(name, like[name])(look) for name in self.layers])
             content = _mean([Content(name, of[name])(look) for name in self.kept])
             colours = Colours(styles)(look)

@@ -13,7 +13,7 @@ from torch import Tensor
 from gap.classifiers.classifier import load_classifier
 from gap.core.errors import GapError
 from gap.data.images import open_picture
-from gap.imagery import train_stylizer as training
+from gap.imagery.feed_forward import train as training
 from gap.imagery.feed_forward.stylizer import FastStylizer, load_stylizer
 from gap.imagery.feed_forward.train import StylizerOptions, train_stylizer
 from gap.imagery.losses import Content
