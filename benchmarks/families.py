@@ -73,7 +73,7 @@ def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
     drawing = ["--backbone", name, *shape]
     return {
         "inspect": [name, *shape],
-        "evaluate": ["pgd:steps=2", "deepfool:steps=2", "--classifier", name, *data, *budget],
+        "evaluate": ["pgd:steps=2", "fgsm", "--classifier", name, *data, *budget],
         "train": ["--classifier", name, *data, *budget, *short, "--out", str(folder / "train")],
         "pretrain": ["--classifier", name, *data, *short, "--out", str(folder / "pretrain")],
         "harden": [name, *data, *budget, *short, "--attack", "pgd", "--steps", "1", "--out", str(folder / "harden")],
