@@ -257,7 +257,11 @@ def _as_float32(network: nn.Module, name: str) -> None:
     others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     if others:
         types = " and ".join(sorted(str(dtype).removeprefix("torch.") for dtype in others))
-        warnings.warn(f"{name} has weights in {types}; it is used in float32", GapWarning, stacklevel=4)
+        warnings.warn(
+            f"{name} has weights in {types}; it is used in float32: its forward must not cast images to another",
+            GapWarning,
+            stacklevel=4,
+        )
         network.float()
 
 
