@@ -107,7 +107,7 @@ def test_an_attack_without_a_budget(run: Callable[..., Any], classifier: Path) -
         ("much", "linf:8/255"),
         ("linf", "linf:8/255"),
         ("l2:2,4", "linf:8/255"),
-        ("l3:1", "linf or l2"),
+        ("l3:1", "unknown norm"),
         ("linf:0", "positive"),
         ("l2:-1", "positive"),
         ("l2:1/0", "divides by zero"),

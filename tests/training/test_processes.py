@@ -28,7 +28,7 @@ from gap.data.dataset import MemorySplit
 from gap.hardening.initializers import Generators, GeneratorStart, RandomStart, Universals, UniversalStart
 from gap.hardening.inner_attacks import Sparring
 from gap.hardening.task import HardenJob
-from gap.threat import Budget
+from gap.threat import L2, Budget
 from gap.training.runtime import TrainingMachineOptions, make_accelerator
 from gap.training.task import Backward, Player, adam
 from gap.training.trainer import Plan, read_checkpoint, train
@@ -98,7 +98,7 @@ def universal() -> AttackJob:
 
 
 def direct() -> AttackJob:
-    return DirectJob("l2", 1.5, *rest(plain(), 0.01))
+    return DirectJob(L2, 1.5, *rest(plain(), 0.01))
 
 
 def discriminated() -> AttackJob:
@@ -240,7 +240,7 @@ def test_every_figure_of_a_network_that_holds_still_is_exact(
     alone: dict[str, Any], together: list[dict[str, Any]]
 ) -> None:
     figures = alone["still"]["figures"]
-    assert set(figures) == {"accuracy_under_attack", "fooling_rate", "l2", "linf"}
+    assert set(figures) == {"accuracy_under_attack", "fooling_rate", "l1", "l2", "linf"}
     for process in together:
         assert process["still"]["figures"] == pytest.approx(figures, abs=1e-6)
     counted = figures["accuracy_under_attack"] * HELD_OUT

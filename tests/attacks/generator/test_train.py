@@ -7,7 +7,7 @@ from gap.attacks.generator.tasks import DirectJob, DiscriminatorJob, Thresholded
 from gap.attacks.generator.train import _default_epochs
 from gap.attacks.losses import find_loss
 from gap.core.errors import GapWarning
-from gap.threat import Budget
+from gap.threat import L2, Budget
 from gap.training.task import adam
 
 
@@ -33,7 +33,7 @@ def test_pictures_are_augmented_for_learning_and_not_for_judging(kind: str) -> N
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
     job = {
         "thresholded": lambda: ThresholdedJob(Budget("linf", 0.01), *rest),
-        "direct": lambda: DirectJob("l2", 1.0, *rest),
+        "direct": lambda: DirectJob(L2, 1.0, *rest),
         "discriminator": lambda: DiscriminatorJob(adam(discriminator, 0.0), *rest),
     }[kind]()
     job.players["generator"].network.weight.data.zero_()
