@@ -108,14 +108,22 @@ def _train_once(classifier: Classifier) -> bool:
             raise NetworkError(
                 f"{classifier.name} cannot be trained: {type(error).__name__}: {first_line(error)}"
             ) from error
-        complete = all(weight.grad is not None for weight in classifier.parameters() if weight.requires_grad)
+        weights = [(name, weight) for name, weight in classifier.network.named_parameters() if weight.requires_grad]
+        unused = [name for name, weight in weights if weight.grad is None]
+    if unused:
+        warnings.warn(
+            f"{classifier.name}: {len(unused)} of {len(weights)} weights get no gradient and do not learn, {unused[0]}"
+            " first; auxiliary heads and reentrant checkpoints do that",
+            GapWarning,
+            stacklevel=3,
+        )
     if types and not issubclass(types[0], Tensor):
         warnings.warn(
             f"{classifier.name} returns a {types[0].__name__} in training mode; its logits are taken",
             GapWarning,
             stacklevel=3,
         )
-    return complete
+    return not unused
 
 
 @contextmanager

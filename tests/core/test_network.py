@@ -251,6 +251,12 @@ def test_load_classifier_with_unusual_network_says_so_once(source: Path, name: s
     assert torch.allclose(classifier(images), foreign.Plain()(images), atol=0.1)
 
 
+def test_check_training_with_weights_that_get_no_gradient_says_which() -> None:
+    """Catches: a network with a reentrant checkpoint that is trained in silence, though only its head learns."""
+    with pytest.warns(GapWarning, match=r"4 of 6 weights get no gradient and do not learn, conv1\.weight"):
+        assert not check_training(classifier_of(foreign.Checkpointed))
+
+
 def test_check_training_with_auxiliary_outputs_says_so() -> None:
     with pytest.warns(GapWarning, match="InTupleInTraining returns a Outputs in training mode; its logits are taken"):
         check_training(classifier_of(foreign.InTupleInTraining))
