@@ -1,8 +1,8 @@
 """How well a classifier that had no part in it reads pictures drawn to excite a class, without any prior.
 
-    python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--each 8] [--budget l2:4]
+    python benchmarks/features.py BACKBONE... --reader CLASSIFIER [--samples 8] [--budget l2:4]
 
-For each backbone, `--each` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
+For each backbone, `--samples` pictures of every class are drawn from noise as `gap visualize` draws them. Printed: the
 class score that the reader gives to the class drawn (its logit, less the mean of all logits), the probability, their
 95% intervals over the pictures, and how often it reads that class.
 """
@@ -23,19 +23,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("backbones", nargs="+")
     parser.add_argument("--reader", required=True)
-    parser.add_argument("--each", type=int, default=8)
+    parser.add_argument("--samples", type=int, default=8)
     parser.add_argument("--steps", type=int, default=128)
     parser.add_argument("--budget", type=Budget.parse)
     arguments = parser.parse_args()
     reader = load_classifier(arguments.reader)
     for name in arguments.backbones:
         backbone = load_classifier(name)
-        features = [Feature(LOGITS, index) for index in range(backbone.facts.classes)]
-        seeds = range(arguments.each)
+        features = [Feature(LOGITS, index) for index in range(backbone.spec.classes)]
+        seeds = range(arguments.samples)
         drawn = torch.cat(
             [visualize(backbone, features, budget=arguments.budget, seed=seed, steps=arguments.steps) for seed in seeds]
         )
-        classes = torch.arange(backbone.facts.classes).repeat(arguments.each)
+        classes = torch.arange(backbone.spec.classes).repeat(arguments.samples)
         with frozen(reader, backbone), torch.no_grad():
             logits = reader(drawn)
             own = _of_class(backbone(drawn).softmax(dim=1), classes)

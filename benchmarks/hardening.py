@@ -1,6 +1,6 @@
 """What each recipe of hardening costs and how hard it gets, from what `gap harden` and `gap judge` left.
 
-    gap harden mnist-cnn --data mnist --budget linf:0.3 --epochs 4 --no-watch --attack pgd --steps 7 --out runs/pgd-7
+    gap harden mnist-cnn --data mnist --budget linf:0.3 --epochs 4 --no-recover --attack pgd --steps 7 --out runs/pgd-7
     gap judge runs/pgd-7 --data mnist --budget linf:0.3 --images 500 --fast --attack pgd:steps=50,restarts=5
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
@@ -24,10 +24,10 @@ import torch
 from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
-from gap.classifiers.task import load_setting
-from gap.core.artifact import open_artefact
-from gap.hardening.inner_attacks import parse_name
-from gap.hardening.train import HardenOptions, make_job
+from gap.classifiers.task import load_task
+from gap.core.artifact import open_artifact
+from gap.hardening.inner_attacks import parse_inner_attack
+from gap.hardening.train import HardenOptions, make_training
 from gap.report.plots import accuracy_curves
 from gap.training.runtime import make_accelerator
 
@@ -73,27 +73,27 @@ def gather(folders: list[Path]) -> list[Recipe]:
 
 
 def read(folder: Path) -> Recipe:
-    card = open_artefact(folder, "classifier").card
-    judged = [found for name, found in card.items() if name.startswith("judged at")]
+    card = open_artifact(folder, "classifier").card
+    judged = card.get("robustness_evaluations", [])
     if len(judged) != 1:
         raise SystemExit(f"{folder} was judged {len(judged)} times; it takes one, by gap judge")
-    if card["hardened"]["mended"]:
-        raise SystemExit(f"{folder} took more steps after a collapse; what it cost is not known: use --no-watch")
-    mix, steps = card["hardened"]["mix"], card["hardened"]["steps"]
+    if card["adversarial_training"]["recoveries"]:
+        raise SystemExit(f"{folder} took more steps after a collapse; what it cost is not known: use --no-recover")
+    mix, steps = card["adversarial_training"]["attacks"], card["adversarial_training"]["steps"]
     options = HardenOptions.read(card["options"])
     attacks = sum(share * passes(name, steps[name]) for name, share in mix.items())
     return Recipe(
         options=options,
         mix=mix,
         steps=", ".join(str(steps[name]) for name in mix),
-        passes=1 + (1 - options.clean) * attacks,
+        passes=1 + (1 - options.clean_fraction) * attacks,
         training_steps=options.epochs * card["data"]["images"]["train"] / options.batch_size,
         judged=judged,
     )
 
 
 def strongest_pgd(judged: dict[str, Any]) -> float:
-    """What the strongest of the PGDs that a judgement was given leaves."""
+    """What the strongest of the PGDs that a judgment was given leaves."""
     attacks = judged["attacks"].items()
     return min(value for name, value in attacks if name.startswith("pgd") and " on " not in name)
 
@@ -104,7 +104,7 @@ def written(median: float, low: float, high: float) -> str:
 
 def passes(attack: str, steps: int) -> int:
     """What an attack costs beside the pass that the classifier learns by."""
-    return steps + {"generator-gradient": 1, "trades": 1, "trades-start": 1}.get(parse_name(attack).kind, 0)
+    return steps + {"generator-gradient": 1, "trades": 1, "trades-start": 1}.get(parse_inner_attack(attack).kind, 0)
 
 
 def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds: int) -> list[float]:
@@ -114,7 +114,7 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
         raise SystemExit("recipes are compared on one classifier, one data set and one batch size")
     first = recipes[0].options.model_copy(update={"data_root": data_root})
     machine = make_accelerator(first)
-    split = load_setting([first.classifier], first).data.train
+    split = load_task([first.classifier], first).data.train
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
@@ -136,10 +136,12 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
 def make_step(options: HardenOptions) -> Step:
     """A step of that hardening, of a classifier with fresh weights."""
     torch.manual_seed(0)
-    job = make_job(options, load_classifier(options.classifier).to(memory_format=torch.channels_last), steps=10_000)
-    for player in job.players.values():
-        player.network.train()
-    return lambda images, labels: job.step(images, labels, torch.Tensor.backward)
+    training = make_training(
+        options, load_classifier(options.classifier).to(memory_format=torch.channels_last), steps=10_000
+    )
+    for module in training.modules.values():
+        module.network.train()
+    return lambda images, labels: training.training_step(images, labels, torch.Tensor.backward)
 
 
 def main() -> None:
@@ -163,7 +165,7 @@ def main() -> None:
             f" | {each.passes:g} | {seconds:.0f} | {' | '.join(written(*figure) for figure in figures)}"
             f" | {', '.join(sorted({found['verdict'] for found in each.judged}))} |"
         )
-        kinds = " and ".join(parse_name(name).kind for name in each.mix)
+        kinds = " and ".join(parse_inner_attack(name).kind for name in each.mix)
         curves[kinds].append((seconds, *each.robust))
     if arguments.out:
         budget = recipes[0].judged[0]["budget"]

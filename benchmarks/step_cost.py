@@ -21,8 +21,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.classifiers.classifier import Classifier, load_classifier
-from gap.classifiers.task import load_setting
-from gap.hardening.train import HardenOptions, make_job
+from gap.classifiers.task import load_task
+from gap.hardening.train import HardenOptions, make_training
 from gap.threat import Budget
 from gap.training.runtime import make_accelerator
 
@@ -31,17 +31,17 @@ Attack = Callable[[Tensor, Tensor], Tensor]
 
 
 def ours(arguments: argparse.Namespace, attack: str) -> Step:
-    """A step of the job that `gap harden` runs, weight averaging and all."""
+    """A step of the training that `gap harden` runs, weight averaging and all."""
     given = {
         "classifier": arguments.classifier,
         "budget": arguments.budget,
         "attack": [attack],
         "steps": arguments.steps,
     }
-    job = make_job(HardenOptions.read(given), fresh(arguments), steps=10_000)
-    for player in job.players.values():
-        player.network.train()
-    return lambda images, labels: job.step(images, labels, torch.Tensor.backward)
+    training = make_training(HardenOptions.read(given), fresh(arguments), steps=10_000)
+    for module in training.modules.values():
+        module.network.train()
+    return lambda images, labels: training.training_step(images, labels, torch.Tensor.backward)
 
 
 def theirs(arguments: argparse.Namespace, make: Callable[[nn.Module, Budget, int], Attack]) -> Step:
@@ -105,7 +105,7 @@ def main() -> None:
     }
     if importlib.util.find_spec("torchattacks"):
         contestants["torchattacks"] = theirs(arguments, with_torchattacks)
-    split = load_setting([arguments.classifier], options).data.train
+    split = load_task([arguments.classifier], options).data.train
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:

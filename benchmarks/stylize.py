@@ -20,13 +20,13 @@ from itertools import pairwise
 from pathlib import Path
 
 import torch
-from gap.models.feature_extractor import aliases
+from gap.models.feature_extractor import layer_aliases
 from torch import Tensor, nn
 
 from gap.classifiers.classifier import Classifier, load_classifier
-from gap.cli.drawing import open_sized
+from gap.cli.drawing import load_resized
 from gap.imagery.backbone import default_content_layers, default_layers
-from gap.imagery.style_transfer import STYLE_WEIGHT, Manner, stylize
+from gap.imagery.style_transfer import STYLE_WEIGHT, StyleTransferConfig, stylize
 
 HISTORY = 20
 
@@ -38,7 +38,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
     """The loop as it is usually written; returns the objective it ends with."""
     names = default_layers(backbone)
     (content_name,) = default_content_layers(backbone)
-    known = aliases(backbone.network)
+    known = layer_aliases(backbone.network)
     read: dict[str, Tensor] = {}
     for name in {*names, content_name}:
         module = backbone.network.get_submodule(known.get(name, name))
@@ -46,7 +46,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
     backbone.eval().requires_grad_(False)
 
     def features(image: Tensor) -> dict[str, Tensor]:
-        backbone.network(backbone.normalised(image[None]))
+        backbone.network(backbone.normalize(image[None]))
         return dict(read)
 
     def gram(maps: Tensor) -> Tensor:
@@ -59,7 +59,7 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
 
     def objective(image: Tensor) -> Tensor:
         seen = features(image)
-        shares = [(gram(seen[name]) - goal).square().sum() / goal.square().sum() for name, goal in wanted.items()]
+        shares = [(gram(seen[name]) - target).square().sum() / target.square().sum() for name, target in wanted.items()]
         moved = (seen[content_name] - kept).square().mean() / kept.var()
         return STYLE_WEIGHT * torch.stack(shares).mean() + moved
 
@@ -87,7 +87,7 @@ def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: 
         vars(import_module(f"torchvision.models.{name}"))["model_urls"] = defaultdict(str)
     from pystiche import enc, loss, optim
 
-    paths = [aliases(backbone.network).get(name, name) for name in default_layers(backbone)]
+    paths = [layer_aliases(backbone.network).get(name, name) for name in default_layers(backbone)]
     root = paths[0].rpartition(".")[0]
     chain = backbone.network.get_submodule(root).eval().requires_grad_(False)
     encoder = enc.MultiLayerEncoder([("start", _Start(backbone)), *chain.named_children()])
@@ -126,7 +126,7 @@ def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: 
 
 
 class _Start(nn.Module):
-    """What stands before the chain: the normaliser, and the network's own beginning where it has one (`prepare`)."""
+    """What stands before the chain: the normalizer, and the network's own beginning where it has one (`prepare`)."""
 
     def __init__(self, backbone: Classifier) -> None:
         super().__init__()
@@ -135,15 +135,15 @@ class _Start(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         (backbone,) = self.backbone
         prepare = getattr(backbone.network, "prepare", None)
-        images = backbone.normalised(images)
+        images = backbone.normalize(images)
         return prepare(images) if prepare else images
 
 
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The same through gap."""
-    manner = Manner(evaluations=evaluations, least=10**6, smoothness=0.0, colour_weight=0.0)
-    drawn = stylize(content, [style], backbone, manner=manner, tell=lambda progress: tick())
-    return float(drawn.told.splitlines()[0].rpartition(":")[2])
+    config = StyleTransferConfig(evaluations=evaluations, min_size=10**6, tv_weight=0.0, color_weight=0.0)
+    drawn = stylize(content, [style], backbone, config=config, tell=lambda progress: tick())
+    return float(drawn.loss_summary.splitlines()[0].rpartition(":")[2])
 
 
 def note(ticks: list[float]) -> None:
@@ -160,7 +160,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pystiche", action="store_true")
     arguments = parser.parse_args()
-    content, style = (open_sized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
+    content, style = (load_resized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
     contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int, Tick], float]] = {"gap": ours, "plain": plain}
     if arguments.pystiche:
         contestants["pystiche"] = pystiche

@@ -16,11 +16,11 @@ from pathlib import Path
 from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
-from gap.cli.drawing import open_sized
-from gap.core.artifact import open_artefact
-from gap.imagery.comparison.methods import Judge
+from gap.cli.drawing import load_resized
+from gap.core.artifact import open_artifact
+from gap.imagery.comparison.methods import PerceptualMetric
 from gap.imagery.feed_forward.stylizer import KIND, StylizerCard, load_stylizer
-from gap.imagery.style_transfer import Manner, stylize
+from gap.imagery.style_transfer import StyleTransferConfig, stylize
 
 
 def main() -> None:
@@ -31,19 +31,19 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=256)
     parser.add_argument("--evaluations", type=int, default=300)
     arguments = parser.parse_args()
-    card = open_artefact(arguments.folders[0], KIND).read(StylizerCard)
+    card = open_artifact(arguments.folders[0], KIND).read(StylizerCard)
     backbone = load_classifier(card.backbone.name)
     swift = {str(folder): load_stylizer(folder, backbone) for folder in arguments.folders}
-    manner = Manner(evaluations=arguments.evaluations)
+    config = StyleTransferConfig(evaluations=arguments.evaluations)
     found: dict[str, list[tuple[float, float, float]]] = {"L-BFGS": [], **{name: [] for name in swift}}
     for of, like in product(arguments.content, arguments.style):
-        content, style = (open_sized(path, backbone.facts.channels, arguments.size) for path in (of, like))
-        judge = Judge(backbone, content, [style])
+        content, style = (load_resized(path, backbone.spec.channels, arguments.size) for path in (of, like))
+        judge = PerceptualMetric(backbone, content, [style])
         for name in found:
             started = time.perf_counter()
             picture: Tensor
             if name == "L-BFGS":
-                picture = stylize(content, [style], backbone, manner=manner).picture
+                picture = stylize(content, [style], backbone, config=config).picture
             else:
                 picture = swift[name](content, [style])
             seconds = time.perf_counter() - started

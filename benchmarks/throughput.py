@@ -25,9 +25,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from gap.attacks.generator.train import TrainOptions, make_job
-from gap.attacks.losses import Goal, margin
-from gap.classifiers.task import load_setting
+from gap.attacks.generator.train import TrainOptions, make_training
+from gap.attacks.losses import Criterion, margin
+from gap.classifiers.task import load_task
 from gap.core.frozen import frozen
 from gap.threat import Budget
 from gap.training.runtime import make_accelerator
@@ -51,32 +51,32 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 def plain_steps(arguments: argparse.Namespace, freeze: bool) -> Generator[int, None, None]:
     """The straightforward loop; yields the images of each step."""
-    setting = load_setting([arguments.classifier], options(arguments))
-    classifier: nn.Module = setting.classifiers[0].to(memory_format=torch.contiguous_format).eval()
+    task = load_task([arguments.classifier], options(arguments))
+    classifier: nn.Module = task.classifiers[0].to(memory_format=torch.contiguous_format).eval()
     classifier.requires_grad_(not freeze)
-    generator = make_generator(1, **options(arguments).generator.dump())
+    generator = make_generator(1, **options(arguments).generator.to_dict())
     optimizer = torch.optim.Adam(generator.parameters(), lr=1e-3)
-    split, budget = setting.data.train, Budget.parse(BUDGET)
+    split, budget = task.data.train, Budget.parse(BUDGET)
     loader = DataLoader(Pictures(split.images, split.labels), BATCH, shuffle=True, num_workers=2, drop_last=True)
     while True:
         for images, labels in loader:
             optimizer.zero_grad()
-            margin(classifier(budget.perturb(images, generator(images))), None, Goal(labels)).mean().backward()
+            margin(classifier(budget.apply(images, generator(images))), None, Criterion(labels)).mean().backward()
             optimizer.step()
             yield len(images)
 
 
 def gap_steps(arguments: argparse.Namespace) -> Generator[int, None, None]:
-    """The product's own job, split and machine settings."""
+    """The product's own training, split and machine settings."""
     accelerator = make_accelerator(options(arguments))
-    setting = load_setting([arguments.classifier], options(arguments), accelerator.device)
-    split = setting.data.train
-    with frozen(*setting.classifiers):
-        job = make_job(options(arguments), setting, steps=1)
+    task = load_task([arguments.classifier], options(arguments), accelerator.device)
+    split = task.data.train
+    with frozen(*task.classifiers):
+        training = make_training(options(arguments), task, steps=1)
         while True:
             for images, labels in split.batches(torch.randperm(len(split)).split(BATCH), accelerator.device):
                 with accelerator.autocast():
-                    job.step(images, labels, accelerator.backward)
+                    training.training_step(images, labels, accelerator.backward)
                 yield len(images)
 
 

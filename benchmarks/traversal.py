@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from gap.classifiers.task import DataOptions, load_setting
+from gap.classifiers.task import DataOptions, load_task
 from gap.core.frozen import frozen
 from gap.evaluation.interval import wilson
 from gap.imagery.traversal import traverse
@@ -30,12 +30,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40)
     arguments = parser.parse_args()
     options = DataOptions.read({"data": arguments.data, "data_root": arguments.data_root})
-    setting = load_setting([*arguments.walkers, arguments.reader], options)
-    *walkers, reader = setting.classifiers
+    task = load_task([*arguments.walkers, arguments.reader], options)
+    *walkers, reader = task.classifiers
     budget = Budget.parse(arguments.budget)
-    images, labels = next(setting.data.test.batches([torch.arange(arguments.images)]))
+    images, labels = next(task.data.test.batches([torch.arange(arguments.images)]))
     ways = [
-        (index, target) for index in range(len(images)) for target in range(setting.classes) if target != labels[index]
+        (index, target) for index in range(len(images)) for target in range(task.classes) if target != labels[index]
     ]
     starts, targets = images[[index for index, _ in ways]], torch.tensor([target for _, target in ways])
     for walker in walkers:

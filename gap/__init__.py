@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from gap.attacks.generator.model import load_attack as load_attack
     from gap.attacks.generator.train import TrainOptions as TrainOptions
     from gap.attacks.generator.train import train_generator as train_generator
-    from gap.attacks.registry import named_attack as named_attack
+    from gap.attacks.registry import create_attack as create_attack
     from gap.classifiers.classifier import Classifier as Classifier
     from gap.classifiers.classifier import load_classifier as load_classifier
     from gap.classifiers.pretrain import PretrainOptions as PretrainOptions
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from gap.imagery.feed_forward.stylizer import load_stylizer as load_stylizer
     from gap.imagery.feed_forward.train import StylizerOptions as StylizerOptions
     from gap.imagery.feed_forward.train import train_stylizer as train_stylizer
-    from gap.imagery.style_transfer import Manner as Manner
+    from gap.imagery.style_transfer import StyleTransferConfig as StyleTransferConfig
     from gap.imagery.style_transfer import stylize as stylize
     from gap.imagery.style_transfer import texture as texture
     from gap.imagery.traversal import traverse as traverse
@@ -38,7 +38,7 @@ HOMES = {
     "Feature": "gap.imagery.feature_visualization",
     "GapError": "gap.core.errors",
     "HardenOptions": "gap.hardening.train",
-    "Manner": "gap.imagery.style_transfer",
+    "StyleTransferConfig": "gap.imagery.style_transfer",
     "PretrainOptions": "gap.classifiers.pretrain",
     "StylizerOptions": "gap.imagery.feed_forward.train",
     "TrainOptions": "gap.attacks.generator.train",
@@ -49,7 +49,7 @@ HOMES = {
     "load_classifier": "gap.classifiers.classifier",
     "load_data": "gap.data.registry",
     "load_stylizer": "gap.imagery.feed_forward.stylizer",
-    "named_attack": "gap.attacks.registry",
+    "create_attack": "gap.attacks.registry",
     "pretrain": "gap.classifiers.pretrain",
     "stylize": "gap.imagery.style_transfer",
     "texture": "gap.imagery.style_transfer",

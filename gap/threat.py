@@ -13,15 +13,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 
 # A perturbation this near to the next 8-bit level, in levels, has reached it: floats do not hold k / 255 exactly.
 LEVEL_TOLERANCE = 1e-4
 # A raw output is brought down to this root mean square before the tanh of an Linf bound: further out most pixels would
 # stand where tanh is flat, and the network that made them would learn no more.
-SATURATION = 4.0
+MAX_PRE_TANH_RMS = 4.0
 # How often the length that clamping to [0, 1] cut off a perturbation is given back to the pixels that have room.
-REGAINED = 2
+NORM_RESTORE_ITERATIONS = 2
 # The share of the values that a steepest step in L1 moves. The steepest of all moves one, and would take as many steps
 # as there are pixels to move (Tramer and Boneh, 2019).
 L1_SPARSITY = 0.01
@@ -107,7 +107,7 @@ class LinfNorm(Norm):
 
     def bound(self, raw: Tensor, epsilon: float) -> Tensor:
         rms = L2.smooth_length(raw) / math.sqrt(raw[0].numel())
-        return epsilon * torch.tanh(raw * (SATURATION / rms).clamp_max(1))
+        return epsilon * torch.tanh(raw * (MAX_PRE_TANH_RMS / rms).clamp_max(1))
 
     def diameter(self, values: int) -> float:
         return 1.0
@@ -224,7 +224,7 @@ NORMS: dict[str, Norm] = {norm.name: norm for norm in (L2, LINF, L1)}
 def find_norm(name: str) -> Norm:
     """The norm of that name, in any case; raises GapError naming the nearest when there is none."""
     if name.lower() not in NORMS:
-        raise unknown("norm", name, NORMS)
+        raise unknown_name_error("norm", name, NORMS)
     return NORMS[name.lower()]
 
 
@@ -285,7 +285,7 @@ class Budget:
         """
         return self.norm.bound(raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw, self.epsilon)
 
-    def perturb(self, images: Tensor, raw: Tensor) -> Tensor:
+    def apply(self, images: Tensor, raw: Tensor) -> Tensor:
         """The adversarial images of a network's free output: bounded, added, clamped to [0, 1].
 
         Clamping shortens an L2 or L1 perturbation; the pixels that have room are scaled up to restore its norm, in two
@@ -296,7 +296,7 @@ class Budget:
         if self.norm.per_value:
             return adversarial
         length = self.norm.smooth_length(perturbation)
-        for _ in range(REGAINED):
+        for _ in range(NORM_RESTORE_ITERATIONS):
             kept = adversarial - images
             regain = length / self.norm.smooth_length(kept)
             adversarial = (images + kept * regain).clamp(0, 1)
@@ -310,11 +310,11 @@ class Budget:
         """Random perturbations shaped like the images, uniform in the budget's ball."""
         return self.norm.sample(images, self.epsilon)
 
-    def measure(self, perturbation: Tensor) -> Tensor:
+    def norm_of(self, perturbation: Tensor) -> Tensor:
         """The norm of each perturbation of the batch: N values in pixels of [0, 1]."""
         return self.norm.length(perturbation)
 
-    def quantise(self, clean: Tensor, adversarial: Tensor) -> Tensor:
+    def quantize(self, clean: Tensor, adversarial: Tensor) -> Tensor:
         """The 8-bit picture that will be saved, as floats k / 255: each pixel rounded towards the clean image.
 
         `clean` is read as the 8-bit picture nearest to it. The result is inside the budget of that picture
@@ -322,10 +322,10 @@ class Budget:
         """
         clean = to_8bit(clean)
         levels = self.project(adversarial - clean) * 255
-        whole = _whole(levels, LEVEL_TOLERANCE)
+        rounded = _round_towards_zero(levels, LEVEL_TOLERANCE)
         # Measured in whole levels, which floats hold exactly: k / 255 they do not.
-        over = self.measure(whole) > self.epsilon * 255 * (1 + 1e-6)
-        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _whole(levels, 0.0), whole))
+        over = self.norm_of(rounded) > self.epsilon * 255 * (1 + 1e-6)
+        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), rounded))
 
 
 def to_8bit(images: Tensor) -> Tensor:
@@ -333,13 +333,13 @@ def to_8bit(images: Tensor) -> Tensor:
     return images.clamp(0, 1).mul(255).round_().div_(255)
 
 
-def quantise_towards(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """As `Budget.quantise` where there is no budget: 8-bit, rounded towards the clean image, in [0, 1]."""
+def quantize_towards(clean: Tensor, adversarial: Tensor) -> Tensor:
+    """As `Budget.quantize` where there is no budget: 8-bit, rounded towards the clean image, in [0, 1]."""
     clean = to_8bit(clean)
-    return _add_levels(clean, _whole((adversarial - clean) * 255, LEVEL_TOLERANCE))
+    return _add_levels(clean, _round_towards_zero((adversarial - clean) * 255, LEVEL_TOLERANCE))
 
 
-def _whole(levels: Tensor, tolerance: float) -> Tensor:
+def _round_towards_zero(levels: Tensor, tolerance: float) -> Tensor:
     """Levels rounded towards 0, those within the tolerance of the next one counted as having reached it."""
     return (levels.abs() + tolerance).floor() * levels.sign()
 

@@ -13,7 +13,7 @@ from gap.core.errors import GapError
 
 
 @dataclass(frozen=True)
-class ZooEntry:
+class BuiltinClassifier:
     """How to build a classifier (from channels and classes), and the facts it was made for."""
 
     build: Callable[[int, int], nn.Module]
@@ -81,7 +81,7 @@ def _stage(inside: int, outside: int, stride: int) -> nn.Sequential:
     return nn.Sequential(_Residual(inside, outside, stride), _Residual(outside, outside, 1))
 
 
-def shipped(name: str) -> Callable[[int, int], nn.Module]:
+def bundled_weights(name: str) -> Callable[[int, int], nn.Module]:
     """The narrow CIFAR ResNet with weights that come with gap; the card beside them says how they were made."""
 
     def build(channels: int, classes: int) -> nn.Module:
@@ -113,12 +113,14 @@ def efficientnet_lite0(channels: int, classes: int) -> nn.Module:
 CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
-ZOO: dict[str, ZooEntry] = {
-    "mnist-cnn": ZooEntry(mnist_cnn, 1, (28, 28), 10, (0.0,), (1.0,), "two convolutions and 512 hidden units, 28x28x1"),
-    "cifar-resnet18": ZooEntry(
+BUILTIN: dict[str, BuiltinClassifier] = {
+    "mnist-cnn": BuiltinClassifier(
+        mnist_cnn, 1, (28, 28), 10, (0.0,), (1.0,), "two convolutions and 512 hidden units, 28x28x1"
+    ),
+    "cifar-resnet18": BuiltinClassifier(
         CifarResNet18, 3, (32, 32), 10, CIFAR_MEAN, CIFAR_STD, "ResNet-18 with a stem for small pictures, 32x32x3"
     ),
-    "cifar-resnet18-narrow": ZooEntry(
+    "cifar-resnet18-narrow": BuiltinClassifier(
         lambda channels, classes: CifarResNet18(channels, classes, width=16),
         3,
         (32, 32),
@@ -128,8 +130,8 @@ ZOO: dict[str, ZooEntry] = {
         "the same at a quarter of the width, for CPUs",
     ),
     **{
-        name: ZooEntry(
-            shipped(name),
+        name: BuiltinClassifier(
+            bundled_weights(name),
             3,
             (32, 32),
             10,
@@ -144,7 +146,7 @@ ZOO: dict[str, ZooEntry] = {
             ("drawing-hardened", "the same, hardened within l2:0.75: the backbone that the drawing verbs take"),
         )
     },
-    "efficientnet-lite0": ZooEntry(
+    "efficientnet-lite0": BuiltinClassifier(
         efficientnet_lite0,
         3,
         (224, 224),

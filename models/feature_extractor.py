@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.network import NetworkError
 
 T = TypeVar("T", bound=nn.Module)
@@ -19,7 +19,7 @@ T = TypeVar("T", bound=nn.Module)
 # The name of what a network returns, beside those of its layers.
 LOGITS = "logits"
 # What torch's and timm's layers raise at pictures of a size that they cannot take.
-UNFIT = (RuntimeError, AssertionError, ValueError, NetworkError)
+SHAPE_ERRORS = (RuntimeError, AssertionError, ValueError, NetworkError)
 # The order of the dimensions of a 4-dimensional output: a batch, channels, and the height and width of a map.
 Layout = Literal["NCHW", "NHWC"]
 HEIGHT_AND_WIDTH: dict[Layout, tuple[int, int]] = {"NCHW": (2, 3), "NHWC": (1, 2)}
@@ -32,16 +32,16 @@ NCHW_MODULES = (
 GROWN = 64
 
 
-class _Enough(BaseException):  # nothing failed; no `except Exception` of a forward may stop it
+class _EarlyExit(BaseException):  # nothing failed; no `except Exception` of a forward may stop it
     """Every layer that was asked for has been read."""
 
 
-class Taps:
+class FeatureExtractor:
     """Reads layers of a network by name: images N x C x H x W to each layer's output, in one pass.
 
-    Names are module paths, those that the literature uses (see `aliases`), and `logits` for what the network returns.
-    The pass ends at the last layer asked for, the hooks leave with it, and what in-place operations do after a layer
-    does not reach what was read. A module that runs several times is read at its last.
+    Names are module paths, those that the literature uses (see `layer_aliases`), and `logits` for what the network
+    returns. The pass ends at the last layer asked for, the hooks leave with it, and what in-place operations do after a
+    layer does not reach what was read. A module that runs several times is read at its last.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], run: nn.Module | None = None) -> None:
@@ -49,12 +49,12 @@ class Taps:
 
         Raises GapError for a name that is not there, with the nearest that are, and for one named twice.
         """
-        known = aliases(network)
+        known = layer_aliases(network)
         paths = [known.get(name, name) for name in names]
         modules = dict(network.named_modules())
         for name, path in zip(names, paths, strict=True):
             if path != LOGITS and (path not in modules or not path):
-                raise unknown("layer", name, [*known, *filter(None, modules), LOGITS])
+                raise unknown_name_error("layer", name, [*known, *filter(None, modules), LOGITS])
             if paths.count(path) > 1:
                 twice = [other for other in names if known.get(other, other) == path]
                 raise GapError(f"layer {twice[0]} is named twice ({', '.join(twice)}); name it once")
@@ -76,7 +76,7 @@ class Taps:
             order.append(path)
             if path == self._last:
                 read[path] = output
-                raise _Enough
+                raise _EarlyExit
             read[path] = output.clone()
 
         hooks = [
@@ -85,9 +85,9 @@ class Taps:
         ]
         try:
             read[LOGITS] = self.run(images)
-        except _Enough:
+        except _EarlyExit:
             pass
-        except UNFIT:
+        except SHAPE_ERRORS:
             # What fails after the last layer asked for, as a head made for one size of pictures does, is not looked at.
             if not read.keys() >= set(self.paths.values()):
                 raise
@@ -122,12 +122,12 @@ class Taps:
         return output.permute(0, 3, 1, 2) if self.layouts.get(name) == "NHWC" else output
 
 
-def resolve(network: nn.Module, name: str) -> str:
+def resolve_layer(network: nn.Module, name: str) -> str:
     """The module path that a name means."""
-    return aliases(network).get(name, name)
+    return layer_aliases(network).get(name, name)
 
 
-def aliases(network: nn.Module) -> dict[str, str]:
+def layer_aliases(network: nn.Module) -> dict[str, str]:
     """Names that the literature uses for layers, where a network has them, and the modules that they mean.
 
     `relu2_x` to `relu5_x` are the outputs of a ResNet's four stages. In a plain chain of convolutions such as VGG's,
@@ -142,12 +142,12 @@ def aliases(network: nn.Module) -> dict[str, str]:
         if all(isinstance(getattr(module, stage, None), nn.Module) for stage in stages):
             found |= {f"relu{index + 2}_x": prefix + stage for index, stage in enumerate(stages)}
         if isinstance(module, nn.Sequential) and sum(isinstance(part, nn.Conv2d) for part in module) > 1:
-            chain = {name: prefix + inner for name, inner in _chain(module).items()}
+            chain = {name: prefix + inner for name, inner in _vgg_aliases(module).items()}
             longest = max(longest, chain, key=len)
     return longest | found
 
 
-def _chain(chain: nn.Sequential) -> dict[str, str]:
+def _vgg_aliases(chain: nn.Sequential) -> dict[str, str]:
     found: dict[str, str] = {}
     block, place, count = 1, 0, 0
     for inner, module in chain.named_children():
@@ -163,7 +163,7 @@ def _chain(chain: nn.Sequential) -> dict[str, str]:
 
 
 @torch.no_grad()
-def stages(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
+def last_layer_per_resolution(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
     """The last layer at each resolution that a network passes through, from the first to the last.
 
     Only layers that are known to give maps are meant. Modules that run more than once are left out, and maps of fewer
@@ -239,7 +239,7 @@ def _output_shapes(run: nn.Module, modules: Mapping[str, nn.Module], images: Ten
         for path, module in modules.items()
     ]
     try:
-        with suppress(*UNFIT):
+        with suppress(*SHAPE_ERRORS):
             run(images)
     finally:
         for hook in hooks:
@@ -273,13 +273,13 @@ def with_average_pooling(network: T, images: Tensor) -> T:
     names = [name for name, module in copy.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not names:
         raise GapError("this backbone has no max pooling to average; leave out --pooling")
-    given = Taps(copy, names)(images)
+    given = FeatureExtractor(copy, names)(images)
     for name, output in given.items():
         pool = copy.get_submodule(name)
         assert isinstance(pool, nn.MaxPool2d)
         copy.set_submodule(name, AveragePool(pool, output.square().mean().item()))
     # Each factor is found as the images come by, on what the pools before it now give.
-    Taps(copy, names)(images)
+    FeatureExtractor(copy, names)(images)
     return copy
 
 

@@ -9,7 +9,7 @@ from gap.models import encoders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 
 Architecture = Literal["unet", "autoencoder"]
 
@@ -19,23 +19,23 @@ encoders.register()
 class Generator(nn.Module):
     """Runs a body at a folded resolution, for images of any size.
 
-    Images N x C x H x W are padded (edge pixels repeated) to a multiple of `multiple`, folded `fold` x `fold` pixels
-    into channels (space to depth), given to `body`, unfolded and cropped back: padding is never perturbed. On a CPU
-    nearly all of the time of a U-Net goes into full-resolution convolutions, which the fold removes.
+    Images N x C x H x W are padded (edge pixels repeated) to a multiple of `multiple`, folded `pixel_unshuffle` pixels
+    each way into channels (space to depth), given to `body`, unfolded and cropped back: padding is never perturbed. On
+    a CPU nearly all of the time of a U-Net goes into full-resolution convolutions, which the folding removes.
     """
 
-    def __init__(self, body: nn.Module, fold: int, stride: int) -> None:
+    def __init__(self, body: nn.Module, pixel_unshuffle: int, stride: int) -> None:
         super().__init__()
         self.body = body
-        self.fold = fold
-        self.multiple = fold * stride
+        self.pixel_unshuffle = pixel_unshuffle
+        self.multiple = pixel_unshuffle * stride
 
     def forward(self, images: Tensor) -> Tensor:
         height, width = images.shape[-2:]
         top, left = (-height % self.multiple) // 2, (-width % self.multiple) // 2
         bottom, right = -height % self.multiple - top, -width % self.multiple - left
         padded = F.pad(images * 2 - 1, (left, right, top, bottom), mode="replicate")
-        raw = F.pixel_shuffle(self.body(F.pixel_unshuffle(padded, self.fold)), self.fold)
+        raw = F.pixel_shuffle(self.body(F.pixel_unshuffle(padded, self.pixel_unshuffle)), self.pixel_unshuffle)
         return raw[..., top : top + height, left : left + width]
 
 
@@ -48,7 +48,7 @@ class UniversalGenerator(nn.Module):
 
     noise: Tensor
 
-    def __init__(self, generator: Generator, channels: int, size: tuple[int, int], noises: int = 1) -> None:
+    def __init__(self, generator: Generator, channels: int, size: tuple[int, int], candidates: int = 1) -> None:
         super().__init__()
         self.generator = generator
         self.size = size
@@ -57,7 +57,7 @@ class UniversalGenerator(nn.Module):
                 norm.track_running_stats = False
                 norm.running_mean = norm.running_var = norm.num_batches_tracked = None
         self.eval()
-        self.register_buffer("noise", self._noise(noises, channels))
+        self.register_buffer("noise", self._noise(candidates, channels))
 
     def forward(self, which: Tensor | None = None) -> Tensor:
         """One raw output for each noise, or for each of those asked for (K indices): K x C x H x W."""
@@ -69,11 +69,11 @@ class UniversalGenerator(nn.Module):
         return super().train(False)
 
     @torch.no_grad()
-    def _noise(self, noises: int, channels: int) -> Tensor:
+    def _noise(self, candidates: int, channels: int) -> Tensor:
         """As large as the images, or as the coarsest of the norms needs: encoders may run deeper than the decoder."""
         least = 2 * self.generator.multiple
         while True:
-            noise = torch.rand(noises, channels, *(max(side, least) for side in self.size))
+            noise = torch.rand(candidates, channels, *(max(side, least) for side in self.size))
             try:
                 self.generator(noise[:1])
                 return noise
@@ -107,7 +107,7 @@ def make_generator(
     encoder: str = "vgg11_bn",
     weights: str | None = None,
     decoder: Sequence[int] = (64, 64),
-    fold: int = 4,
+    pixel_unshuffle: int = 4,
 ) -> Generator:
     """A generator for images of `channels` channels.
 
@@ -115,14 +115,15 @@ def make_generator(
     `weights` names pretrained encoder weights (downloaded), None starts fresh. `autoencoder` is the plain
     convolution-deconvolution network without skips, with the same widths.
     """
-    if fold < 1 or not decoder or min(decoder) < 1:
+    if pixel_unshuffle < 1 or not decoder or min(decoder) < 1:
         raise GapError(
-            f"a generator needs fold >= 1 and positive decoder widths, not fold={fold}, decoder={list(decoder)}"
+            "a generator needs pixel_unshuffle >= 1 and positive decoder widths,"
+            f" not pixel_unshuffle={pixel_unshuffle}, decoder={list(decoder)}"
         )
-    folded = channels * fold * fold
+    unshuffled = channels * pixel_unshuffle * pixel_unshuffle
     if architecture == "autoencoder":
-        return Generator(_autoencoder(folded, list(decoder)), fold, 2 ** len(decoder))
-    return Generator(_unet(folded, encoder, weights, list(decoder)), fold, 2 ** len(decoder))
+        return Generator(_autoencoder(unshuffled, list(decoder)), pixel_unshuffle, 2 ** len(decoder))
+    return Generator(_unet(unshuffled, encoder, weights, list(decoder)), pixel_unshuffle, 2 ** len(decoder))
 
 
 def encoder_names() -> list[str]:
@@ -132,7 +133,7 @@ def encoder_names() -> list[str]:
 
 def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) -> nn.Module:
     if not encoder.startswith("tu-") and encoder not in encoder_names():
-        raise unknown("encoder", encoder, encoder_names())
+        raise unknown_name_error("encoder", encoder, encoder_names())
     try:
         unet = smp.Unet(
             encoder_name=encoder,
@@ -149,7 +150,7 @@ def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) 
 
 
 def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
-    """Take out what a pass does not use, as the deep stages of an encoder cut short: dead weight in an artefact, and
+    """Take out what a pass does not use, as the deep stages of an encoder cut short: dead weight in an artifact, and
     an error where several processes wait for its gradients."""
     entered: set[nn.Module] = set()
     hooks = [module.register_forward_pre_hook(lambda module, _: entered.add(module)) for module in network.modules()]

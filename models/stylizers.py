@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.core.errors import unknown
+from gap.core.errors import unknown_name_error
 
 # Against division by the spread of a channel that is silent.
 TINY = 1e-5
@@ -51,12 +51,12 @@ class Stylizer(nn.Module, ABC):
         super().__init__()
         self.register_buffer("scales", torch.ones(layers))
 
-    def even(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def normalize_scale(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """The maps of all layers brought to one scale."""
         return [each.float() / scale for each, scale in zip(maps, self.scales, strict=True)]
 
     @abstractmethod
-    def code(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def encode_style(self, maps: Sequence[Tensor]) -> list[Tensor]:
         """What is kept of styles whose maps these are, N x C x H x W for each layer: N codes for each layer."""
 
     @abstractmethod
@@ -64,27 +64,27 @@ class Stylizer(nn.Module, ABC):
         """Pictures N x C x H x W in [0, 1] of contents whose maps these are, in the styles of N codes."""
 
 
-class Adaptive(Stylizer):
+class AdaINStylizer(Stylizer):
     """Every layer's map of the content is given the mean and spread that the style has in each channel (adaptive
-    instance normalisation, Huang and Belongie, 2017), at several resolutions."""
+    instance normalization, Huang and Belongie, 2017), at several resolutions."""
 
     def __init__(self, widths: Sequence[int], channels: int) -> None:
         super().__init__(len(widths))
         self.decoder = Decoder(widths, channels)
 
-    def code(self, maps: Sequence[Tensor]) -> list[Tensor]:
-        return [torch.cat(_moments(each), dim=1) for each in self.even(maps)]
+    def encode_style(self, maps: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.cat(_moments(each), dim=1) for each in self.normalize_scale(maps)]
 
     def forward(self, maps: Sequence[Tensor], code: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         given = []
-        for each, moments in zip(self.even(maps), code, strict=True):
+        for each, moments in zip(self.normalize_scale(maps), code, strict=True):
             mean, spread = _moments(each)
             new_mean, new_spread = moments.chunk(2, dim=1)
             given.append((each - mean) / spread * new_spread + new_mean)
         return self.decoder(given, size)
 
 
-class GramMaps(Stylizer):
+class GramStackStylizer(Stylizer):
     """The style's Gram matrices, laid out as pictures: those of all layers, resized to each map of the content, are
     stacked onto it as further channels.
 
@@ -96,26 +96,29 @@ class GramMaps(Stylizer):
         super().__init__(len(widths))
         self.decoder = Decoder([width + len(widths) for width in widths], channels)
 
-    def code(self, maps: Sequence[Tensor]) -> list[Tensor]:
+    def encode_style(self, maps: Sequence[Tensor]) -> list[Tensor]:
         with torch.autocast(maps[0].device.type, enabled=False):
-            flat = [each.flatten(2) for each in self.even(maps)]
+            flat = [each.flatten(2) for each in self.normalize_scale(maps)]
             return [each @ each.transpose(1, 2) / each.shape[2] for each in flat]
 
     def forward(self, maps: Sequence[Tensor], code: Sequence[Tensor], size: tuple[int, int]) -> Tensor:
         stacked = []
-        for each in self.even(maps):
+        for each in self.normalize_scale(maps):
             laid = [F.interpolate(gram[:, None], each.shape[-2:], mode="bilinear", antialias=True) for gram in code]
             stacked.append(torch.cat([each, *laid], dim=1))
         return self.decoder(stacked, size)
 
 
-FORMS: dict[str, type[Adaptive] | type[GramMaps]] = {"adaptive": Adaptive, "gram-maps": GramMaps}
+FORMS: dict[str, type[AdaINStylizer] | type[GramStackStylizer]] = {
+    "adaptive": AdaINStylizer,
+    "gram-maps": GramStackStylizer,
+}
 
 
 def make_stylizer(form: str, widths: Sequence[int], channels: int) -> Stylizer:
     """A fresh stylizer of one of FORMS for maps of these widths, the shallowest first; GapError for another form."""
     if form not in FORMS:
-        raise unknown("form of stylizer", form, FORMS)
+        raise unknown_name_error("form of stylizer", form, FORMS)
     return FORMS[form](widths, channels)
 
 

@@ -19,8 +19,8 @@ import safetensors.torch
 import tiny
 import torch
 import yaml
-from gap.models.classifiers import ZOO, ZooEntry
-from gap.models.feature_extractor import Taps
+from gap.models.classifiers import BUILTIN, BuiltinClassifier
+from gap.models.feature_extractor import FeatureExtractor
 from gap.models.generators import make_generator
 from gap.models.stylizers import make_stylizer
 from hypothesis import HealthCheck, given, settings
@@ -28,23 +28,23 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor, nn
 
-from gap.attacks.criteria import find_goal
+from gap.attacks.criteria import find_criterion
 from gap.attacks.generator.model import load_attack
 from gap.attacks.generator.train import TrainOptions
-from gap.attacks.registry import named_attack, start_of
+from gap.attacks.registry import create_attack, init_folder_of
 from gap.classifiers import registry as architectures
-from gap.classifiers.classifier import folder_of, load_classifier
+from gap.classifiers.classifier import load_classifier, model_dir_of
 from gap.classifiers.pretrain import PretrainOptions
-from gap.classifiers.registry import is_code, is_fresh, split_name
-from gap.classifiers.task import parse_input
-from gap.core.artifact import CARD, CHECKPOINT, CONFIG, TENSORS, is_ours, save_artefact
+from gap.classifiers.registry import is_untrained, runs_user_code, split_name
+from gap.classifiers.task import parse_input_shape
+from gap.core.artifact import CARD, CHECKPOINT, CONFIG, TENSORS, save_artifact, was_written_by_gap
 from gap.core.errors import GapError
 from gap.core.options import Options, parse_assignments, read_config, read_yaml_file
-from gap.core.process import Stopped
-from gap.data.images import find_pictures, open_picture
+from gap.core.process import TrainingInterrupted
+from gap.data.images import find_pictures, load_image
 from gap.data.registry import load_data
-from gap.evaluation.benchmark import find_entrants
-from gap.hardening.inner_attacks import parse_mix, parse_name
+from gap.evaluation.benchmark import parse_attacks
+from gap.hardening.inner_attacks import parse_inner_attack, parse_mixture
 from gap.hardening.train import HardenOptions
 from gap.imagery.feed_forward.stylizer import load_stylizer
 from gap.threat import Budget
@@ -71,7 +71,7 @@ def small(channels: int, classes: int) -> nn.Module:
 def _small() -> Iterator[None]:
     """The small network among those that come with gap."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setitem(ZOO, NAME, ZooEntry(small, 3, SIZE, 4, (0.5,), (0.5,), "small"))
+        patched.setitem(BUILTIN, NAME, BuiltinClassifier(small, 3, SIZE, 4, (0.5,), (0.5,), "small"))
         yield
 
 
@@ -185,46 +185,48 @@ def tensor_changes(draw: st.DrawFn) -> Callable[[dict[str, Tensor]], dict[str, T
     return change
 
 
-def make_artefacts(root: Path) -> dict[str, Path]:
-    """A small untrained artefact of every kind."""
+def make_artifacts(root: Path) -> dict[str, Path]:
+    """A small untrained artifact of every kind."""
     torch.manual_seed(0)
     folders = {kind: root / kind for kind in ("classifier", "thresholded", "direct", "universal", "stylizer")}
     for folder in folders.values():
         folder.mkdir()
-        (folder / CONFIG).write_text(yaml.safe_dump(PretrainOptions().dump()))
+        (folder / CONFIG).write_text(yaml.safe_dump(PretrainOptions().to_dict()))
     classifier = load_classifier(NAME)
-    save_artefact(
+    save_artifact(
         folders["classifier"], "classifier", classifier.network.state_dict(), {"classifier": classifier.describe()}
     )
     told = load_classifier(folders["classifier"]).describe()
-    options = {"architecture": "unet", "encoder": "strided-32", "decoder": [16, 8], "fold": 2}
-    card = {"budget": "linf:0.1", "goal": "untargeted", "channels": 3, "size": list(SIZE), "classifiers": [told]}
+    options = {"architecture": "unet", "encoder": "strided-32", "decoder": [16, 8], "pixel_unshuffle": 2}
+    card = {"budget": "linf:0.1", "criterion": "untargeted", "channels": 3, "size": list(SIZE), "classifiers": [told]}
     state = make_generator(3, **options).state_dict()
     generating = card | {"generator": options}
-    save_artefact(folders["thresholded"], "thresholded generator", state, generating)
-    save_artefact(folders["direct"], "direct generator", state, generating | {"budget": None})
-    save_artefact(
-        folders["universal"], "universal perturbation", {"perturbation": torch.rand(1, 3, *SIZE) / 10}, generating
+    save_artifact(folders["thresholded"], "bounded_generator", state, generating)
+    save_artifact(folders["direct"], "direct_generator", state, generating | {"budget": None})
+    save_artifact(
+        folders["universal"], "universal_perturbation", {"perturbation": torch.rand(1, 3, *SIZE) / 10}, generating
     )
     layers = ["0", "3"]
     with torch.no_grad():
-        widths = [each.shape[1] for each in Taps(classifier.network, layers)(torch.rand(1, 3, *SIZE)).values()]
-    save_artefact(
+        widths = [
+            each.shape[1] for each in FeatureExtractor(classifier.network, layers)(torch.rand(1, 3, *SIZE)).values()
+        ]
+    save_artifact(
         folders["stylizer"],
         "stylizer",
         make_stylizer("adaptive", widths, 3).state_dict(),
-        {"backbone": told, "form": "adaptive", "layers": layers, "widths": widths},
+        {"backbone": told, "type": "adaptive", "layers": layers, "widths": widths},
     )
     return folders
 
 
 @pytest.fixture(scope="module")
-def artefacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return make_artefacts(tmp_path_factory.mktemp("artefacts"))
+def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return make_artifacts(tmp_path_factory.mktemp("artifacts"))
 
 
 def use(kind: str, folder: Path) -> None:
-    """What the next command does first with an artefact."""
+    """What the next command does first with an artifact."""
     match kind:
         case "classifier":
             load_classifier(folder)
@@ -248,13 +250,13 @@ KINDS = ("classifier", "thresholded", "direct", "universal", "stylizer")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artefacts_of_every_kind_are_used(artefacts: dict[str, Path], kind: str) -> None:
-    use(kind, artefacts[kind])
+def test_artifacts_of_every_kind_are_used(artifacts: dict[str, Path], kind: str) -> None:
+    use(kind, artifacts[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artefacts_with_values_that_are_not_finite_are_refused(artefacts: dict[str, Path], kind: str) -> None:
-    path = artefacts[kind] / TENSORS
+def test_artifacts_with_values_that_are_not_finite_are_refused(artifacts: dict[str, Path], kind: str) -> None:
+    path = artifacts[kind] / TENSORS
     state = safetensors.torch.load_file(path)
     name = next(name for name, value in state.items() if value.is_floating_point())
     state[name].view(-1)[0] = math.nan
@@ -266,8 +268,8 @@ def test_artefacts_with_values_that_are_not_finite_are_refused(artefacts: dict[s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artefacts_with_weights_of_whole_numbers_are_refused(artefacts: dict[str, Path], kind: str) -> None:
-    path = artefacts[kind] / TENSORS
+def test_artifacts_with_weights_of_whole_numbers_are_refused(artifacts: dict[str, Path], kind: str) -> None:
+    path = artifacts[kind] / TENSORS
     state = {name: value.int() for name, value in safetensors.torch.load_file(path).items()}
     with changed(path, safetensors.torch.save(state)), pytest.raises(GapError, match="int32 values, where float32 is"):
         use(kind, path.parent)
@@ -282,18 +284,18 @@ def test_artefacts_with_weights_of_whole_numbers_are_refused(artefacts: dict[str
         ("classifier", "size", [10**5, 10**5]),
         ("thresholded", "channels", 10**7),
         ("thresholded", "decoder", [10**7, 8]),
-        ("direct", "fold", 16),
+        ("direct", "pixel_unshuffle", 16),
         ("universal", "size", [8, 9]),
         ("stylizer", "widths", [10**7, 10**7]),
         ("stylizer", "layers", ["3", "0"]),
     ],
 )
-def test_artefacts_whose_card_says_other_sizes_are_refused(
-    artefacts: dict[str, Path], kind: str, key: str, value: object
+def test_artifacts_whose_card_says_other_sizes_are_refused(
+    artifacts: dict[str, Path], kind: str, key: str, value: object
 ) -> None:
-    path = artefacts[kind] / CARD
+    path = artifacts[kind] / CARD
     card = yaml.safe_load(path.read_text())
-    section = {"classes": "classifier", "decoder": "generator", "fold": "generator"}.get(key)
+    section = {"classes": "classifier", "decoder": "generator", "pixel_unshuffle": "generator"}.get(key)
     if kind == "classifier":
         section = "classifier"
     (card[section] if section else card)[key] = value
@@ -306,20 +308,20 @@ SOME_KIND = st.sampled_from(KINDS)
 
 @cases(25)
 @given(kind=SOME_KIND, name=st.sampled_from([CARD, TENSORS]), damage=damages())
-def test_artefacts_of_damaged_bytes_are_used_or_refused(
-    artefacts: dict[str, Path], kind: str, name: str, damage: Damage
+def test_artifacts_of_damaged_bytes_are_used_or_refused(
+    artifacts: dict[str, Path], kind: str, name: str, damage: Damage
 ) -> None:
-    path = artefacts[kind] / name
+    path = artifacts[kind] / name
     with changed(path, damage(path.read_bytes())), answered():
         use(kind, path.parent)
 
 
 @cases(40)
 @given(kind=SOME_KIND, garble=garblings())
-def test_artefacts_with_garbled_cards_are_used_or_refused(
-    artefacts: dict[str, Path], kind: str, garble: Callable[[Any], Any]
+def test_artifacts_with_garbled_cards_are_used_or_refused(
+    artifacts: dict[str, Path], kind: str, garble: Callable[[Any], Any]
 ) -> None:
-    path = artefacts[kind] / CARD
+    path = artifacts[kind] / CARD
     card = garble(yaml.safe_load(path.read_text()))
     with changed(path, yaml.safe_dump(card).encode()), answered():
         use(kind, path.parent)
@@ -327,10 +329,10 @@ def test_artefacts_with_garbled_cards_are_used_or_refused(
 
 @cases(40)
 @given(kind=SOME_KIND, change=tensor_changes())
-def test_artefacts_with_changed_tensors_are_used_or_refused(
-    artefacts: dict[str, Path], kind: str, change: Callable[..., dict[str, Tensor]]
+def test_artifacts_with_changed_tensors_are_used_or_refused(
+    artifacts: dict[str, Path], kind: str, change: Callable[..., dict[str, Tensor]]
 ) -> None:
-    path = artefacts[kind] / TENSORS
+    path = artifacts[kind] / TENSORS
     content = safetensors.torch.save(change(safetensors.torch.load_file(path)))
     with changed(path, content), answered():
         use(kind, path.parent)
@@ -338,10 +340,10 @@ def test_artefacts_with_changed_tensors_are_used_or_refused(
 
 @cases(25)
 @given(damage=damages())
-def test_damaged_configs_are_read_or_refused(artefacts: dict[str, Path], damage: Damage) -> None:
-    path = artefacts["classifier"] / CONFIG
+def test_damaged_configs_are_read_or_refused(artifacts: dict[str, Path], damage: Damage) -> None:
+    path = artifacts["classifier"] / CONFIG
     with changed(path, damage(path.read_bytes())), answered():
-        is_ours(path.parent)
+        was_written_by_gap(path.parent)
         PretrainOptions.read(read_yaml_file(path))
 
 
@@ -381,7 +383,7 @@ def test_weights_files_with_changed_contents_are_loaded_or_refused(
 @pytest.fixture(scope="module")
 def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("unfinished")
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         tiny.run(folder, tiny.at_step(40, tiny.signals(tiny.signal.SIGTERM)))
     return folder
 
@@ -399,9 +401,9 @@ def test_damaged_checkpoints_are_resumed_or_refused(unfinished: Path, damage: Da
 def test_garbled_checkpoints_are_resumed_or_refused(unfinished: Path, garble: Callable[[Any], Any]) -> None:
     path = unfinished / CHECKPOINT
     state = torch.load(path, weights_only=True)
-    job = state.pop("job")
+    training = state.pop("training")
     written = io.BytesIO()
-    torch.save(garble(state) | {"job": job}, written)
+    torch.save(garble(state) | {"training": training}, written)
     with changed(path, written.getvalue()), answered():
         tiny.run(unfinished, resume=True)
 
@@ -430,7 +432,7 @@ def test_damaged_pictures_are_opened_or_refused(
     path = tmp_path / f"picture.{form.lower()}"
     path.write_bytes(damage(pictures[form]))
     with answered():
-        picture = open_picture(path, channels, size)
+        picture = load_image(path, channels, size)
         assert picture.dtype == torch.uint8 and len(picture) == channels
 
 
@@ -439,7 +441,7 @@ PIECES = st.sampled_from(
     ["@", ":", "/", "=", ",", ".", "..", " ", "\0", "\n", "~", "\\", "-", "%s", "é", "²", "٣", "\ud800", "\U0001f600",
      "q" * 300, "9" * 5000, "q@" * 500, "zq", "zq.py", "zq.py:make", "no_module_of_gap.zq:make", "C:\\zq", "none", "0",
      "1e999", "-1", "nan", "mnist-cnn", "torchvision:resnet81", "timm:resnet81s", "folder:", "mnist-5k", "linf:", "l2:",
-     "8/255", "pgd", "pgd:", "steps=", ":steps=", "start=", "step_scales=", "uap", "generator-start", "trades",
+     "8/255", "pgd", "pgd:", "steps=", ":steps=", "init=", "relative_step_sizes=", "uap", "generator-start", "trades",
      "target:", "untargeted", "3x", "32x32", "layer1", "relu2_x", "logits"]
 )  # fmt: skip
 STARTS = [
@@ -449,7 +451,7 @@ STARTS = [
     "mnist-cnn@",
     "zq.py:make@",
     "torchvision:resnet81@",
-    "pgd:start=",
+    "pgd:init=",
     "generator-start@",
     "~",
 ]
@@ -471,16 +473,16 @@ def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     uses: list[Callable[[], object]] = [
         lambda: load_classifier(text, channels=1, size=(28, 28)),
         lambda: split_name(text),
-        lambda: is_code(text),
-        lambda: is_fresh(text),
-        lambda: folder_of(text),
-        lambda: Taps(network, [text]),
+        lambda: runs_user_code(text),
+        lambda: is_untrained(text),
+        lambda: model_dir_of(text),
+        lambda: FeatureExtractor(network, [text]),
         lambda: load_data(text, tmp_path, channels=1, size=(28, 28), download=False),
         lambda: load_data("mnist", text, download=False),
         lambda: load_attack(text),
-        lambda: find_entrants([text]),
+        lambda: parse_attacks([text]),
         lambda: find_pictures(text),
-        lambda: open_picture(text, 1),
+        lambda: load_image(text, 1),
         lambda: read_config(text),
     ]
     for each in uses:
@@ -494,12 +496,12 @@ def test_options_written_as_text_are_read_or_refused(text: str) -> None:
     budget = Budget("linf", 0.1)
     uses: list[Callable[[], object]] = [
         lambda: Budget.parse(text),
-        lambda: find_goal(text, 10),
-        lambda: parse_input(text),
-        lambda: parse_name(text),
-        lambda: parse_mix([text, f"{text}=0.5"]),
-        lambda: named_attack(text, budget),
-        lambda: start_of(text),
+        lambda: find_criterion(text, 10),
+        lambda: parse_input_shape(text),
+        lambda: parse_inner_attack(text),
+        lambda: parse_mixture([text, f"{text}=0.5"]),
+        lambda: create_attack(text, budget),
+        lambda: init_folder_of(text),
         lambda: parse_assignments([text]),
     ]
     for each in uses:
@@ -516,4 +518,4 @@ def test_option_values_are_read_or_refused(garble: Callable[[Any], Any], kind: t
         HardenOptions: {"classifier": "mnist-cnn", "budget": "linf:0.1"},
     }
     with answered():
-        kind.read(garble(kind.read(needed[kind]).dump()))
+        kind.read(garble(kind.read(needed[kind]).to_dict()))

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gap.core.errors import GapError
-from gap.threat import L1, L2, NORMS, Budget, quantise_towards, to_8bit
+from gap.threat import L1, L2, NORMS, Budget, quantize_towards, to_8bit
 
 shapes = st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 12), st.integers(1, 12))
 budgets = st.one_of(
@@ -33,7 +33,7 @@ def pictures(shape, seed, dtype=torch.float32):
 
 
 def inside(budget, perturbation):
-    return bool((budget.measure(perturbation) <= budget.epsilon * (1 + 1e-6) + 1e-7).all())
+    return bool((budget.norm_of(perturbation) <= budget.epsilon * (1 + 1e-6) + 1e-7).all())
 
 
 # ------------------------------------------------------------------ reading and writing
@@ -114,7 +114,7 @@ def test_bound_never_exceeds_the_budget(shape, budget, dtype, seed, scale):
 @given(shape=shapes, budget=budgets, seed=seeds)
 def test_bound_can_use_all_of_the_budget(shape, budget, seed):
     raw = 6 * noise(shape, seed).sign()
-    assert (budget.measure(budget.bound(raw)) > 0.999 * budget.epsilon).all()
+    assert (budget.norm_of(budget.bound(raw)) > 0.999 * budget.epsilon).all()
 
 
 @quickly
@@ -140,14 +140,14 @@ def test_bound_of_half_precision_is_computed_in_float32(dtype, budget):
     bounded = budget.bound((300 * noise((2, 3, 32, 32), 0)).to(dtype))
     assert bounded.dtype == torch.float32
     assert inside(budget, bounded)
-    assert (budget.measure(bounded) > 0.999 * budget.epsilon).all()
+    assert (budget.norm_of(bounded) > 0.999 * budget.epsilon).all()
 
 
 @quickly
 @given(shape=shapes, budget=budgets, seed=seeds, scale=scales)
 def test_perturb_stays_in_the_ball_and_in_the_range_of_a_pixel(shape, budget, seed, scale):
     images = pictures(shape, seed)
-    adversarial = budget.perturb(images, scale * noise(shape, seed + 1))
+    adversarial = budget.apply(images, scale * noise(shape, seed + 1))
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     assert inside(budget, adversarial - images)
@@ -160,9 +160,9 @@ def test_project_lands_inside_keeps_what_is_inside_and_is_idempotent(shape, budg
     projected = budget.project(perturbation)
     assert inside(budget, projected)
     assert torch.allclose(budget.project(projected), projected, rtol=1e-6)
-    fits = budget.measure(perturbation) <= budget.epsilon
+    fits = budget.norm_of(perturbation) <= budget.epsilon
     assert torch.equal(projected[fits], perturbation[fits])
-    assert (budget.measure(projected)[~fits] > 0.9999 * budget.epsilon).all()
+    assert (budget.norm_of(projected)[~fits] > 0.9999 * budget.epsilon).all()
 
 
 @quickly
@@ -185,15 +185,15 @@ def test_each_image_is_treated_by_itself(shape, budget, seed):
         alone = batch[each : each + 1]
         assert torch.allclose(budget.bound(batch)[each], budget.bound(alone)[0], rtol=1e-5)
         assert torch.allclose(budget.project(batch)[each], budget.project(alone)[0], rtol=1e-5)
-        quantised = budget.quantise(clean, clean + batch)[each]
-        assert torch.equal(quantised, budget.quantise(clean[each : each + 1], clean[each : each + 1] + alone)[0])
+        quantized = budget.quantize(clean, clean + batch)[each]
+        assert torch.equal(quantized, budget.quantize(clean[each : each + 1], clean[each : each + 1] + alone)[0])
 
 
 def test_measure_is_in_pixels_of_0_to_1():
     perturbation = torch.tensor([[[[3.0, -4.0]]], [[[0.0, 0.5]]]])
-    assert Budget("l2", 1).measure(perturbation).tolist() == [5.0, 0.5]
-    assert Budget("linf", 1).measure(perturbation).tolist() == [4.0, 0.5]
-    assert Budget("l1", 1).measure(perturbation).tolist() == [7.0, 0.5]
+    assert Budget("l2", 1).norm_of(perturbation).tolist() == [5.0, 0.5]
+    assert Budget("linf", 1).norm_of(perturbation).tolist() == [4.0, 0.5]
+    assert Budget("l1", 1).norm_of(perturbation).tolist() == [7.0, 0.5]
 
 
 # ------------------------------------------------------------------ norms
@@ -236,28 +236,28 @@ def test_l1_project_shrinks_every_value_by_one_amount():
 
 @quickly
 @given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
-def test_quantised_is_8_bit_inside_and_never_farther(shape, budget, dtype, seed, scale):
+def test_quantized_is_8_bit_inside_and_never_farther(shape, budget, dtype, seed, scale):
     clean = to_8bit(pictures(shape, seed, dtype))
     adversarial = (clean + budget.project(scale * noise(shape, seed + 1, dtype))).clamp(0, 1)
-    quantised = budget.quantise(clean, adversarial)
-    levels = quantised * 255
-    assert quantised.dtype == dtype
+    quantized = budget.quantize(clean, adversarial)
+    levels = quantized * 255
+    assert quantized.dtype == dtype
     assert torch.allclose(levels, levels.round(), atol=1e-3)
-    assert quantised.min() >= 0
-    assert quantised.max() <= 1
-    assert inside(budget, quantised - clean)
-    change, quantised_change = adversarial - clean, quantised - clean
-    assert (quantised_change.abs() <= change.abs() + 1e-6).all(), "farther than what was asked for"
-    assert (quantised_change.abs() > change.abs() - 1 / 255 - 1e-6).all(), "more than a level lost"
-    assert (quantised_change * change >= 0).all(), "on the other side of the clean picture"
+    assert quantized.min() >= 0
+    assert quantized.max() <= 1
+    assert inside(budget, quantized - clean)
+    change, quantized_change = adversarial - clean, quantized - clean
+    assert (quantized_change.abs() <= change.abs() + 1e-6).all(), "farther than what was asked for"
+    assert (quantized_change.abs() > change.abs() - 1 / 255 - 1e-6).all(), "more than a level lost"
+    assert (quantized_change * change >= 0).all(), "on the other side of the clean picture"
 
 
 @quickly
 @given(shape=shapes, budget=budgets, dtype=dtypes, seed=seeds, scale=scales)
-def test_quantising_again_changes_nothing(shape, budget, dtype, seed, scale):
+def test_quantizing_again_changes_nothing(shape, budget, dtype, seed, scale):
     clean = to_8bit(pictures(shape, seed, dtype))
-    once = budget.quantise(clean, clean + scale * noise(shape, seed + 1, dtype))
-    assert torch.equal(budget.quantise(clean, once), once)
+    once = budget.quantize(clean, clean + scale * noise(shape, seed + 1, dtype))
+    assert torch.equal(budget.quantize(clean, once), once)
 
 
 @pytest.mark.parametrize("levels", [1, 2, 3, 8, 16, 100])
@@ -266,26 +266,26 @@ def test_a_budget_of_whole_levels_is_used_to_the_last(levels):
     budget = Budget("linf", levels / 255)
     clean = torch.arange(256).view(1, 1, 16, 16) / 255
     for sign in (-1, 1):
-        quantised = budget.quantise(clean, (clean + sign * budget.epsilon).clamp(0, 1))
+        quantized = budget.quantize(clean, (clean + sign * budget.epsilon).clamp(0, 1))
         expected = (torch.arange(256) + sign * levels).clamp(0, 255)
-        assert torch.equal((quantised * 255).round().long().flatten(), expected)
+        assert torch.equal((quantized * 255).round().long().flatten(), expected)
 
 
 def test_a_level_just_past_the_budget_is_not_taken():
     budget = Budget("linf", (8 - 5e-5) / 255)
     clean = torch.arange(200).view(1, 1, 10, 20) / 255
-    quantised = budget.quantise(clean, clean + budget.epsilon)
-    assert ((quantised - clean) * 255).round().unique().tolist() == [7]
+    quantized = budget.quantize(clean, clean + budget.epsilon)
+    assert ((quantized - clean) * 255).round().unique().tolist() == [7]
 
 
 @quickly
 @given(shape=shapes, seed=seeds, scale=scales)
-def test_quantise_towards_needs_no_budget(shape, seed, scale):
+def test_quantize_towards_needs_no_budget(shape, seed, scale):
     clean = to_8bit(pictures(shape, seed))
     adversarial = (clean + scale * noise(shape, seed + 1)).clamp(0, 1)
-    quantised = quantise_towards(clean, adversarial)
-    assert torch.equal(to_8bit(quantised), quantised)
-    assert ((quantised - clean).abs() <= (adversarial - clean).abs() + 1e-6).all()
+    quantized = quantize_towards(clean, adversarial)
+    assert torch.equal(to_8bit(quantized), quantized)
+    assert ((quantized - clean).abs() <= (adversarial - clean).abs() + 1e-6).all()
 
 
 def test_to_8bit_is_the_nearest_level():

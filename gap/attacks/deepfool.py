@@ -9,7 +9,7 @@ from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget, Norm, find_norm, quantise_towards
+from gap.threat import Budget, Norm, find_norm, quantize_towards
 
 # The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
 SHORTEST_STEP = 1e-4
@@ -83,8 +83,8 @@ class DeepFool:
 
     def _rounded(self, images: Tensor, adversarial: Tensor) -> Tensor:
         if self.budget is not None:
-            return self.budget.quantise(images, adversarial)
-        return quantise_towards(images, adversarial)
+            return self.budget.quantize(images, adversarial)
+        return quantize_towards(images, adversarial)
 
     def path_to_boundary(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         """The sum of the steps for each image, N x C x H x W, without the overshoot; the classifier is held frozen."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.base import Attack
-from gap.attacks.losses import CONFIDENCE, Goal, Loss, find_loss, margin
+from gap.attacks.losses import CONFIDENCE, Criterion, Loss, find_loss, margin
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
@@ -24,11 +24,11 @@ class PGD:
     """Projected gradient descent (Madry et al., 2018), tuned to be a reference that does not flatter.
 
     Each run starts at a random point of the budget's ball and takes `steps` steepest steps whose size falls along a
-    cosine from `scale * epsilon` towards 0. There is one run for each of `step_scales`, `restarts` times over, so an
-    image that withstands them all costs `steps * len(step_scales) * restarts` gradients. Per image the most
-    adversarial iterate of all runs is kept: the one of lowest logit margin, hence a success if any run had one.
+    cosine from `scale * epsilon` towards 0. There is one run for each scale of `relative_step_sizes`, `restarts` times
+    over, so an image that withstands them all costs `steps * len(relative_step_sizes) * restarts` gradients. Per image
+    the most adversarial iterate of all runs is kept: the one of lowest logit margin, so a success if any run had one.
 
-    With a `start`, runs begin at what that attack makes instead, projected onto the budget: a trained generator is a
+    With a `init`, runs begin at what that attack makes instead, projected onto the budget: a trained generator is a
     guess that few steps make good.
 
     An image leaves the search once it is fooled by a logit margin of `confidence` (in logits, at least 0), a little
@@ -42,39 +42,39 @@ class PGD:
     steps: int = 40
     loss: str = "margin"
     restarts: int = 1
-    step_scales: tuple[float, ...] = (0.25, 1.0)
+    relative_step_sizes: tuple[float, ...] = (0.25, 1.0)
     confidence: float = 1.0
     targeted: bool = False
-    start: Attack | None = None
+    init: Attack | None = None
     name: str = "pgd"
 
     def __post_init__(self) -> None:
         find_loss(self.loss)
         if self.steps < 1 or self.restarts < 1:
             raise GapError(f"pgd needs at least 1 step and 1 restart, not steps={self.steps}, restarts={self.restarts}")
-        if not self.step_scales or not all(0 < scale < math.inf for scale in self.step_scales):
-            raise GapError(f"pgd needs positive step_scales, such as 0.25/1, not {self.step_scales}")
+        if not self.relative_step_sizes or not all(0 < scale < math.inf for scale in self.relative_step_sizes):
+            raise GapError(f"pgd needs positive relative_step_sizes, such as 0.25/1, not {self.relative_step_sizes}")
         if not self.confidence >= 0:
             raise GapError(f"pgd needs a confidence of at least 0, not {self.confidence:g}")
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            best = _Best(images, call(classifier, images), Goal(labels, self.targeted), self._floor)
-            for scale in self.step_scales * self.restarts:
-                self._run(classifier, images, best, scale * self.budget.epsilon)
+            best = _BestIterates(images, call(classifier, images), Criterion(labels, self.targeted), self._margin_floor)
+            for scale in self.relative_step_sizes * self.restarts:
+                self._descend(classifier, images, best, scale * self.budget.epsilon)
             warn_if_undefined(self.name, best.undefined)
             return best.images
 
     @property
-    def _floor(self) -> float:
+    def _margin_floor(self) -> float:
         """How far, in logits, the margin is followed past the boundary: at least as far as it is asked to get."""
         return max(CONFIDENCE, self.confidence)
 
-    def _run(self, classifier: nn.Module, images: Tensor, best: "_Best", first_size: float) -> None:
+    def _descend(self, classifier: nn.Module, images: Tensor, best: "_BestIterates", first_size: float) -> None:
         """One descent of the images still standing; what it finds is offered to `best`."""
-        index = best.standing(self.confidence)
+        index = best.active_indices(self.confidence)
         clean = images[index]
-        adversarial = self._begin(classifier, clean, best.goal.classes[index])
+        adversarial = self._initial_point(classifier, clean, best.criterion.classes[index])
         for size in _cosine(first_size, self.steps):
             if not len(index):
                 return
@@ -82,50 +82,50 @@ class PGD:
                 classifier,
                 adversarial,
                 best.clean_logits[index],
-                best.goal_of(index),
-                find_loss(self.loss, self._floor),
+                best.criterion_of(index),
+                find_loss(self.loss, self._margin_floor),
             )
-            best.offer(index, adversarial, logits)
+            best.update(index, adversarial, logits)
             gradient, undefined = zero_where_undefined(gradient)
             best.undefined[index] |= undefined
             stepped = adversarial - clean - size * self.budget.norm.steepest(gradient)
             adversarial = (clean + self.budget.project(stepped)).clamp(0, 1)
 
-            standing = best.margins[index] > -self.confidence
-            index, clean, adversarial = index[standing], clean[standing], adversarial[standing]
+            active_indices = best.margins[index] > -self.confidence
+            index, clean, adversarial = index[active_indices], clean[active_indices], adversarial[active_indices]
         if len(index):
-            best.offer(index, adversarial, call(classifier, adversarial))
+            best.update(index, adversarial, call(classifier, adversarial))
 
-    def _begin(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
-        if self.start is None:
+    def _initial_point(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
+        if self.init is None:
             return (clean + self.budget.sample(clean)).clamp(0, 1)
-        return (clean + self.budget.project(self.start(classifier, clean, labels) - clean)).clamp(0, 1)
+        return (clean + self.budget.project(self.init(classifier, clean, labels) - clean)).clamp(0, 1)
 
 
-class _Best:
+class _BestIterates:
     """The most adversarial pictures met so far, one per image: those of lowest logit margin.
 
     `undefined` says for which images the search met a gradient that is NaN or infinite.
     """
 
-    def __init__(self, images: Tensor, logits: Tensor, goal: Goal, floor: float) -> None:
+    def __init__(self, images: Tensor, logits: Tensor, criterion: Criterion, floor: float) -> None:
         self.images = images.detach().clone()
         self.undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         self.floor = floor
-        self.margins = margin(logits, logits, goal, floor)
+        self.margins = margin(logits, logits, criterion, floor)
         self.clean_logits = logits
-        self.goal = goal
+        self.criterion = criterion
 
-    def goal_of(self, index: Tensor) -> Goal:
-        return Goal(self.goal.classes[index], self.goal.targeted)
+    def criterion_of(self, index: Tensor) -> Criterion:
+        return Criterion(self.criterion.classes[index], self.criterion.targeted)
 
-    def standing(self, confidence: float) -> Tensor:
+    def active_indices(self, confidence: float) -> Tensor:
         """The indices of the images not yet fooled by that margin."""
         return (self.margins > -confidence).nonzero().squeeze(1)
 
-    def offer(self, index: Tensor, candidates: Tensor, logits: Tensor) -> None:
+    def update(self, index: Tensor, candidates: Tensor, logits: Tensor) -> None:
         """Keep those candidates for the images `index` that are better than what is kept."""
-        margins = margin(logits, logits, self.goal_of(index), self.floor)
+        margins = margin(logits, logits, self.criterion_of(index), self.floor)
         better = margins < self.margins[index]
         self.images[index[better]] = candidates[better]
         self.margins[index[better]] = margins[better]
@@ -149,7 +149,7 @@ class FGSM:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            _, gradient = loss_gradient(classifier, images, None, Goal(labels), find_loss(self.loss))
+            _, gradient = loss_gradient(classifier, images, None, Criterion(labels), find_loss(self.loss))
             gradient, undefined = zero_where_undefined(gradient)
             warn_if_undefined(self.name, undefined)
             step = self.budget.epsilon * self.budget.norm.steepest(gradient)
@@ -157,7 +157,7 @@ class FGSM:
 
 
 def loss_gradient(
-    classifier: nn.Module, images: Tensor, clean_logits: Tensor | None, goal: Goal, loss: Loss
+    classifier: nn.Module, images: Tensor, clean_logits: Tensor | None, criterion: Criterion, loss: Loss
 ) -> tuple[Tensor, Tensor]:
     """The logits (N x K) and the gradient of the summed loss by the images (N x C x H x W), both detached.
 
@@ -166,7 +166,7 @@ def loss_gradient(
     images = images.detach().requires_grad_()
     with torch.enable_grad():
         logits = call(classifier, images)
-        value = loss(logits, logits.detach() if clean_logits is None else clean_logits, goal).sum()
+        value = loss(logits, logits.detach() if clean_logits is None else clean_logits, criterion).sum()
     return logits.detach(), input_gradient(value, images)
 
 

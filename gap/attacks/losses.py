@@ -1,7 +1,7 @@
-"""Adversarial losses by name: what an attacker minimises.
+"""Adversarial losses by name: what an attacker minimizes.
 
-Each loss takes logits under attack (N x K), the clean logits (N x K), and a goal, and returns N values, one per
-image. The goal holds N classes and says whether to leave them (untargeted: the true labels) or to reach
+Each loss takes logits under attack (N x K), the clean logits (N x K), and a criterion, and returns N values, one per
+image. The criterion holds N classes and says whether to leave them (untargeted: the true labels) or to reach
 them (targeted). Everything is computed in float32 or better.
 
 Cross-entropy is written over the margin, softplus(log-sum of the other classes' logits - the class's logit): the
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from gap.core.errors import unknown
+from gap.core.errors import unknown_name_error
 
 # Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
 CONFIDENCE = 2.0
@@ -28,49 +28,49 @@ LOG_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
-class Goal:
+class Criterion:
     """`classes` (N integers) to leave, or, when `targeted`, to reach."""
 
     classes: Tensor
     targeted: bool = False
 
-    def met(self, logits: Tensor) -> Tensor:
+    def is_adversarial(self, logits: Tensor) -> Tensor:
         """Which of N images the attacker has won, as booleans."""
         predicted = logits.argmax(dim=1)
         return predicted == self.classes if self.targeted else predicted != self.classes
 
 
-Loss = Callable[[Tensor, Tensor | None, Goal], Tensor]
+Loss = Callable[[Tensor, Tensor | None, Criterion], Tensor]
 
 
-def margin(logits: Tensor, clean_logits: Tensor | None, goal: Goal, confidence: float = CONFIDENCE) -> Tensor:
+def margin(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion, confidence: float = CONFIDENCE) -> Tensor:
     """The logit the attacker wants low minus the best of those it wants high (Carlini and Wagner, 2017), no lower than
     `-confidence`."""
-    own, others = _split(logits, goal)
-    gap = others.amax(dim=1) - own if goal.targeted else own - others.amax(dim=1)
+    own, others = _split(logits, criterion)
+    gap = others.amax(dim=1) - own if criterion.targeted else own - others.amax(dim=1)
     return gap.clamp_min(-confidence)
 
 
-def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
     """Cross-entropy of the target; untargeted, minus that of the label, with a cap so that no image runs away."""
-    loss = _cross_entropy(logits, goal)
-    return loss if goal.targeted else -loss.clamp_max(CROSS_ENTROPY_CAP)
+    loss = _cross_entropy(logits, criterion)
+    return loss if criterion.targeted else -loss.clamp_max(CROSS_ENTROPY_CAP)
 
 
-def log_cross_entropy(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+def log_cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
     """The logarithm of the cross-entropy (Poursaeed et al., 2018, GAP); targeted, floored so that none runs away."""
-    own, others = _split(logits, goal)
+    own, others = _split(logits, criterion)
     deficit = others.logsumexp(dim=1) - own
     # log(softplus(x)) is x where x is low; there the logarithm of the rounded value would lose its gradient.
     loss = torch.where(deficit < -15, deficit, F.softplus(deficit.clamp_min(-15)).log())
-    return loss.clamp_min(math.log(LOG_FLOOR)) if goal.targeted else -loss
+    return loss.clamp_min(math.log(LOG_FLOOR)) if criterion.targeted else -loss
 
 
-def relativistic(logits: Tensor, clean_logits: Tensor | None, goal: Goal) -> Tensor:
+def relativistic(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
     """Cross-entropy of the change in logits, perturbed minus clean (Naseer et al., 2019), capped as above."""
     if clean_logits is None:
         raise ValueError("the relativistic loss needs the clean logits")
-    return capped_cross_entropy(logits.float() - clean_logits.float().detach(), None, goal)
+    return capped_cross_entropy(logits.float() - clean_logits.float().detach(), None, criterion)
 
 
 LOSSES: dict[str, Loss] = {
@@ -86,18 +86,18 @@ NEED_CLEAN = (relativistic,)
 def find_loss(name: str, confidence: float = CONFIDENCE) -> Loss:
     """The loss of that name, `margin` with that confidence; raises GapError naming the nearest when there is none."""
     if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
+        raise unknown_name_error("loss", name, LOSSES)
     return partial(margin, confidence=confidence) if name == "margin" else LOSSES[name]
 
 
-def _split(logits: Tensor, goal: Goal) -> tuple[Tensor, Tensor]:
+def _split(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:
     logits = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    index = goal.classes.view(-1, 1)
+    index = criterion.classes.view(-1, 1)
     own = logits.gather(1, index).squeeze(1)
     others = logits.scatter(1, index, float("-inf"))
     return own, others
 
 
-def _cross_entropy(logits: Tensor, goal: Goal) -> Tensor:
-    own, others = _split(logits, goal)
+def _cross_entropy(logits: Tensor, criterion: Criterion) -> Tensor:
+    own, others = _split(logits, criterion)
     return F.softplus(others.logsumexp(dim=1) - own)

@@ -46,5 +46,5 @@ class Checkerboard:
         rows = torch.arange(height, device=images.device).div(self.side, rounding_mode="floor")
         columns = torch.arange(width, device=images.device).div(self.side, rounding_mode="floor")
         board = (1 - 2 * ((rows[:, None] + columns) % 2)).to(images.dtype).expand(1, channels, height, width)
-        value = self.budget.epsilon / self.budget.measure(board).view(-1, 1, 1, 1)
+        value = self.budget.epsilon / self.budget.norm_of(board).view(-1, 1, 1, 1)
         return (images + self.budget.project(value * board)).clamp(0, 1).detach()

@@ -1,4 +1,4 @@
-"""Attacks by name, with options: `pgd:steps=100,restarts=3`, `checkerboard:side=2`, `pgd:start=runs/mine,steps=2`."""
+"""Attacks by name, with options: `pgd:steps=100,restarts=3`, `checkerboard:side=2`, `pgd:init=runs/mine,steps=2`."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,30 +14,30 @@ from gap.attacks.generator.model import load_attack
 from gap.attacks.gradient import FGSM, PGD
 from gap.attacks.noise import Checkerboard, Noise
 from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sgd, sign_sgd
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import is_folder
 from gap.threat import Budget
 
-MADE: dict[str, Callable[..., Attack]] = {
+ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
     "fgsm": FGSM,
     "deepfool": DeepFool,
     "noise": Noise,
     "checkerboard": Checkerboard,
 }
-FITTED: dict[str, Callable[..., Universal]] = {
+UNIVERSAL_ATTACKS: dict[str, Callable[..., Universal]] = {
     "uap": deepfool_uap,
     "uap-sign-sgd": sign_sgd,
     "uap-sgd": projected_sgd,
 }
-# What the caller of `named_attack` sets, or what a name alone cannot mean.
-NOT_OPTIONS = {"classifier", "batches", "budget", "norm", "targeted", "name", "return"}
+# What the caller of `create_attack` sets, or what a name alone cannot mean.
+RESERVED = {"classifier", "batches", "budget", "norm", "targeted", "name", "return"}
 
 
-def attack_names() -> dict[str, str]:
-    """Each name that `named_attack` knows, with one line on what it is."""
-    return {name: _first_line(maker) for name, maker in {**MADE, **FITTED}.items()}
+def list_attacks() -> dict[str, str]:
+    """Each name that `create_attack` knows, with one line on what it is."""
+    return {name: _first_line(maker) for name, maker in {**ATTACKS, **UNIVERSAL_ATTACKS}.items()}
 
 
 def attack_options(name: str) -> dict[str, str]:
@@ -45,12 +45,12 @@ def attack_options(name: str) -> dict[str, str]:
 
     Raises GapError for an unknown name.
     """
-    maker = _maker(name)
+    maker = _factory(name)
     defaults = inspect.signature(maker).parameters
-    return {option: _written(defaults[option].default) for option in _option_types(maker)}
+    return {option: _format(defaults[option].default) for option in _option_types(maker)}
 
 
-def named_attack(
+def create_attack(
     spec: str, budget: Budget, classifier: nn.Module | None = None, batches: Batches | None = None
 ) -> Attack:
     """The attack a spec such as `pgd:steps=100,loss=margin` asks for; its `name` is the spec.
@@ -60,33 +60,33 @@ def named_attack(
     does not fit, and a `uap` without classifier or batches.
     """
     name, _, written = spec.strip().partition(":")
-    maker = _maker(name)
+    maker = _factory(name)
     options = _parse(name, written, _option_types(maker))
-    if "start" in options:
+    if "init" in options:
         device = "cpu" if classifier is None else device_of(classifier)
-        options["start"] = load_attack(options["start"], budget, device)
-    if name in MADE:
-        return MADE[name](budget=budget, name=spec.strip(), **options)
+        options["init"] = load_attack(options["init"], budget, device)
+    if name in ATTACKS:
+        return ATTACKS[name](budget=budget, name=spec.strip(), **options)
     if classifier is None or batches is None:
         raise GapError(f"{name} is fitted to a classifier on training images; give both")
-    return replace(FITTED[name](classifier, batches, budget, **options), name=spec.strip())
+    return replace(UNIVERSAL_ATTACKS[name](classifier, batches, budget, **options), name=spec.strip())
 
 
-def start_of(spec: str) -> Path | None:
-    """The folder of the trained attack that a spec begins at, where it names one. Raises GapError as `named_attack`."""
+def init_folder_of(spec: str) -> Path | None:
+    """The folder of the trained attack that a spec begins at, if it names one; raises GapError as `create_attack`."""
     name, _, written = spec.strip().partition(":")
-    return _parse(name, written, _option_types(_maker(name))).get("start")
+    return _parse(name, written, _option_types(_factory(name))).get("init")
 
 
-def _maker(name: str) -> Callable[..., Attack]:
-    makers = {**MADE, **FITTED}
+def _factory(name: str) -> Callable[..., Attack]:
+    makers = {**ATTACKS, **UNIVERSAL_ATTACKS}
     if name not in makers:
-        raise unknown("attack", name, makers)
+        raise unknown_name_error("attack", name, makers)
     return makers[name]
 
 
 def _option_types(maker: Callable[..., Attack]) -> dict[str, Any]:
-    return {option: hint for option, hint in get_type_hints(maker).items() if option not in NOT_OPTIONS}
+    return {option: hint for option, hint in get_type_hints(maker).items() if option not in RESERVED}
 
 
 def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any]:
@@ -96,7 +96,7 @@ def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any
         if not equals or not value:
             raise GapError(f"cannot read {part!r} in {attack}:{written}; write {attack}:option=value,option=value")
         if option not in types:
-            raise unknown(f"option of {attack}", option, types)
+            raise unknown_name_error(f"option of {attack}", option, types)
         if option in options:
             raise GapError(f"the option {option} of {attack} is given twice")
         options[option] = _read(attack, option, value, types[option])
@@ -120,14 +120,14 @@ def _is_option_of_folder(part: str) -> bool:
 
 
 def _read(attack: str, option: str, value: str, hint: Any) -> Any:
-    kind, read = READERS[hint]
+    kind, read = OPTION_PARSERS[hint]
     try:
         return read(value)
     except ValueError:
         raise GapError(f"the option {option} of {attack} is {kind}, not {value!r}") from None
 
 
-READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
+OPTION_PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("a whole number", int),
     float: ("a number", float),
     str: ("a name", str),
@@ -136,7 +136,7 @@ READERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 }
 
 
-def _written(value: Any) -> str:
+def _format(value: Any) -> str:
     if isinstance(value, tuple):
         return "/".join(f"{part:g}" for part in value)
     return "" if value is None else str(value)

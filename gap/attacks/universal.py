@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import loss_gradient
-from gap.attacks.losses import NEED_CLEAN, Goal, find_loss
+from gap.attacks.losses import NEED_CLEAN, Criterion, find_loss
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import warn_if_undefined, zero_where_undefined
@@ -41,9 +41,9 @@ class Universal:
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         return (images + self._fitted_to(images)).clamp(0, 1)
 
-    def at(self, budget: Budget) -> "Universal":
+    def rescaled_to(self, budget: Budget) -> "Universal":
         """The same pattern scaled to the whole of another budget."""
-        length = budget.measure(self.perturbation).clamp_min(1e-12).view(-1, 1, 1, 1)
+        length = budget.norm_of(self.perturbation).clamp_min(1e-12).view(-1, 1, 1, 1)
         return replace(self, perturbation=budget.project(self.perturbation * (budget.epsilon / length)), budget=budget)
 
     def _fitted_to(self, images: Tensor) -> Tensor:
@@ -111,9 +111,9 @@ def deepfool_uap(
     if not 0 < fooling <= 1:
         raise GapError(f"uap needs a fooling rate above 0 and at most 1, not {fooling:g}")
     deepfool = DeepFool(steps=steps, candidates=candidates)
-    total = _start(batches, images_seen)
+    total = _zero_like_first(batches, images_seen)
     with frozen(classifier), torch.no_grad():
-        for taken in _passes(batches, images_seen):
+        for taken in _epochs(batches, images_seen):
             visited = fooled = 0
             for images in (group for batch, _ in taken for group in torch.split(batch, together)):
                 perturbed = (images + total).clamp(0, 1)
@@ -148,26 +148,26 @@ def _descend(
     if not 0 <= momentum < 1:
         raise GapError(f"{name} needs a momentum of at least 0 and below 1, not {momentum:g}")
     chosen = find_loss(loss)
-    total = _start(batches, images_seen)
+    total = _zero_like_first(batches, images_seen)
     velocity = torch.zeros_like(total)
     seen = 0
     undefined: list[Tensor] = []
     with frozen(classifier), torch.no_grad():
-        for images, labels in (batch for taken in _passes(batches, images_seen) for batch in taken):
+        for images, labels in (batch for taken in _epochs(batches, images_seen) for batch in taken):
             perturbed = images + total
             clean_logits = call(classifier, images) if chosen in NEED_CLEAN else None
-            _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Goal(labels), chosen)
+            _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Criterion(labels), chosen)
             gradient, part = zero_where_undefined(gradient)
             undefined.append(part)
-            velocity = momentum * velocity + _feasible(gradient, perturbed).mean(dim=0, keepdim=True)
-            size = step * (1 - seen / images_seen) * _largest_length(budget, total)
+            velocity = momentum * velocity + _mask_clamped(gradient, perturbed).mean(dim=0, keepdim=True)
+            size = step * (1 - seen / images_seen) * _max_l2(budget, total)
             total = budget.project(total - size * direction(velocity))
             seen += len(images)
     warn_if_undefined(name, torch.cat(undefined))
     return Universal(total, budget, name)
 
 
-def _start(batches: Batches, images_seen: int) -> Tensor:
+def _zero_like_first(batches: Batches, images_seen: int) -> Tensor:
     """No perturbation yet, shaped like one training image: 1 x C x H x W."""
     if images_seen < 1:
         raise GapError(f"a universal perturbation needs images_seen to be at least 1, not {images_seen}")
@@ -177,7 +177,7 @@ def _start(batches: Batches, images_seen: int) -> Tensor:
     return torch.zeros_like(first[0][:1])
 
 
-def _passes(batches: Batches, images_seen: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
+def _epochs(batches: Batches, images_seen: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
     """Passes over the training images, the last one cut short after `images_seen` images in all."""
     left = images_seen
 
@@ -193,13 +193,13 @@ def _passes(batches: Batches, images_seen: int) -> Iterator[Iterator[tuple[Tenso
         yield one_pass()
 
 
-def _feasible(gradient: Tensor, images: Tensor) -> Tensor:
+def _mask_clamped(gradient: Tensor, images: Tensor) -> Tensor:
     """The gradient without what could only push a pixel further out of [0, 1], which the clamp would undo."""
     outward = ((images <= 0) & (gradient > 0)) | ((images >= 1) & (gradient < 0))
     return gradient.masked_fill(outward, 0)
 
 
-def _largest_length(budget: Budget, perturbation: Tensor) -> float:
+def _max_l2(budget: Budget, perturbation: Tensor) -> float:
     """The L2 length of the longest perturbation of this shape that the budget allows."""
     return budget.norm.longest_l2(budget.epsilon, perturbation.numel())
 

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from gap.core.errors import GapError, GapWarning, first_line
 
 # What readers raise at a file that is cut short, damaged or no checkpoint at all: flipped bytes bring out each of them.
-DAMAGE = (
+READ_ERRORS = (
     RuntimeError,
     EOFError,
     OSError,
@@ -35,7 +35,7 @@ DAMAGE = (
     SafetensorError,
 )
 # Under which keys training scripts keep the network's state dict, beside an optimizer's and plain values.
-HOLDERS = (
+STATE_DICT_KEYS = (
     "state_dict",
     "model",
     "net",
@@ -57,11 +57,11 @@ DEPTH = 2
 # What modules keep in a state dict besides tensors.
 EXTRA = "_extra_state"
 # What norms count, and what checkpoints older than torch 0.4.1 do not have.
-COUNTER = "num_batches_tracked"
-# What the buffers of a normaliser are called, by the end of their names.
+BATCH_COUNTER = "num_batches_tracked"
+# What the buffers of a normalizer are called, by the end of their names.
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
 # What `gap export` writes besides weights.
-EXPORTED = {".onnx": "ONNX", ".ts": "TorchScript"}
+EXPORT_SUFFIXES = {".onnx": "ONNX", ".ts": "TorchScript"}
 # How files begin that torch.save wrote: a zip archive, or the pickle of a number that torch picked.
 WRITTEN_BY_TORCH = (b"PK", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 # What to do about a file of somebody else's whose values cannot be weights.
@@ -73,15 +73,15 @@ class DamagedError(GapError):
 
 
 @dataclass(frozen=True)
-class Normaliser:
-    """What a checkpoint's wrapper normalised by, per channel, in pixels of [0, 1]."""
+class Normalization:
+    """What a checkpoint's wrapper normalized by, per channel, in pixels of [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
-def read_weights(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], Normaliser | None]:
-    """The state dict for a network that a file holds, and the normaliser that stood beside it, where there was one.
+def read_weights(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], Normalization | None]:
+    """The state dict for a network that a file holds, and the normalizer that stood beside it, where there was one.
 
     The file is safetensors, or a checkpoint of tensors and plain values: a state dict, or a mapping that holds one
     beside other things (MadryLab's robustness keeps it under `model`), up to two keys deep. Wrappers' prefixes
@@ -90,16 +90,16 @@ def read_weights(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], Nor
     other file, and for one that holds two networks whose weights differ.
     """
     (keys, state), *others = _state_dicts(_read(path), path)
-    normaliser = _take_normaliser(state, network, path)
-    weights = _unwrapped(state, network, path, keys)
+    normalizer = _pop_normalization(state, network, path)
+    weights = _strip_prefix(state, network, path, keys)
     for other_keys, other in others:
         if any(map(_is_average, other_keys)) and _differs(other, weights, network):
             _warn_of_average(path, ".".join(other_keys), _way_to_average(path, other_keys))
             break
-    return weights, normaliser
+    return weights, normalizer
 
 
-def classes_in(state: Mapping[str, Tensor], network: nn.Module, classes: int) -> int | None:
+def infer_num_classes(state: Mapping[str, Tensor], network: nn.Module, classes: int) -> int | None:
     """How many classes a state dict is for, where it is for others than the `classes` of this network; else None."""
     heads = {
         len(state[key])
@@ -107,7 +107,7 @@ def classes_in(state: Mapping[str, Tensor], network: nn.Module, classes: int) ->
         if not is_lazy(own)
         and own.shape[:1] == (classes,)
         and key in state
-        and _is_whole(state[key])
+        and _is_dense(state[key])
         and state[key].ndim == own.ndim
         and state[key].shape != own.shape
         and state[key].shape[1:] == own.shape[1:]
@@ -115,7 +115,7 @@ def classes_in(state: Mapping[str, Tensor], network: nn.Module, classes: int) ->
     return heads.pop() if len(heads) == 1 else None
 
 
-def _is_whole(tensor: Tensor) -> bool:
+def _is_dense(tensor: Tensor) -> bool:
     """Whether a tensor is as large as it says: neither sparse, nor without memory, nor one number repeated."""
     return tensor.layout == torch.strided and not tensor.is_meta and tensor.is_contiguous()
 
@@ -125,7 +125,9 @@ def tensors_of(network: nn.Module) -> dict[str, Tensor]:
     return {key: value for key, value in network.state_dict().items() if isinstance(value, Tensor)}
 
 
-def fit_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path | str, remedy: str = SAVE_AGAIN) -> None:
+def load_state_dict_checked(
+    network: nn.Module, state: Mapping[str, Tensor], source: Path | str, remedy: str = SAVE_AGAIN
+) -> None:
     """Load a state dict that comes from `source`.
 
     Raises GapError, naming the first keys that do not fit, or the first tensor whose values cannot be weights and the
@@ -142,7 +144,7 @@ def fit_weights(network: nn.Module, state: Mapping[str, Tensor], source: Path | 
 
 def check_shapes(own: Mapping[str, Tensor], state: Mapping[str, Tensor], source: Path | str) -> None:
     """Raise GapError, naming the first keys, where a state dict lacks any, has more, or has them in another shape."""
-    missing = [key for key in own if key not in state and not key.endswith(COUNTER)]
+    missing = [key for key in own if key not in state and not key.endswith(BATCH_COUNTER)]
     extra = [key for key in state if key not in own and not key.endswith(EXTRA)]
     wrong = [key for key in own if key in state and not is_lazy(own[key]) and own[key].shape != state[key].shape]
     faults = [
@@ -223,7 +225,7 @@ def _tensors_within(held: object) -> Iterator[tuple[str, Tensor]]:
         waiting += [(f"{name}.{key}" if name else str(key), part) for key, part in parts]
 
 
-def fit_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
+def load_optimizer_checked(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     """Load an optimizer's state.
 
     Raises ValueError, TypeError or LookupError where it is of other weights or has other options.
@@ -245,7 +247,7 @@ def fit_optimizer(optimizer: Optimizer, state: Mapping[str, Any]) -> None:
     optimizer.load_state_dict({"state": state["state"], "param_groups": groups})
 
 
-def read_plain(path: Path) -> Any:
+def load_untrusted(path: Path) -> Any:
     """The tensors and plain values in a file, on the CPU; nothing in it is run.
 
     Raises DamagedError for a file that is no whole checkpoint, GapError for one that cannot be read from disk or held
@@ -263,7 +265,7 @@ def read_plain(path: Path) -> Any:
         return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except MemoryError as error:
         raise GapError(f"{path} asks for more memory than there is") from error
-    except DAMAGE as error:
+    except READ_ERRORS as error:
         if "not enough memory" in str(error):  # torch's own word for it
             raise GapError(f"{path} asks for more memory than there is") from error
         why = f"{type(error).__name__}, {first_line(error)}"
@@ -272,7 +274,7 @@ def read_plain(path: Path) -> Any:
 
 def check_not_exported(path: Path) -> None:
     """Raise GapError for a file that is a whole network for use elsewhere, and not weights."""
-    if kind := EXPORTED.get(path.suffix):
+    if kind := EXPORT_SUFFIXES.get(path.suffix):
         raise GapError(
             f"{path} is a network as {kind}, for use elsewhere; gap reads weights (.safetensors, .pt),"
             " and the folder that it was exported from"
@@ -282,12 +284,12 @@ def check_not_exported(path: Path) -> None:
 def _read(path: Path) -> Any:
     check_not_exported(path)
     try:
-        return read_plain(path)
+        return load_untrusted(path)
     except pickle.UnpicklingError as error:
-        raise GapError(_refusal(path, "dill" in str(error))) from error
+        raise GapError(_unsafe_pickle_message(path, "dill" in str(error))) from error
 
 
-def _refusal(path: Path, dill: bool) -> str:
+def _unsafe_pickle_message(path: Path, dill: bool) -> str:
     """Why a pickle was not opened, and how whoever trusts it can take the weights out once.
 
     The file that the command writes has the same keys. Networks become their state dicts, arrays become tensors, and
@@ -327,7 +329,7 @@ def _state_dicts(held: Any, path: Path) -> list[tuple[tuple[str, ...], State]]:
     """The state dicts in what a file held, each with the keys that lead to it: plain ones first, then averages."""
     found = [(keys, state) for keys, each in _nested(held) if (state := _as_state_dict(each))]
     if not found:
-        raise GapError(f"{path} is not a state dict (names and tensors), nor holds one as {', '.join(HOLDERS)}")
+        raise GapError(f"{path} is not a state dict (names and tensors), nor holds one as {', '.join(STATE_DICT_KEYS)}")
     return sorted(found, key=lambda each: (any(map(_is_average, each[0])), len(each[0])))
 
 
@@ -335,7 +337,7 @@ def _nested(held: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, 
     """What a file held, and what it held under the usual keys, each with the keys that lead to it."""
     yield keys, held
     if isinstance(held, Mapping) and len(keys) < DEPTH:
-        for key in HOLDERS:
+        for key in STATE_DICT_KEYS:
             if key in held:
                 yield from _nested(held[key], (*keys, key))
 
@@ -352,8 +354,8 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
     return isinstance(entry[0], str) and isinstance(entry[1], Tensor)
 
 
-def _take_normaliser(state: State, network: nn.Module, path: Path) -> Normaliser | None:
-    """Take the buffers of a wrapper's normaliser out of a state dict, where the network has none of its own."""
+def _pop_normalization(state: State, network: nn.Module, path: Path) -> Normalization | None:
+    """Take the buffers of a wrapper's normalizer out of a state dict, where the network has none of its own."""
     own = tuple(tensors_of(network))
     foreign = [key for key in state if not key.endswith(own)]
     means, stds = (
@@ -364,24 +366,24 @@ def _take_normaliser(state: State, network: nn.Module, path: Path) -> Normaliser
         return None
     mean, std = _channel_values(state, means[0], path), _channel_values(state, stds[0], path)
     if min(std) <= 0:
-        raise GapError(f"the normaliser in {path} cannot be used: {stds[0]} is not above 0; {SAVE_AGAIN}")
+        raise GapError(f"the normalizer in {path} cannot be used: {stds[0]} is not above 0; {SAVE_AGAIN}")
     for key in (*means, *stds):
         del state[key]
-    return Normaliser(mean, std)
+    return Normalization(mean, std)
 
 
 def _channel_values(state: State, key: str, path: Path) -> tuple[float, ...]:
-    """The values of a normaliser's buffer; raises GapError where they cannot be that."""
+    """The values of a normalizer's buffer; raises GapError where they cannot be that."""
     tensor = state[key]
     strange = tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex()
     if strange or not tensor.numel() or not tensor.float().isfinite().all():
         raise GapError(
-            f"the normaliser in {path} cannot be used: {key} is not a finite number for each channel; {SAVE_AGAIN}"
+            f"the normalizer in {path} cannot be used: {key} is not a finite number for each channel; {SAVE_AGAIN}"
         )
     return tuple(tensor.flatten().tolist())
 
 
-def _same(one: Tensor, other: Tensor) -> bool:
+def _equal(one: Tensor, other: Tensor) -> bool:
     try:
         return torch.equal(one, other)
     except RuntimeError:  # sparse tensors cannot be compared
@@ -410,7 +412,7 @@ def _best_prefix(copies: Mapping[str, set[str]], needed: set[str]) -> str:
 
 def _needed(own: set[str]) -> set[str]:
     """The keys that every copy has; older files have no counters."""
-    return {key for key in own if not key.endswith(COUNTER)}
+    return {key for key in own if not key.endswith(BATCH_COUNTER)}
 
 
 def _differs(average: State, weights: State, network: nn.Module) -> bool:
@@ -418,10 +420,10 @@ def _differs(average: State, weights: State, network: nn.Module) -> bool:
     own = set(tensors_of(network))
     copies = _copies(average, own)
     best = _best_prefix(copies, _needed(own))
-    return any(not _same(average[best + key], weights[key]) for key in copies.get(best, set()) if key in weights)
+    return any(not _equal(average[best + key], weights[key]) for key in copies.get(best, set()) if key in weights)
 
 
-def _unwrapped(state: State, network: nn.Module, path: Path, keys: tuple[str, ...]) -> State:
+def _strip_prefix(state: State, network: nn.Module, path: Path, keys: tuple[str, ...]) -> State:
     """A state dict with the prefix of the wrappers off, and without the copies that they hold of the same weights.
 
     `keys` lead to it in the file.
@@ -434,7 +436,7 @@ def _unwrapped(state: State, network: nn.Module, path: Path, keys: tuple[str, ..
     differing = [
         each
         for each in (*others, *averages)
-        if not all(_same(state[each + key], state[best + key]) for key in copies[each] & copies[best])
+        if not all(_equal(state[each + key], state[best + key]) for key in copies[each] & copies[best])
     ]
     if other := next((each for each in differing if each in others), None):
         pair = " and ".join(prefix or "(no prefix)" for prefix in (best, other))

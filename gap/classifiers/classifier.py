@@ -15,22 +15,22 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from gap.classifiers.checkpoints import classes_in, fit_weights, read_weights, tensors_of
-from gap.classifiers.registry import Facts, find_builder, is_code, split_name
-from gap.core.artifact import TENSORS, Artefact, Count, Side, is_artefact, open_artefact
+from gap.classifiers.checkpoints import infer_num_classes, load_state_dict_checked, read_weights, tensors_of
+from gap.classifiers.registry import ClassifierSpec, resolve_builder, runs_user_code, split_name
+from gap.core.artifact import TENSORS, Artifact, Count, Side, is_artifact, open_artifact
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.core.network import device_of, output_types, run_network
 from gap.core.paths import is_file
-from gap.models.classifiers import ZOO
+from gap.models.classifiers import BUILTIN
 
 
 class Classifier(nn.Module):
-    """A network with its normaliser inside, and the facts about it.
+    """A network with its normalizer inside, and the facts about it.
 
     Takes images N x C x H x W in [0, 1]; gives logits N x classes. Images of another size than its own are resized to
     it, so that one attack can meet several classifiers. `architecture` is the string that builds the network, `name`
-    the one the user wrote. `settled` says that its normaliser, or that it has none, came with its weights.
+    the one the user wrote. `normalizer_known` says that its normalizer, or that it has none, came with its weights.
 
     The network gets its own copy of the images, in the layout `memory_format`, and may return its logits in an object,
     a mapping or a tuple (see `gap.core.network`). What it raises becomes a NetworkError that names it.
@@ -38,37 +38,37 @@ class Classifier(nn.Module):
 
     # For `gap.core.network.call`: the network inside gets its own copy of the images.
     copies_images = True
-    facts: Facts
+    spec: ClassifierSpec
     mean: Tensor | None
     std: Tensor | None
 
     def __init__(
-        self, network: nn.Module, facts: Facts, *, name: str, architecture: str, settled: bool = False
+        self, network: nn.Module, spec: ClassifierSpec, *, name: str, architecture: str, normalizer_known: bool = False
     ) -> None:
         super().__init__()
-        self.settled = settled
+        self.normalizer_known = normalizer_known
         self.network = network
-        self.facts = facts
+        self.spec = spec
         self.name = name
         self.architecture = architecture
         self.memory_format = torch.contiguous_format
-        self.register_buffer("mean", _per_channel(facts.mean, facts.channels, "mean"), persistent=False)
-        self.register_buffer("std", _per_channel(facts.std, facts.channels, "std"), persistent=False)
+        self.register_buffer("mean", _as_buffer(spec.mean, spec.channels, "mean"), persistent=False)
+        self.register_buffer("std", _as_buffer(spec.std, spec.channels, "std"), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != self.facts.size:
-            images = functional.interpolate(images, self.facts.size, mode="bilinear", antialias=True)
+        if images.shape[-2:] != self.spec.size:
+            images = functional.interpolate(images, self.spec.size, mode="bilinear", antialias=True)
         return self.logits_at(images)
 
     def logits_at(self, images: Tensor) -> Tensor:
         """The logits of images in [0, 1] at the size that they have."""
-        pixels = self.normalised(images)
+        pixels = self.normalize(images)
         # A copy has the strides of its layout; `contiguous` leaves those of images of one channel as they are.
         if pixels is images or self.memory_format == torch.contiguous_format:
             pixels = pixels.clone(memory_format=self.memory_format)
         return run_network(self.network, pixels.contiguous(memory_format=self.memory_format), self.name)
 
-    def lay_out(self, memory_format: torch.memory_format) -> None:
+    def use_memory_format(self, memory_format: torch.memory_format) -> None:
         """Bring weights and, from now on, images into a memory layout."""
         self.memory_format = memory_format
         self.to(memory_format=memory_format)
@@ -78,7 +78,7 @@ class Classifier(nn.Module):
         """Where the classifier is."""
         return device_of(self)
 
-    def normalised(self, images: Tensor) -> Tensor:
+    def normalize(self, images: Tensor) -> Tensor:
         """Images in [0, 1] of any size as the network itself takes them."""
         if self.mean is not None:
             images = images - self.mean
@@ -88,7 +88,7 @@ class Classifier(nn.Module):
 
     def label(self, index: int) -> str:
         """The name of a class where it is known, its number where not."""
-        names = self.facts.class_names
+        names = self.spec.class_names
         return names[index] if names and index < len(names) else str(index)
 
     def fingerprint(self) -> str:
@@ -101,8 +101,8 @@ class Classifier(nn.Module):
 
     def describe(self) -> dict[str, Any]:
         """The facts for a card: how to build it again and how to know it again."""
-        facts = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.facts).items()}
-        return {"name": self.name, "architecture": self.architecture, "fingerprint": self.fingerprint(), **facts}
+        spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
+        return {"name": self.name, "architecture": self.architecture, "fingerprint": self.fingerprint(), **spec}
 
 
 def load_classifier(
@@ -121,63 +121,65 @@ def load_classifier(
     the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
     checkpoint that runs nothing; see `checkpoints.py`), and `@FOLDER` after code of your own that of a folder
     that gap left, with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do
-    not say themselves. `mean` and `std` are for networks without a normaliser and for weights from a file that does not
+    not say themselves. `mean` and `std` are for networks without a normalizer and for weights from a file that does not
     bring its own, whose training may have had another than is usual for the architecture; `lenient` leaves the others
     as they are.
 
     Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
-    a normaliser and is given another.
+    a normalizer and is given another.
     """
     text = os.fspath(name)
     wanted = {"channels": channels, "size": size, "classes": classes}
-    if is_artefact(Path(text)):
-        classifier = _from_artefact(open_artefact(Path(text), "classifier"), text)
+    if is_artifact(Path(text)):
+        classifier = _from_artifact(open_artifact(Path(text), "classifier"), text)
     else:
         classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
-    given, facts = _normaliser(mean, std), classifier.facts
+    given, spec = _mean_std(mean, std), classifier.spec
     foreign = is_file(split_name(text)[1])
-    if given and not classifier.settled and (foreign or _normaliser(facts.mean, facts.std) is None):
-        facts = replace(facts, mean=given[0], std=given[1])
-        classifier = Classifier(classifier.network, facts, name=text, architecture=classifier.architecture)
+    if given and not classifier.normalizer_known and (foreign or _mean_std(spec.mean, spec.std) is None):
+        spec = replace(spec, mean=given[0], std=given[1])
+        classifier = Classifier(classifier.network, spec, name=text, architecture=classifier.architecture)
     if not lenient:
-        check_normaliser([classifier], mean, std)
-    return _tried(classifier.eval())
+        check_normalizer([classifier], mean, std)
+    return _validate_forward(classifier.eval())
 
 
-def check_normaliser(
+def check_normalizer(
     classifiers: Sequence[Classifier], mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Raise GapError when a normaliser is given that none of these classifiers has: each brought its own."""
-    given = _normaliser(mean, std)
-    if given and all(_normaliser(each.facts.mean, each.facts.std) != given for each in classifiers):
+    """Raise GapError when a normalizer is given that none of these classifiers has: each brought its own."""
+    given = _mean_std(mean, std)
+    if given and all(_mean_std(each.spec.mean, each.spec.std) != given for each in classifiers):
         names = " and ".join(classifier.name for classifier in classifiers)
-        own = "has its own normaliser, or none" if len(classifiers) == 1 else "have their own normalisers, or none"
+        own = "has its own normalizer, or none" if len(classifiers) == 1 else "have their own normalizers, or none"
         raise GapError(f"{names} {own}; leave out --mean and --std")
 
 
-def check_fits(classifier: Classifier, *, channels: int, classes: int | None, data: str, indexed: bool = False) -> None:
+def check_compatible(
+    classifier: Classifier, *, channels: int, classes: int | None, data: str, labels_index_model: bool = False
+) -> None:
     """Raise GapError when data of that many channels and classes cannot be given to this classifier.
 
-    `indexed` data has the classifier's own class indices for labels: it may have fewer classes, not more.
+    `labels_index_model` data has the classifier's own class indices for labels: it may have fewer classes, not more.
     """
-    facts = classifier.facts
-    if channels != facts.channels:
-        raise GapError(f"{classifier.name} takes {facts.channels}-channel images, but {data} has {channels}")
+    spec = classifier.spec
+    if channels != spec.channels:
+        raise GapError(f"{classifier.name} takes {spec.channels}-channel images, but {data} has {channels}")
     if classes is None:
         return
-    if indexed and classes > facts.classes:
+    if labels_index_model and classes > spec.classes:
         raise GapError(
-            f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {facts.classes - 1};"
+            f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {spec.classes - 1};"
             " mend labels.csv, or use --labels predicted"
         )
-    if not indexed and classes != facts.classes:
+    if not labels_index_model and classes != spec.classes:
         raise GapError(
-            f"{classifier.name} knows {facts.classes} classes, but {data} has {classes};"
+            f"{classifier.name} knows {spec.classes} classes, but {data} has {classes};"
             " use data with its classes, or, to attack it, --labels predicted"
         )
 
 
-class Told(BaseModel):
+class ClassifierMetadata(BaseModel):
     """What a card tells of a classifier, as `Classifier.describe` gave it."""
 
     name: str
@@ -191,64 +193,67 @@ class Told(BaseModel):
     class_names: tuple[str, ...] | None
 
     @property
-    def facts(self) -> Facts:
-        return Facts(self.channels, self.size, self.classes, self.mean, self.std, self.class_names)
+    def spec(self) -> ClassifierSpec:
+        return ClassifierSpec(self.channels, self.size, self.classes, self.mean, self.std, self.class_names)
 
-    def is_about(self, classifier: Classifier) -> bool:
-        """Whether it is this very classifier: its weights and its normaliser."""
-        own = classifier.facts
-        told = _effect(self.mean, self.std, self.channels)
-        return told == _effect(own.mean, own.std, own.channels) and self.fingerprint == classifier.fingerprint()
+    def matches(self, classifier: Classifier) -> bool:
+        """Whether it is this very classifier: its weights and its normalizer."""
+        own = classifier.spec
+        told = _canonical_mean_std(self.mean, self.std, self.channels)
+        return (
+            told == _canonical_mean_std(own.mean, own.std, own.channels)
+            and self.fingerprint == classifier.fingerprint()
+        )
 
 
 class _Card(BaseModel):
-    classifier: Told
+    classifier: ClassifierMetadata
 
 
-def folder_of(name: str) -> Path | None:
+def model_dir_of(name: str) -> Path | None:
     """The folder that gap left with a classifier of this name in it, where there is one."""
-    if is_artefact(Path(name)):
+    if is_artifact(Path(name)):
         return Path(name)
     where = Path(split_name(name)[1] or name)
     folder = where.parent if where.name == TENSORS else where
-    return folder if is_artefact(folder) else None
+    return folder if is_artifact(folder) else None
 
 
-def card_of(classifier: Classifier) -> Path | None:
-    """The folder whose card is about this very classifier, its weights and its normaliser, where there is one."""
-    folder = folder_of(classifier.name)
-    if folder is None or (artefact := open_artefact(folder)).kind != "classifier":
+def artifact_dir_of(classifier: Classifier) -> Path | None:
+    """The folder whose card is about this very classifier, its weights and its normalizer, where there is one."""
+    folder = model_dir_of(classifier.name)
+    if folder is None or (artifact := open_artifact(folder)).kind != "classifier":
         return None
-    return folder if artefact.read(_Card).classifier.is_about(classifier) else None
+    return folder if artifact.read(_Card).classifier.matches(classifier) else None
 
 
 def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classifier:
     """A network by the name of its architecture, with the weights named behind an @; a card beside them is believed.
 
-    Unless `silent`, it is said where a normaliser is only supposed.
+    Unless `silent`, it is said where a normalizer is only supposed.
     """
     architecture, weights = split_name(text)
     told = None
-    if is_code(architecture) and (folder := folder_of(weights)):
-        told = open_artefact(folder, "classifier").read(_Card).classifier.facts
+    if runs_user_code(architecture) and (folder := model_dir_of(weights)):
+        told = open_artifact(folder, "classifier").read(_Card).classifier.spec
         wanted = {"channels": told.channels, "size": told.size, "classes": told.classes}
         weights = str(folder / TENSORS)
-    build = find_builder(architecture, weights)
-    network, facts = build(wanted)
+    build = resolve_builder(architecture, weights)
+    network, spec = build(wanted)
     _as_float32(network, text)
     if not is_file(weights):
-        return Classifier(network, facts, name=text, architecture=architecture)
-    state, normaliser = read_weights(Path(weights), network)
-    if classes := classes_in(state, network, facts.classes):
-        network, facts = build(wanted | {"classes": classes})
-    fit_weights(network, state, weights)
-    facts = told or facts
-    if normaliser:
-        facts = replace(facts, mean=normaliser.mean, std=normaliser.std)
-    elif not silent and not folder_of(weights):
-        _warn_of_supposed(facts, architecture, weights)
-    settled = told is not None or normaliser is not None
-    return Classifier(network, facts, name=text, architecture=architecture, settled=settled)
+        return Classifier(network, spec, name=text, architecture=architecture)
+    state, normalizer = read_weights(Path(weights), network)
+    if classes := infer_num_classes(state, network, spec.classes):
+        network, spec = build(wanted | {"classes": classes})
+    load_state_dict_checked(network, state, weights)
+    spec = told or spec
+    if normalizer:
+        spec = replace(spec, mean=normalizer.mean, std=normalizer.std)
+    elif not silent and not model_dir_of(weights):
+        _warn_assumed_normalization(spec, architecture, weights)
+    normalizer_known = told is not None or normalizer is not None
+    return Classifier(network, spec, name=text, architecture=architecture, normalizer_known=normalizer_known)
 
 
 def _as_float32(network: nn.Module, name: str) -> None:
@@ -265,41 +270,41 @@ def _as_float32(network: nn.Module, name: str) -> None:
         network.float()
 
 
-def _warn_of_supposed(facts: Facts, architecture: str, weights: str) -> None:
-    """Say which normaliser is supposed for weights that bring none, where another would be as likely."""
-    if facts.mean is not None and any(facts.mean):
-        shown = " ".join(f"{value:.3g}" for value in facts.mean)
-        supposed = f"pixels are normalised as is usual for {architecture} (mean {shown}); if it takes them as they are"
-    elif is_code(architecture):
+def _warn_assumed_normalization(spec: ClassifierSpec, architecture: str, weights: str) -> None:
+    """Say which normalizer is supposed for weights that bring none, where another would be as likely."""
+    if spec.mean is not None and any(spec.mean):
+        shown = " ".join(f"{value:.3g}" for value in spec.mean)
+        supposed = f"pixels are normalized as is usual for {architecture} (mean {shown}); if it takes them as they are"
+    elif runs_user_code(architecture):
         supposed = (
             "the network gets pixels from 0 to 1; if it learned from others, give each verb --mean and --std; if not"
         )
     else:
         return
-    warnings.warn(f"{weights} brings no normaliser; {supposed}, say --mean 0 --std 1", GapWarning, stacklevel=4)
+    warnings.warn(f"{weights} brings no normalizer; {supposed}, say --mean 0 --std 1", GapWarning, stacklevel=4)
 
 
-def _from_artefact(artefact: Artefact, name: str) -> Classifier:
-    told = artefact.read(_Card).classifier
-    saved, architecture = told.facts, told.architecture
+def _from_artifact(artifact: Artifact, name: str) -> Classifier:
+    told = artifact.read(_Card).classifier
+    saved, architecture = told.spec, told.architecture
     wanted = {"channels": saved.channels, "size": saved.size, "classes": saved.classes}
-    if is_code(architecture):
+    if runs_user_code(architecture):
         raise GapError(
             f"{name} was made from {architecture}, and code that only a card names is not run;"
-            f" write {architecture}@{artefact.folder}"
+            f" write {architecture}@{artifact.folder}"
         )
-    weights = "" if architecture in ZOO else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
-    artefact.check_sizes("classifier", (saved.channels, saved.classes))
-    network, _ = find_builder(architecture, weights)(wanted)
-    artefact.fit(network)
-    return Classifier(network, saved, name=name, architecture=architecture, settled=True)
+    weights = "" if architecture in BUILTIN else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
+    artifact.check_sizes("classifier", (saved.channels, saved.classes))
+    network, _ = resolve_builder(architecture, weights)(wanted)
+    artifact.fit(network)
+    return Classifier(network, saved, name=name, architecture=architecture, normalizer_known=True)
 
 
 @torch.no_grad()
-def _tried(classifier: Classifier) -> Classifier:
+def _validate_forward(classifier: Classifier) -> Classifier:
     """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
-    facts, name = classifier.facts, classifier.name
-    probe = torch.rand(2, facts.channels, *facts.size, generator=torch.Generator().manual_seed(0))
+    spec, name = classifier.spec, classifier.name
+    probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
     if any(map(is_lazy, classifier.parameters())):
         classifier(probe)  # the first images say how large the weights are
     with frozen(classifier), output_types(classifier.network) as types:
@@ -317,19 +322,19 @@ def _tried(classifier: Classifier) -> Classifier:
             f" 1 x {logits.shape[1]}"
         )
     if not logits.isfinite().all():
-        raise GapError(f"{name} returns NaN or infinity on random pixels; check its weights and its normaliser")
-    if facts.classes and facts.classes != logits.shape[1]:
-        raise GapError(f"{name} returns {logits.shape[1]} classes where {facts.classes} were expected")
+        raise GapError(f"{name} returns NaN or infinity on random pixels; check its weights and its normalizer")
+    if spec.classes and spec.classes != logits.shape[1]:
+        raise GapError(f"{name} returns {logits.shape[1]} classes where {spec.classes} were expected")
     sums = logits.sum(dim=1)
     if logits.min() >= 0 and torch.allclose(sums, torch.ones_like(sums), atol=1e-3):
         warnings.warn(
             f"{name} seems to return probabilities (a softmax); attacks work best on logits", GapWarning, stacklevel=3
         )
-    classifier.facts = replace(facts, classes=logits.shape[1])
+    classifier.spec = replace(spec, classes=logits.shape[1])
     return classifier
 
 
-def _normaliser(
+def _mean_std(
     mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation, the one that is missing filled in; None where both are."""
@@ -338,13 +343,15 @@ def _normaliser(
     return tuple(mean or (0.0,)), tuple(std or (1.0,))
 
 
-def _effect(mean: Sequence[float] | None, std: Sequence[float] | None, channels: int) -> list[tuple[float, float]]:
-    """What a normaliser does to each channel, the same however it was written."""
+def _canonical_mean_std(
+    mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
+) -> list[tuple[float, float]]:
+    """What a normalizer does to each channel, the same however it was written."""
     means, stds = tuple(mean or (0.0,)), tuple(std or (1.0,))
     return [(means[each % len(means)], stds[each % len(stds)]) for each in range(channels)]
 
 
-def _per_channel(values: Sequence[float] | None, channels: int, what: str) -> Tensor | None:
+def _as_buffer(values: Sequence[float] | None, channels: int, what: str) -> Tensor | None:
     if values is None:
         return None
     if len(values) not in (1, channels):

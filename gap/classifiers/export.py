@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gap.classifiers.checkpoints import tensors_of
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, first_line
-from gap.core.files import whole
+from gap.core.files import atomic_write
 
 # How far an exported network's logits may be from ours, as a share of how far ours spread.
 TOLERANCE = 1e-3
@@ -23,15 +23,15 @@ TOLERANCE = 1e-3
 def export(classifier: Classifier, path: Path) -> str:
     """Write a classifier to a file of the kind that its suffix says, and say in a line what was written.
 
-    `.onnx` and `.ts` (TorchScript) take pixels in [0, 1], N x C x H x W with any N, to logits, normaliser inside, and
+    `.onnx` and `.ts` (TorchScript) take pixels in [0, 1], N x C x H x W with any N, to logits, normalizer inside, and
     are run beside the classifier on random pixels before they are kept. `.safetensors` and `.pt` hold the state dict of
-    the network without the normaliser, by the names its own library knows. Raises GapError for any other suffix, where
+    the network without the normalizer, by the names its own library knows. Raises GapError for any other suffix, where
     a package for ONNX is missing, and when what was written gives other logits.
     """
     if path.suffix not in FORMATS:
         raise GapError(f"{path.name or path} says no format; end it in {', '.join(FORMATS)}")
     own = copy.deepcopy(classifier).cpu().to(memory_format=torch.contiguous_format).eval().requires_grad_(False)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         return FORMATS[path.suffix](own, part)
 
 
@@ -69,12 +69,12 @@ def _torchscript(classifier: Classifier, path: Path) -> str:
 
 def _safetensors(classifier: Classifier, path: Path) -> str:
     safetensors.torch.save_file(_state(classifier.network), path)
-    return _normalised(classifier)
+    return _with_normalization(classifier)
 
 
 def _state_dict(classifier: Classifier, path: Path) -> str:
     torch.save(_state(classifier.network), path)
-    return _normalised(classifier)
+    return _with_normalization(classifier)
 
 
 FORMATS: dict[str, Callable[[Classifier, Path], str]] = {
@@ -89,11 +89,11 @@ def _state(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in tensors_of(network).items()}
 
 
-def _normalised(classifier: Classifier) -> str:
-    facts = classifier.facts
-    if facts.mean is None and facts.std is None:
+def _with_normalization(classifier: Classifier) -> str:
+    spec = classifier.spec
+    if spec.mean is None and spec.std is None:
         return "a state dict"
-    return f"a state dict; the network wants its pixels normalised by mean {facts.mean}, std {facts.std}"
+    return f"a state dict; the network wants its pixels normalized by mean {spec.mean}, std {spec.std}"
 
 
 @contextmanager
@@ -108,7 +108,7 @@ def _converting(classifier: Classifier, form: str) -> Iterator[None]:
 
 
 def _pixels(classifier: Classifier, images: int) -> Tensor:
-    shape = (images, classifier.facts.channels, *classifier.facts.size)
+    shape = (images, classifier.spec.channels, *classifier.spec.size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(images))
 
 

@@ -14,13 +14,13 @@ from gap.core.network import device_of
 T = TypeVar("T", bound=nn.Module)
 
 
-class Folding(Generic[T]):
-    """A network and its lean twin: the same function of images N x `channels` x `size` in eval mode, with fewer passes
+class FusedCopy(Generic[T]):
+    """A network and its lean copy: the same function of images N x `channels` x `size` in eval mode, with fewer passes
     over memory. What is not folded is one and the same tensor in both.
 
-    Which norm follows which convolution is seen in one pass over random pixels, and the twin is compared on them.
+    Which norm follows which convolution is seen in one pass over random pixels, and the copy is compared on them.
     Where it is not the same, where a network cannot do without its norms, and where there is nothing to fold, the
-    network is its own twin.
+    network is its own copy.
     """
 
     @torch.no_grad()
@@ -31,12 +31,12 @@ class Folding(Generic[T]):
         probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         with frozen(network):
             expected = network(probe)
-            names = _pairs(network, probe)
+            names = _find_conv_bn_pairs(network, probe)
             try:
                 lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
             except Exception:  # a user's network may refuse to be copied, in any way; it stays as it is, only slower
                 return
-            pairs = _fold(network, lean, names)
+            pairs = _fuse(network, lean, names)
             try:
                 found = lean(probe)
             except Exception:  # a user's forward may need its norms and raise anything; it stays as it is, only slower
@@ -45,8 +45,8 @@ class Folding(Generic[T]):
             self.lean, self.pairs = lean, pairs
 
     @torch.no_grad()
-    def fresh(self) -> T:
-        """The twin, after the network's weights have changed."""
+    def refresh(self) -> T:
+        """The copy, after the network's weights have changed."""
         for convolution, norm, into in self.pairs:
             assert norm.running_mean is not None and norm.running_var is not None and into.bias is not None
             weight, bias = fuse_conv_bn_weights(
@@ -63,12 +63,12 @@ class Folding(Generic[T]):
         return self.lean
 
 
-def folded(network: T, channels: int, size: tuple[int, int]) -> T:
-    """The lean twin of a network that is only run from now on."""
-    return Folding(network, channels, size).lean
+def fuse_conv_bn(network: T, channels: int, size: tuple[int, int]) -> T:
+    """The lean copy of a network that is only run from now on."""
+    return FusedCopy(network, channels, size).lean
 
 
-def _fold(
+def _fuse(
     network: nn.Module, lean: nn.Module, names: dict[str, str]
 ) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]:
     """Fold norms into convolutions, by their names, in a copy of the network."""
@@ -84,7 +84,7 @@ def _fold(
     return pairs
 
 
-def _pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
+def _find_conv_bn_pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
     """The names of convolutions and of the norms that take their output as it is, each met once in a pass."""
     made: dict[int, tuple[str, Tensor]] = {}
     pairs: dict[str, str] = {}
@@ -92,7 +92,7 @@ def _pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
 
     def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(name)
-        if isinstance(module, nn.Conv2d) and not _reweighted(module):
+        if isinstance(module, nn.Conv2d) and not _is_reparametrized(module):
             made[id(output)] = (name, output)
         elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None and id(inputs[0]) in made:
             pairs[made[id(inputs[0])][0]] = name
@@ -110,6 +110,6 @@ def _pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
     return {first: second for first, second in pairs.items() if calls.count(first) == calls.count(second) == 1}
 
 
-def _reweighted(convolution: nn.Conv2d) -> bool:
+def _is_reparametrized(convolution: nn.Conv2d) -> bool:
     """Whether its weight is computed anew at each call, as by a spectral or a weight norm."""
     return is_parametrized(convolution) or bool(convolution._forward_pre_hooks)

@@ -35,13 +35,13 @@ def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Seq
             expected = _results(outputs, batches)
         except GapError:  # whoever makes this call next reports it
             return
-        classifier.lay_out(torch.channels_last)
+        classifier.use_memory_format(torch.channels_last)
         try:
             results = _results(outputs, batches)
         except GapError:
             results = []
         if len(results) != len(expected) or not all(map(_is_same, results, expected)):
-            classifier.lay_out(torch.contiguous_format)
+            classifier.use_memory_format(torch.contiguous_format)
 
 
 def check_training(classifier: Classifier) -> bool:
@@ -58,7 +58,7 @@ def check_training(classifier: Classifier) -> bool:
     except GapError:
         if classifier.memory_format == torch.contiguous_format:
             raise
-        classifier.lay_out(torch.contiguous_format)
+        classifier.use_memory_format(torch.contiguous_format)
         return _train_once(classifier)
 
 
@@ -68,7 +68,7 @@ def random_images(classifier: Classifier, count: int) -> Tensor:
     They lie in memory as those of a data set do.
     """
     generator = torch.Generator().manual_seed(0)
-    images = torch.rand(count, classifier.facts.channels, *classifier.facts.size, generator=generator)
+    images = torch.rand(count, classifier.spec.channels, *classifier.spec.size, generator=generator)
     return images.to(device_of(classifier)).clone(memory_format=torch.channels_last)
 
 

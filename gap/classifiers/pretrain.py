@@ -9,17 +9,17 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.classifiers.memory_format import check_training
-from gap.classifiers.provenance import identify
-from gap.classifiers.task import DataOptions, accuracy, load_setting, name_classes
-from gap.core.artifact import Artefact, save_artefact
+from gap.classifiers.provenance import data_fingerprints
+from gap.classifiers.task import DataOptions, accuracy, load_task, name_classes
+from gap.core.artifact import Artifact, save_artifact
 from gap.core.errors import GapError
 from gap.training.augmentation import AugmentationOptions
-from gap.training.runtime import TrainingMachineOptions, allow_unused_weights, main_first, make_accelerator
-from gap.training.task import Backward, Job, Player, adam
-from gap.training.trainer import Listener, Plan, train
+from gap.training.runtime import TrainRuntimeOptions, allow_unused_weights, main_first, make_accelerator
+from gap.training.task import Backward, OptimizedModule, TrainingTask, with_adamw
+from gap.training.trainer import Callback, TrainSchedule, train
 
 
-class PretrainOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
+class PretrainOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
     """Options of `gap pretrain`."""
 
     classifier: Annotated[str, Field(description="the classifier to train, from fresh or from its weights")] = (
@@ -29,34 +29,34 @@ class PretrainOptions(TrainingMachineOptions, AugmentationOptions, DataOptions):
     batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
     lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 3e-3
     weight_decay: Annotated[float, Field(ge=0, description="of AdamW")] = 0.01
-    smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.05
+    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.05
     shift: Annotated[int, Field(ge=0, description="pixels that a picture may be moved, each way")] = 2
 
 
-class StandardJob(Job):
+class ClassifierTraining(TrainingTask):
     """Cross-entropy on augmented images."""
 
-    def __init__(self, player: Player, smoothing: float, augmentation: nn.Module) -> None:
-        self.players = {"classifier": player}
-        self.smoothing = smoothing
+    def __init__(self, module: OptimizedModule, label_smoothing: float, augmentation: nn.Module) -> None:
+        self.modules = {"classifier": module}
+        self.label_smoothing = label_smoothing
         self.augmentation = augmentation
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
-        player = self.players["classifier"]
-        logits = player.network(self.augmentation(images))
-        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.smoothing)
-        player.learn(loss, backward)
+    def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        module = self.modules["classifier"]
+        logits = module.network(self.augmentation(images))
+        loss = F.cross_entropy(logits.float(), labels, label_smoothing=self.label_smoothing)
+        module.update(loss, backward)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
-    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        logits = self.players["classifier"].network(images)
+    def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        logits = self.modules["classifier"].network(images)
         return {"accuracy": logits.argmax(dim=1) == labels}
 
 
 def pretrain(
-    options: PretrainOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
-) -> Artefact:
-    """Train a classifier and leave it as an artefact in `folder`, which the caller has made ready.
+    options: PretrainOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
+) -> Artifact:
+    """Train a classifier and leave it as an artifact in `folder`, which the caller has made ready.
 
     Raises GapError when the classifier and the data do not fit, or the data has no labels.
     """
@@ -64,34 +64,36 @@ def pretrain(
     accelerator = make_accelerator(options)
     if options.labels == "predicted":
         raise GapError("gap pretrain learns the data's own labels; leave out --labels predicted")
-    labelled = options.model_copy(update={"labels": "data"})
+    labeled = options.model_copy(update={"labels": "data"})
     with main_first(accelerator):
-        setting = load_setting([options.classifier], labelled, accelerator.device)
-    classifier, data = setting.classifiers[0], setting.data
+        task = load_task([options.classifier], labeled, accelerator.device)
+    classifier, data = task.classifiers[0], task.data
     if not check_training(classifier):
         allow_unused_weights(accelerator)
     name_classes(classifier, data)
-    augmentation = options.augmentation(classifier.facts.size)
-    job = StandardJob(adam(classifier, options.lr, options.weight_decay), options.smoothing, augmentation)
-    plan = Plan(options.epochs, options.batch_size, options.seed)
-    figures = train(
-        job,
+    augmentation = options.augmentation(classifier.spec.size)
+    training = ClassifierTraining(
+        with_adamw(classifier, options.lr, options.weight_decay), options.label_smoothing, augmentation
+    )
+    schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
+    metrics = train(
+        training,
         data.train,
         data.validation,
-        plan,
+        schedule,
         folder,
         accelerator,
-        listeners,
+        callbacks,
         resume=resume,
-        identity=identify(data),
+        fingerprints=data_fingerprints(data),
     )
     classifier.eval()
     card = {
         "classifier": classifier.describe(),
         "data": data.describe(),
-        "figures": {"validation": figures, "test": {"accuracy": accuracy(classifier, data.test, accelerator.device)}},
-        "options": options.dump(),
+        "metrics": {"validation": metrics, "test": {"accuracy": accuracy(classifier, data.test, accelerator.device)}},
+        "options": options.to_dict(),
     }
     if not accelerator.is_main_process:
-        return Artefact(folder, {"kind": "classifier", **card})
-    return save_artefact(folder, "classifier", classifier.network.state_dict(), card)
+        return Artifact(folder, {"kind": "classifier", **card})
+    return save_artifact(folder, "classifier", classifier.network.state_dict(), card)

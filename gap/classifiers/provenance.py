@@ -8,13 +8,13 @@ from gap.core.errors import GapError
 from gap.data.dataset import Dataset
 
 
-def identify(data: Dataset, classifiers: Sequence[Classifier] = ()) -> dict[str, str]:
+def data_fingerprints(data: Dataset, classifiers: Sequence[Classifier] = ()) -> dict[str, str]:
     """A hash of each split and of each classifier attacked, under the name that an error gives it."""
-    splits = {f"the {name} images of {data.name}": split.stamp() for name, split in data.splits.items()}
+    splits = {f"the {name} images of {data.name}": split.file_fingerprint() for name, split in data.splits.items()}
     return splits | {f"the classifier {classifier.name}": classifier.fingerprint() for classifier in classifiers}
 
 
-def check_same(now: Mapping[str, str], then: Mapping[str, str], path: Path) -> None:
+def check_fingerprints(now: Mapping[str, str], then: Mapping[str, str], path: Path) -> None:
     """Raise GapError, naming what differs, when work saved in `path` was made of something else."""
     changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     if changed:

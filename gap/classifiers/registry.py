@@ -13,12 +13,12 @@ from typing import Any
 from torch import nn
 
 from gap.classifiers.checkpoints import check_not_exported
-from gap.core.artifact import open_artefact
-from gap.core.errors import GapError, first_line, unknown
+from gap.core.artifact import open_artifact
+from gap.core.errors import GapError, first_line, unknown_name_error
 from gap.core.paths import exists, is_file, is_folder
-from gap.models.classifiers import ZOO
+from gap.models.classifiers import BUILTIN
 
-FORMS = (
+NAME_SYNTAX = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
     " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
 )
@@ -28,10 +28,10 @@ IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True)
-class Facts:
+class ClassifierSpec:
     """What a classifier takes and says: images of `channels` x `size` in [0, 1] to `classes` logits.
 
-    `mean` and `std`, per channel, are what the wrapper normalises by; None where the network does it itself.
+    `mean` and `std`, per channel, are what the wrapper normalizes by; None where the network does it itself.
     """
 
     channels: int
@@ -66,7 +66,7 @@ def _is_known_and_there(architecture: str, weights: str) -> bool:
 def _is_known(architecture: str, weights: str) -> bool:
     """Whether something is to be had by the name of an architecture."""
     family, _, inner = architecture.partition(":")
-    if architecture in ZOO or (family in FAMILIES and inner):
+    if architecture in BUILTIN or (family in FAMILIES and inner):
         return "@" not in architecture
     module = _split_factory(architecture)[0]
     return exists(architecture) or is_file(module) or (bool(module) and not module.endswith(".py"))
@@ -90,21 +90,21 @@ def _split_factory(architecture: str) -> tuple[str, str]:
     return "", ""
 
 
-def is_code(architecture: str) -> bool:
+def runs_user_code(architecture: str) -> bool:
     """Whether building this architecture runs Python that is not installed with gap: a factory of somebody's own."""
     family, colon, _ = architecture.partition(":")
     return bool(colon) and family not in FAMILIES and not exists(architecture)
 
 
-Wanted = dict[str, Any]
-Builder = Callable[[Wanted], tuple[nn.Module, Facts]]
+BuildRequest = dict[str, Any]
+Builder = Callable[[BuildRequest], tuple[nn.Module, ClassifierSpec]]
 
 
-def find_builder(architecture: str, weights: str) -> Builder:
+def resolve_builder(architecture: str, weights: str) -> Builder:
     """How to build the network of that name; `weights` is what stood behind the @. Raises GapError for no such name."""
-    if architecture in ZOO:
+    if architecture in BUILTIN:
         _check_weights(architecture, weights)
-        return lambda wanted: _from_zoo(architecture, wanted)
+        return lambda wanted: _from_builtin(architecture, wanted)
     if exists(architecture):
         raise _no_architecture(Path(architecture), weights)
     family, _, inner = architecture.partition(":")
@@ -115,16 +115,16 @@ def find_builder(architecture: str, weights: str) -> Builder:
     module, factory = _split_factory(architecture)
     if module:
         _check_weights(architecture, weights)
-        return lambda wanted: (_call_factory(module, factory), _facts_of_users(architecture, wanted))
+        return lambda wanted: (_call_factory(module, factory), _spec_from_request(architecture, wanted))
     if "/" in architecture or architecture.startswith("."):
-        raise GapError(f"there is no classifier at {architecture}; a classifier is {FORMS}")
-    raise unknown("classifier", architecture, ZOO)
+        raise GapError(f"there is no classifier at {architecture}; a classifier is {NAME_SYNTAX}")
+    raise unknown_name_error("classifier", architecture, BUILTIN)
 
 
 def _no_architecture(path: Path, weights: str) -> GapError:
     """The error for a file or folder that is no architecture; raises the one that says what else it is."""
     if is_folder(path):
-        open_artefact(path, "classifier")  # says what stands there instead
+        open_artifact(path, "classifier")  # says what stands there instead
         return GapError(f"{path} says itself which network it is; leave out @{weights}")
     if path.suffix == ".py":
         return GapError(f"{path} holds code; say what makes the network, as {path}:Net")
@@ -134,14 +134,14 @@ def _no_architecture(path: Path, weights: str) -> GapError:
 
 def _check_weights(architecture: str, weights: str) -> None:
     if is_folder(weights):
-        open_artefact(Path(weights), "classifier")  # says what stands there instead
+        open_artifact(Path(weights), "classifier")  # says what stands there instead
         raise GapError(f"{weights} says itself which network it is; leave out {architecture}@")
     if weights and not is_file(weights):
         raise GapError(f"there is no weights file {weights!r} for {architecture}")
 
 
-def _from_zoo(name: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
-    entry = ZOO[name]
+def _from_builtin(name: str, wanted: BuildRequest) -> tuple[nn.Module, ClassifierSpec]:
+    entry = BUILTIN[name]
     channels, classes = entry.channels, entry.classes
     mean, std, names = entry.mean, entry.std, None
     if entry.pretrained:
@@ -152,22 +152,22 @@ def _from_zoo(name: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
             channels = wanted["channels"]
             mean, std = (sum(mean) / len(mean),) * channels, (sum(std) / len(std),) * channels
     size = (wanted["size"] or entry.size) if name.startswith("cifar") else entry.size
-    return entry.build(channels, classes), Facts(channels, size, classes, mean, std, names)
+    return entry.build(channels, classes), ClassifierSpec(channels, size, classes, mean, std, names)
 
 
-def _from_torchvision(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
+def _from_torchvision(name: str, weights: str, wanted: BuildRequest) -> tuple[nn.Module, ClassifierSpec]:
     import torchvision.models
 
     known = torchvision.models.list_models(module=torchvision.models)
     if name not in known:
-        raise unknown("torchvision classifier", name, known)
+        raise unknown_name_error("torchvision classifier", name, known)
     entries = torchvision.models.get_model_weights(name)
     if weights == "none" or is_file(weights):
         classes = wanted["classes"] or 1000
         network = torchvision.models.get_model(name, weights=None, num_classes=classes)
-        return network, Facts(3, wanted["size"] or (224, 224), classes, IMAGENET_MEAN, IMAGENET_STD)
+        return network, ClassifierSpec(3, wanted["size"] or (224, 224), classes, IMAGENET_MEAN, IMAGENET_STD)
     if weights and weights not in entries.__members__:
-        raise unknown(f"weights for torchvision:{name}", weights, [*entries.__members__, "none"])
+        raise unknown_name_error(f"weights for torchvision:{name}", weights, [*entries.__members__, "none"])
     chosen = entries[weights] if weights else entries.DEFAULT
     try:
         network = torchvision.models.get_model(name, weights=chosen)
@@ -175,14 +175,14 @@ def _from_torchvision(name: str, weights: str, wanted: Wanted) -> tuple[nn.Modul
         raise GapError(f"cannot download the weights {chosen} of torchvision:{name} ({error})") from error
     preset, names = chosen.transforms(), chosen.meta["categories"]
     crop = preset.crop_size[0]
-    return network, Facts(3, (crop, crop), len(names), tuple(preset.mean), tuple(preset.std), tuple(names))
+    return network, ClassifierSpec(3, (crop, crop), len(names), tuple(preset.mean), tuple(preset.std), tuple(names))
 
 
-def _from_timm(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Facts]:
+def _from_timm(name: str, weights: str, wanted: BuildRequest) -> tuple[nn.Module, ClassifierSpec]:
     import timm
 
     if not timm.is_model(name.partition(".")[0]):
-        raise unknown("timm classifier", name, timm.list_models())
+        raise unknown_name_error("timm classifier", name, timm.list_models())
     if weights and weights != "none" and not is_file(weights):
         raise GapError(
             f"timm weights are part of the name (timm:resnet50.a1_in1k); {weights!r} is neither that nor a file"
@@ -195,8 +195,8 @@ def _from_timm(name: str, weights: str, wanted: Wanted) -> tuple[nn.Module, Fact
     told: Any = network.pretrained_cfg
     channels, height, width = told["input_size"]
     classes = head.get("num_classes", int(told["num_classes"]))
-    facts = Facts(channels, (height, width), classes, tuple(told["mean"]), tuple(told["std"]))
-    return network, replace(facts, class_names=None if weights == "none" else _imagenet_names(facts.classes))
+    spec = ClassifierSpec(channels, (height, width), classes, tuple(told["mean"]), tuple(told["std"]))
+    return network, replace(spec, class_names=None if weights == "none" else _imagenet_names(spec.classes))
 
 
 def _call_factory(module: str, factory: str) -> nn.Module:
@@ -214,7 +214,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
             raise GapError(f"cannot import {module} for the classifier {factory}: {first_line(error)}") from error
     if not hasattr(loaded, factory):
         callables = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]
-        raise unknown(f"factory in {module}", factory, callables)
+        raise unknown_name_error(f"factory in {module}", factory, callables)
     made = getattr(loaded, factory)
     try:
         network = made if isinstance(made, nn.Module) else made()
@@ -241,10 +241,10 @@ def _import_file(source: Path) -> Any:
     return loaded
 
 
-def _facts_of_users(architecture: str, wanted: Wanted) -> Facts:
+def _spec_from_request(architecture: str, wanted: BuildRequest) -> ClassifierSpec:
     if wanted["channels"] is None or wanted["size"] is None:
         raise GapError(f"{architecture} does not say what it takes; add --input CxHxW, for example --input 3x32x32")
-    return Facts(wanted["channels"], wanted["size"], wanted["classes"] or 0)
+    return ClassifierSpec(wanted["channels"], wanted["size"], wanted["classes"] or 0)
 
 
 def _imagenet_names(classes: int) -> tuple[str, ...] | None:
@@ -256,8 +256,8 @@ def _imagenet_names(classes: int) -> tuple[str, ...] | None:
     return tuple(info.index_to_description(index) for index in range(classes))
 
 
-def is_fresh(name: str) -> bool:
+def is_untrained(name: str) -> bool:
     """Whether a network of this name comes without weights, and with as many classes as are wanted."""
     architecture, weights = split_name(name)
-    of_ours = name in ZOO and not ZOO[name].pretrained
+    of_ours = name in BUILTIN and not BUILTIN[name].pretrained
     return of_ours or (weights == "none" and architecture.partition(":")[0] in FAMILIES)

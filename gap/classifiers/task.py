@@ -1,4 +1,4 @@
-"""A setting: classifiers and data that fit each other."""
+"""An attack task: classifiers and data that fit each other."""
 
 import re
 import warnings
@@ -12,15 +12,15 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from gap.classifiers.classifier import Classifier, check_fits, check_normaliser, folder_of, load_classifier
+from gap.classifiers.classifier import Classifier, check_compatible, check_normalizer, load_classifier, model_dir_of
 from gap.classifiers.memory_format import use_channels_last
-from gap.classifiers.registry import is_fresh
-from gap.core.artifact import open_artefact
+from gap.classifiers.registry import is_untrained
+from gap.core.artifact import open_artifact
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.core.options import Options
 from gap.data.class_names import find_difference, match_classes
-from gap.data.dataset import FEW, Dataset, Split, in_order
+from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
 from gap.data.registry import load_data
 
 Labels = Literal["auto", "data", "predicted"]
@@ -41,16 +41,16 @@ class DataOptions(Options):
     ] = "auto"
     input: Annotated[str | None, Field(description="what a classifier of your own takes, as 3x32x32")] = None
     mean: Annotated[
-        list[float] | None, Field(description="mean of the normaliser of a classifier that has none, as 0.49,0.48,0.45")
+        list[float] | None, Field(description="mean of the normalizer of a classifier that has none, as 0.49,0.48,0.45")
     ] = None
     std: Annotated[
         list[float] | None,
-        Field(description="standard deviation of that normaliser, of pixels in [0, 1], as 0.25,0.24,0.26"),
+        Field(description="standard deviation of that normalizer, of pixels in [0, 1], as 0.25,0.24,0.26"),
     ] = None
 
 
 @dataclass(frozen=True)
-class Setting:
+class AttackTask:
     """Classifiers that take the same images, and the data they are attacked on; every image has a label."""
 
     classifiers: list[Classifier]
@@ -58,58 +58,58 @@ class Setting:
 
     @property
     def classes(self) -> int:
-        return self.classifiers[0].facts.classes
+        return self.classifiers[0].spec.classes
 
 
-Shape = tuple[int, tuple[int, int]]
+InputShape = tuple[int, tuple[int, int]]
 
 
 def load_classifiers(
     names: Sequence[str],
-    asked: Shape | None = None,
-    like: Shape | None = None,
+    asked: InputShape | None = None,
+    like: InputShape | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> list[Classifier]:
     """Classifiers that take the same images: those of the first one's channels and size, which others resize.
 
     `asked`, channels and (H, W), is for networks that do not say what they take, and `like` where nothing was asked;
-    `mean` and `std` go to those without a normaliser. Raises GapError when they differ in channels, classes or, where
-    they know its names, the order of these, or all have a normaliser of their own and another is given.
+    `mean` and `std` go to those without a normalizer. Raises GapError when they differ in channels, classes or, where
+    they know its names, the order of these, or all have a normalizer of their own and another is given.
     """
     load = partial(load_classifier, mean=mean, std=std, lenient=True)
     channels, size = asked or like or (None, None)
     first = load(names[0], channels=channels, size=size)
-    facts = first.facts
-    channels, size = asked or (facts.channels, facts.size)
+    spec = first.spec
+    channels, size = asked or (spec.channels, spec.size)
     others = [load(name, channels=channels, size=size) for name in names[1:]]
-    check_normaliser([first, *others], mean, std)
+    check_normalizer([first, *others], mean, std)
     for other in others:
-        if (other.facts.channels, other.facts.classes) != (facts.channels, facts.classes):
+        if (other.spec.channels, other.spec.classes) != (spec.channels, spec.classes):
             raise GapError(f"{other.name} and {first.name} differ in channels or classes; take one at a time")
-        if other.facts.size != facts.size:
-            sizes = ["x".join(map(str, each.facts.size)) for each in (first, other)]
+        if other.spec.size != spec.size:
+            sizes = ["x".join(map(str, each.spec.size)) for each in (first, other)]
             warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
     _check_order([first, *others])
     return [first, *others]
 
 
-def load_setting(names: Sequence[str], options: DataOptions, device: torch.device | str = "cpu") -> Setting:
+def load_task(names: Sequence[str], options: DataOptions, device: torch.device | str = "cpu") -> AttackTask:
     """Load classifiers and data by name, so that they fit.
 
     The data's size decides for networks that take any; a classifier's own size decides for data that has none.
     The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
     take the first classifier's predictions. Labels are matched to the classifiers' classes, by name where a classifier
     that has learned knows the names of its classes (see `match_classes`). `mean` and `std` go to the classifiers
-    without a normaliser. Raises GapError when they cannot be made to fit.
+    without a normalizer. Raises GapError when they cannot be made to fit.
     """
-    asked = parse_input(options.input)
+    asked = parse_input_shape(options.input)
     data: Dataset | None = None
     if asked is None and not options.data.startswith("folder:"):
         data = load_data(options.data, options.data_root)
     like = (data.channels, data.size) if data else None
     classifiers = load_classifiers(names, asked, like, options.mean, options.std)
-    first = classifiers[0].facts
+    first = classifiers[0].spec
     if data is None or (first.channels, first.size) != (data.channels, data.size):
         if data is not None:
             shape = "x".join(map(str, (first.channels, *first.size)))
@@ -119,44 +119,50 @@ def load_setting(names: Sequence[str], options: DataOptions, device: torch.devic
     if options.labels != "predicted":
         data = _matched(data, classifiers)
         counted = data.classes
-    classifiers = [_with_classes(classifier, counted) for classifier in classifiers]
+    classifiers = [_with_num_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
-        check_fits(classifier, channels=data.channels, classes=counted, data=data.name, indexed=data.indexed)
+        check_compatible(
+            classifier,
+            channels=data.channels,
+            classes=counted,
+            data=data.name,
+            labels_index_model=data.labels_index_model,
+        )
         use_channels_last(classifier.to(device))
-    if data.indexed:
-        data = replace(data, classes=classifiers[0].facts.classes, class_names=classifiers[0].facts.class_names)
-    unlabelled = data.test.labels is None
-    if unlabelled and options.labels == "data":
+    if data.labels_index_model:
+        data = replace(data, classes=classifiers[0].spec.classes, class_names=classifiers[0].spec.class_names)
+    unlabeled = data.test.labels is None
+    if unlabeled and options.labels == "data":
         raise GapError(
             f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: --labels predicted"
         )
-    if unlabelled or options.labels == "predicted":
-        data = with_predictions(data, classifiers[0], device)
-    return Setting(classifiers, data)
+    if unlabeled or options.labels == "predicted":
+        data = label_with_predictions(data, classifiers[0], device)
+    return AttackTask(classifiers, data)
 
 
-def with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
-    """The same pictures labelled by what a classifier says of them."""
+def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
+    """The same pictures labeled by what a classifier says of them."""
     return replace(
         data,
-        train=_predicted(data.train, classifier, device),
-        validation=_predicted(data.validation, classifier, device),
-        test=_predicted(data.test, classifier, device),
-        classes=classifier.facts.classes,
-        class_names=classifier.facts.class_names,
+        train=_label_with(data.train, classifier, device),
+        validation=_label_with(data.validation, classifier, device),
+        test=_label_with(data.test, classifier, device),
+        classes=classifier.spec.classes,
+        class_names=classifier.spec.class_names,
     )
 
 
 def name_classes(classifier: Classifier, data: Dataset) -> None:
     """Give a classifier that is to learn from this data the names of its classes, where it does not know them."""
-    if classifier.facts.class_names is None and data.classes == classifier.facts.classes:
-        classifier.facts = replace(classifier.facts, class_names=data.class_names)
+    if classifier.spec.class_names is None and data.classes == classifier.spec.classes:
+        classifier.spec = replace(classifier.spec, class_names=data.class_names)
 
 
 def _known_names(classifier: Classifier) -> tuple[str, ...] | None:
     """The names of a classifier's classes, where it has one for each."""
-    names = classifier.facts.class_names
-    return names if names and len(names) == classifier.facts.classes else None
+    names = classifier.spec.class_names
+    return names if names and len(names) == classifier.spec.classes else None
 
 
 def _check_order(classifiers: Sequence[Classifier]) -> None:
@@ -173,25 +179,25 @@ def _check_order(classifiers: Sequence[Classifier]) -> None:
 
 
 def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
-    """The data labelled by the classes of the first classifier that knows their names, else of the first that has
+    """The data labeled by the classes of the first classifier that knows their names, else of the first that has
     learned; fresh networks take the data's classes as they are."""
-    learned = [classifier for classifier in classifiers if not is_fresh(classifier.name)]
+    learned = [classifier for classifier in classifiers if not is_untrained(classifier.name)]
     reference = next(filter(_known_names, learned), next(iter(learned), None))
     if reference is None:
         return data
-    return match_classes(data, reference.name, reference.facts.classes, _known_names(reference))
+    return match_classes(data, reference.name, reference.spec.classes, _known_names(reference))
 
 
-def _with_classes(classifier: Classifier, classes: int | None) -> Classifier:
+def _with_num_classes(classifier: Classifier, classes: int | None) -> Classifier:
     """A fresh network with as many classes as the data has; any other classifier as it is."""
-    if not is_fresh(classifier.name) or classes in (None, classifier.facts.classes):
+    if not is_untrained(classifier.name) or classes in (None, classifier.spec.classes):
         return classifier
     return load_classifier(
-        classifier.name, channels=classifier.facts.channels, size=classifier.facts.size, classes=classes
+        classifier.name, channels=classifier.spec.channels, size=classifier.spec.size, classes=classes
     )
 
 
-def parse_input(text: str | None) -> Shape | None:
+def parse_input_shape(text: str | None) -> InputShape | None:
     """`3x32x32` as channels and (height, width)."""
     if text is None:
         return None
@@ -204,15 +210,15 @@ def parse_input(text: str | None) -> Shape | None:
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, split: Split, device: torch.device | str = "cpu") -> float:
-    """The share of a split's images that a classifier reads as labelled."""
+    """The share of a split's images that a classifier reads as labeled."""
     right = 0
     with frozen(classifier):
-        for images, labels in split.batches(in_order(split, 256), device):
+        for images, labels in split.batches(sequential_batches(split, 256), device):
             right += int((classifier(images).argmax(dim=1) == labels).sum())
     return right / max(1, len(split))
 
 
-def is_chance(share: float, classes: int, split: Split) -> bool:
+def is_at_chance_level(share: float, classes: int, split: Split) -> bool:
     """Whether guessing one of so many classes, or always saying the commonest, is right that often on a split."""
     labels = split.labels if split.labels is not None else torch.zeros(0, dtype=torch.int64)
     commonest = labels.bincount(minlength=1).max().item() / max(1, len(split))
@@ -220,32 +226,32 @@ def is_chance(share: float, classes: int, split: Split) -> bool:
     return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
 
 
-def warn_if_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
+def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
     """Warn where a classifier is fresh, no better on this data than guessing, or far worse than its card says.
 
     An attack on such a classifier means nothing.
     """
-    if is_fresh(classifier.name):
+    if is_untrained(classifier.name):
         warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
         return
-    if len(split) < FEW:
+    if len(split) < MIN_IMAGES:
         return
     share = accuracy(classifier, split, device)
-    chance = is_chance(share, classifier.facts.classes, split)
+    chance = is_at_chance_level(share, classifier.spec.classes, split)
     recorded = _recorded_accuracy(classifier)
     if recorded and recorded.is_far_above(share, len(split)):
         guessing = ", no better than chance," if chance else ""
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the test"
             f" images of {recorded.data}; is it other data, are the classes in another order, or does it get another"
-            " normalisation (--mean/--std)?",
+            " normalization (--mean/--std)?",
             GapWarning,
             stacklevel=2,
         )
     elif chance:
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
-            " is it trained, and does it get its normalisation (--mean/--std)?",
+            " is it trained, and does it get its normalization (--mean/--std)?",
             GapWarning,
             stacklevel=2,
         )
@@ -266,25 +272,25 @@ class _Recorded:
 
 
 def _recorded_accuracy(classifier: Classifier) -> _Recorded | None:
-    """The test accuracy in the card of these weights, whatever the normaliser; None where no card tells it."""
-    folder = folder_of(classifier.name)
+    """The test accuracy in the card of these weights, whatever the normalizer; None where no card tells it."""
+    folder = model_dir_of(classifier.name)
     if folder is None:
         return None
-    card = open_artefact(folder).card
+    card = open_artifact(folder).card
     try:
         data, images = card["data"]["name"], int(card["data"]["images"]["test"])
-        recorded = _Recorded(float(card["figures"]["test"]["accuracy"]), data, images)
+        recorded = _Recorded(float(card["metrics"]["test"]["accuracy"]), data, images)
         same = card["classifier"]["fingerprint"] == classifier.fingerprint()
-    except (KeyError, TypeError, ValueError):  # a card of something else, or one without figures
+    except (KeyError, TypeError, ValueError):  # a card of something else, or one without metrics
         return None
     return recorded if same and images else None
 
 
 @torch.no_grad()
-def _predicted(split: Split, classifier: Classifier, device: torch.device | str) -> Split:
+def _label_with(split: Split, classifier: Classifier, device: torch.device | str) -> Split:
     predictions: list[Tensor] = [torch.zeros(0, dtype=torch.int64)]
     with frozen(classifier):
-        for images, _ in split.batches(in_order(split, 64), device):
+        for images, _ in split.batches(sequential_batches(split, 64), device):
             logits = classifier(images)
             if logits.isnan().any():
                 raise GapError(f"{classifier.name} returns NaN for some images; its predictions cannot be labels")

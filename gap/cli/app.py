@@ -13,9 +13,9 @@ import typer
 
 from gap.cli.streams import install
 from gap.core.errors import GapError, GapWarning, is_out_of_memory
-from gap.core.process import Stopped, speaks
+from gap.core.process import TrainingInterrupted, is_main_process
 
-VERBS = (
+COMMANDS = (
     "demo",
     "pretrain",
     "train",
@@ -58,12 +58,12 @@ def main() -> None:
         sys.exit(make_app(arguments[0])(arguments, standalone_mode=False, prog_name="gap"))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except Stopped as stopped:
-        sys.exit(_fail(str(stopped), stopped.code))
+    except TrainingInterrupted as stopped:
+        sys.exit(_exit_with_error(str(stopped), stopped.code))
     except Exception as error:  # a network of the user's own may raise anything
         if debug:
             traceback.print_exception(error)
-        sys.exit(_fail(*_message_and_code(error)))
+        sys.exit(_exit_with_error(*_message_and_code(error)))
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
@@ -97,15 +97,15 @@ def make_app(verb: str) -> typer.Typer:
         add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
-        callback=_top,
+        callback=_root_callback,
     )
-    for name in VERBS:
+    for name in COMMANDS:
         if name == verb:
             module = import_module(f"gap.cli.commands.{_module(name)}")
             command = getattr(module, _module(name))
-            app.command(name, help=_flowing(command), epilog=f"Example: {module.EXAMPLE}")(command)
+            app.command(name, help=_unwrap_paragraphs(command), epilog=f"Example: {module.EXAMPLE}")(command)
         else:
-            app.command(name, help=_help_of(name))(lambda: None)
+            app.command(name, help=_short_help(name))(lambda: None)
     return app
 
 
@@ -121,7 +121,7 @@ def _version(asked: bool) -> None:
         raise typer.Exit
 
 
-def _top(
+def _root_callback(
     debug: Annotated[
         bool, typer.Option(DEBUG, help="show the whole traceback of an error; so does the variable GAP_DEBUG=1")
     ] = False,
@@ -132,18 +132,18 @@ def _top(
     """Generative adversarial perturbations: fool a classifier, measure how well, and harden it."""
 
 
-def _help_of(verb: str) -> str:
+def _short_help(verb: str) -> str:
     source = resources.files("gap.cli.commands").joinpath(f"{_module(verb)}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
 
-def _flowing(command: Callable[..., None]) -> str:
+def _unwrap_paragraphs(command: Callable[..., None]) -> str:
     """The docstring with its paragraphs in one line each: the terminal breaks them where it ends."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
 
 
-def _fail(message: str, code: int) -> int:
-    if speaks() or code == 1:  # which may go wrong in one process alone
+def _exit_with_error(message: str, code: int) -> int:
+    if is_main_process() or code == 1:  # which may go wrong in one process alone
         sys.stderr.write(f"gap: {' '.join(message.split())}\n")
     return code
 

@@ -1,4 +1,4 @@
-"""The acts of `gap demo`: each makes something of what those before it left, and adds a section to the page."""
+"""The sections of `gap demo`: each makes something of what those before it left, and adds a section to the page."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,35 +12,35 @@ from torchvision.transforms.functional import pil_to_tensor
 from gap.attacks.generator.train import TrainOptions, train_generator
 from gap.classifiers.classifier import load_classifier
 from gap.classifiers.pretrain import PretrainOptions, pretrain
-from gap.classifiers.task import DataOptions, Setting, load_setting
+from gap.classifiers.task import AttackTask, DataOptions, load_task
 from gap.cli.results import columns_for, curves_of, for_display
-from gap.cli.run_training import run_work
-from gap.core.artifact import Artefact, claim
+from gap.cli.run_training import run_with_progress
+from gap.core.artifact import Artifact, prepare_run_dir
 from gap.core.files import write_json
 from gap.core.options import Options
 from gap.data.images import save_picture
-from gap.evaluation.benchmark import find_entrants, make_attack, run_lineup
+from gap.evaluation.benchmark import make_attack, parse_attacks, run_benchmark
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.robustness import judge
 from gap.hardening.train import HardenOptions, harden
 from gap.imagery.feature_visualization import Feature, visualize
-from gap.imagery.style_transfer import Manner, stylize
+from gap.imagery.style_transfer import StyleTransferConfig, stylize
 from gap.imagery.traversal import traverse
 from gap.models.feature_extractor import LOGITS
-from gap.report.page import Act, Figure
-from gap.report.pictures import SheetRow, contact_sheet, to_image, to_png_bytes
+from gap.report.image_grid import CaptionedImage, image_grid
+from gap.report.page import Figure, Section
+from gap.report.pictures import ContactRow, contact_sheet, to_image, to_png_bytes
 from gap.report.plots import accuracy_curves
-from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, Table
+from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
 from gap.report.video import save_video
-from gap.report.walks import DrawnWalk, key_frames, walk_frames
 from gap.threat import Budget
 
 BUDGET = Budget("l2", 2.4)
 CURVE = (0.6, 1.2, 1.8, 2.4)
 # How many held-out digits the hardened classifier is judged on.
 IMAGES = 150
-# What the hardened classifier is to withstand: half of the budget of the acts before.
+# What the hardened classifier is to withstand: half of the budget of the sections before.
 HARD = Budget("l2", 1.2)
 
 
@@ -50,29 +50,29 @@ DRAWN, EVALUATIONS = 128, 60
 
 @dataclass
 class Stage:
-    """What the acts hand on to each other: a folder of artefacts, and the page so far."""
+    """What the sections hand on to each other: a folder of artifacts, and the page so far."""
 
     out: Path
-    acts: list[Act] = field(default_factory=list)
+    sections: list[Section] = field(default_factory=list)
 
-    def make(self, name: str, work: Callable[..., Artefact], options: Options) -> Artefact:
+    def make(self, name: str, work: Callable[..., Artifact], options: Options) -> Artifact:
         """Run a training verb into a fresh folder of the stage."""
         folder = self.out / name
-        claim(folder, overwrite=True)
-        return run_work(name, work, options, folder)
+        prepare_run_dir(folder, overwrite=True)
+        return run_with_progress(name, work, options, folder)
 
     def path(self, name: str) -> str:
         return str(self.out / name)
 
-    def setting(self) -> Setting:
+    def task(self) -> AttackTask:
         """The demo's classifier and the data's test images."""
-        return load_setting([self.path("classifier")], DataOptions())
+        return load_task([self.path("classifier")], DataOptions())
 
 
-def classifier_act(stage: Stage) -> None:
+def classifier_section(stage: Stage) -> None:
     """A standard classifier, so that there is something to attack."""
     made = stage.make("classifier", pretrain, PretrainOptions(classifier="mnist-cnn", epochs=12, batch_size=64))
-    share = made.card["figures"]["test"]["accuracy"]
+    share = made.card["metrics"]["test"]["accuracy"]
     images = made.card["data"]["images"]
     text = (
         f"A small network learns {images['train']:,} digits and reads {share:.1%} of {images['test']:,} held-out ones."
@@ -82,10 +82,10 @@ def classifier_act(stage: Stage) -> None:
         "test accuracy": f"{share:.2%}",
         "folder": stage.path("classifier"),
     }
-    stage.acts.append(Act("A classifier", text, facts=facts))
+    stage.sections.append(Section("A classifier", text, facts=facts))
 
 
-def generator_act(stage: Stage) -> None:
+def generator_section(stage: Stage) -> None:
     """One network that perturbs any image in a single pass."""
     options = {"classifier": [stage.path("classifier")], "budget": str(BUDGET), "epochs": 16, "batch_size": 64}
     stage.make("per-image", train_generator, TrainOptions.read(options))
@@ -93,10 +93,10 @@ def generator_act(stage: Stage) -> None:
         f"A U-Net learns to perturb any digit in one pass, within {BUDGET} (the L2 length in pixels of [0, 1], of"
         " 28 x 28). Above each other: clean, the perturbation amplified, perturbed, and what the classifier says."
     )
-    stage.acts.append(_pictures_act(stage, "A perturbation per image", text, "per-image"))
+    stage.sections.append(_pictures_section(stage, "A perturbation per image", text, "per-image"))
 
 
-def universal_act(stage: Stage) -> None:
+def universal_section(stage: Stage) -> None:
     """One perturbation for all images."""
     options = {
         "classifier": [stage.path("classifier")],
@@ -109,18 +109,18 @@ def universal_act(stage: Stage) -> None:
     text = (
         "The same kind of network, given one fixed noise image, learns a single perturbation for every digit at once."
     )
-    stage.acts.append(_pictures_act(stage, "One perturbation for all images", text, "universal"))
+    stage.sections.append(_pictures_section(stage, "One perturbation for all images", text, "universal"))
 
 
-def comparison_act(stage: Stage) -> None:
+def comparison_section(stage: Stage) -> None:
     """The generators beside a gradient attack and the controls that learn nothing, over several budgets."""
-    setting = stage.setting()
-    entrants = find_entrants([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
+    task = stage.task()
+    entries = parse_attacks([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
     budgets = [Budget(BUDGET.norm, epsilon) for epsilon in CURVE]
-    measured = [evaluation.row for evaluation in run_lineup(entrants, setting, budgets, images=500)]
+    measured = [evaluation.row for evaluation in run_benchmark(entries, task, budgets, images=500)]
     curves = curves_of(measured)
     rows = [row for row in measured if row["budget"] == str(BUDGET)]
-    write_json(stage.out / "table.json", {"rows": rows, "data": setting.data.describe()})
+    write_json(stage.out / "table.json", {"rows": rows, "data": task.data.describe()})
     plot = accuracy_curves(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
     text = (
         "PGD looks up the classifier's gradient up to 80 times for each image; the generator is one pass. Noise and the"
@@ -128,11 +128,11 @@ def comparison_act(stage: Stage) -> None:
         f"\n\nThe table is at {BUDGET}, on 8-bit pictures, with 95% intervals."
     )
     figures = [Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}")]
-    stage.acts.append(Act("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
+    stage.sections.append(Section("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
 
 
-def hardening_act(stage: Stage) -> None:
-    """The classifier hardened, beside its standard twin, under attacks made for each."""
+def hardening_section(stage: Stage) -> None:
+    """The classifier hardened, beside its standard surrogate, under attacks made for each."""
     options = {"classifier": stage.path("classifier"), "budget": str(HARD), "epochs": 9, "batch_size": 64}
     stage.make("hardened", harden, HardenOptions.read(options))
     against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 6, "batch_size": 64}
@@ -140,7 +140,7 @@ def hardening_act(stage: Stage) -> None:
     found = {
         "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),
         "hardened": _withstood(
-            stage, "hardened", {"generator": "adaptive", "universal": "universal"}, twin="classifier"
+            stage, "hardened", {"generator": "adaptive", "universal": "universal"}, surrogate="classifier"
         ),
     }
     left = {name: shares for name, (shares, _) in found.items()}
@@ -156,33 +156,33 @@ def hardening_act(stage: Stage) -> None:
     table = Table(
         rows, [Column("attack", "attack"), Column("standard", "standard", ".1%"), Column("hardened", "hardened", ".1%")]
     )
-    facts = {"is the hardness real? the masking gate": found["hardened"][1], "folder": stage.path("hardened")}
-    stage.acts.append(Act("Hardened", text, [], table, facts))
+    facts = {"is the hardness real? the masking checks": found["hardened"][1], "folder": stage.path("hardened")}
+    stage.sections.append(Section("Hardened", text, [], table, facts))
 
 
-def drawing_act(stage: Stage) -> None:
+def drawing_section(stage: Stage) -> None:
     """What hardened networks draw beside standard ones: a style, the ten classes, a walk from digit to digit."""
     pair = {name: load_classifier(f"drawing-{name}") for name in ("standard", "hardened")}
     with Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))) as photo:
         content = pil_to_tensor(ImageOps.fit(photo.convert("RGB"), (DRAWN, DRAWN))).float() / 255
     style = _waves(DRAWN)
-    manner = Manner(evaluations=EVALUATIONS)
-    drawn = [Captioned(to_image(content), "content"), Captioned(to_image(style), "style")]
+    config = StyleTransferConfig(evaluations=EVALUATIONS)
+    drawn = [CaptionedImage(to_image(content), "content"), CaptionedImage(to_image(style), "style")]
     for name, backbone in pair.items():
-        picture = stylize(content, [style], backbone, manner=manner).picture
+        picture = stylize(content, [style], backbone, config=config).picture
         save_picture(picture, stage.out / f"stylized-{name}.png")
-        drawn.append(Captioned(to_image(picture), f"drawn by the {name} one"))
-    features: list[Captioned] = []
-    walks: list[DrawnWalk] = []
-    digits, labels = next(stage.setting().data.test.batches([torch.arange(2)]))
+        drawn.append(CaptionedImage(to_image(picture), f"drawn by the {name} one"))
+    features: list[CaptionedImage] = []
+    walks: list[TraversalFrames] = []
+    digits, labels = next(stage.task().data.test.batches([torch.arange(2)]))
     for name, folder in (("standard", "classifier"), ("hardened", "hardened")):
         classifier = load_classifier(stage.path(folder))
         ten = visualize(classifier, [Feature(LOGITS, index) for index in range(10)], steps=60)
-        features += [Captioned(to_image(each), f"{name}: {index}") for index, each in enumerate(ten)]
+        features += [CaptionedImage(to_image(each), f"{name}: {index}") for index, each in enumerate(ten)]
         walk = traverse(classifier, digits, (labels + 5) % 10, steps=60)
-        walks.append(DrawnWalk(name, walk.pictures, walk.shares))
+        walks.append(TraversalFrames(name, walk.pictures, walk.probabilities))
     names = [str(index) for index in range(10)]
-    save_video(walk_frames(walks, names), stage.out / "walk.mp4", fps=20)
+    save_video(traversal_frames(walks, names), stage.out / "walk.mp4", fps=20)
     text = (
         "A hardened network sees more as people do. The first sheet is a photograph in the style of a pattern, after"
         f" {EVALUATIONS} looks of two small networks that come with gap: the same, standard and hardened. The second is"
@@ -191,15 +191,15 @@ def drawing_act(stage: Stage) -> None:
         "\n\nThe photograph is of Grace Hopper, by the United States Navy, from matplotlib's samples."
     )
     figures = [
-        Figure(to_png_bytes(sheet(drawn)), "A photograph in a style", "content, style, and two drawings"),
-        Figure(to_png_bytes(sheet(features, columns=10)), "What excites each class", "ten classes, twice"),
+        Figure(to_png_bytes(image_grid(drawn)), "A photograph in a style", "content, style, and two drawings"),
+        Figure(to_png_bytes(image_grid(features, columns=10)), "What excites each class", "ten classes, twice"),
         Figure(to_png_bytes(key_frames(walks, names)), "Walks to another class (walk.mp4)", "key frames of two walks"),
     ]
-    stage.acts.append(Act("Drawn", text, figures, facts={"folder": str(stage.out)}))
+    stage.sections.append(Section("Drawn", text, figures, facts={"folder": str(stage.out)}))
 
 
 def _waves(side: int) -> torch.Tensor:
-    """A pattern to take a style from: warped waves in five colours, 3 x side x side."""
+    """A pattern to take a style from: warped waves in five colors, 3 x side x side."""
     down, across = torch.meshgrid(torch.linspace(0, 6, side), torch.linspace(0, 6, side), indexing="ij")
     bent = (2 * down + across.sin() * 2).sin() + (2 * across + down.cos() * 3).cos()
     place = (3 * bent).sin() * 2 + 2
@@ -212,15 +212,15 @@ def _waves(side: int) -> torch.Tensor:
 
 
 def _withstood(
-    stage: Stage, classifier: str, trained: dict[str, str], twin: str | None = None
+    stage: Stage, classifier: str, trained: dict[str, str], surrogate: str | None = None
 ) -> tuple[dict[str, float], str]:
-    """The accuracy left of a classifier by each attack, clean first, all of the same digits, and the gate's verdict."""
-    setting = load_setting([stage.path(classifier)], DataOptions())
-    judged, data = setting.classifiers[0], setting.data
-    entrants = find_entrants([stage.path(folder) for folder in trained.values()])
-    attacks = [make_attack(entrant, HARD, judged, setting, 0) for entrant in entrants]
-    standard = load_classifier(stage.path(twin)) if twin else None
-    found = judge(judged, data.test, HARD, images=IMAGES, fast=True, twin=standard, others=attacks, data=data.name)
+    """The accuracy left of a classifier by each attack, clean first, all of the same digits, and the verdict."""
+    task = load_task([stage.path(classifier)], DataOptions())
+    judged, data = task.classifiers[0], task.data
+    entries = parse_attacks([stage.path(folder) for folder in trained.values()])
+    attacks = [make_attack(entry, HARD, judged, task, 0) for entry in entries]
+    standard = load_classifier(stage.path(surrogate)) if surrogate else None
+    found = judge(judged, data.test, HARD, images=IMAGES, fast=True, surrogate=standard, others=attacks, data=data.name)
     left, last = found["attacks"], found["autoattack"][-1]
     own = {name: left[attack.name] for name, attack in zip(trained, attacks, strict=True)}
     shares = {"none": found["clean_accuracy"], **own, "PGD": left["pgd"], "AutoAttack (fast)": left[last]}
@@ -228,18 +228,18 @@ def _withstood(
 
 
 # The order of the page. A later chapter of the chain is a function here.
-ACTS: tuple[Callable[[Stage], None], ...] = (
-    classifier_act,
-    generator_act,
-    universal_act,
-    comparison_act,
-    hardening_act,
-    drawing_act,
+SECTIONS: tuple[Callable[[Stage], None], ...] = (
+    classifier_section,
+    generator_section,
+    universal_section,
+    comparison_section,
+    hardening_section,
+    drawing_section,
 )
 
 
-def _pictures_act(stage: Stage, title: str, text: str, name: str) -> Act:
-    (evaluation,) = run_lineup(find_entrants([stage.path(name)]), stage.setting(), [BUDGET], images=500)
+def _pictures_section(stage: Stage, title: str, text: str, name: str) -> Section:
+    (evaluation,) = run_benchmark(parse_attacks([stage.path(name)]), stage.task(), [BUDGET], images=500)
     row = evaluation.row
     facts = {
         "accuracy left": f"{row['accuracy_under_attack']:.1%}",
@@ -247,11 +247,11 @@ def _pictures_act(stage: Stage, title: str, text: str, name: str) -> Act:
         "time per image": f"{row['seconds_per_image'] * 1000:.2f} ms",
         "folder": stage.path(name),
     }
-    return Act(
+    return Section(
         title, text, [Figure(_sheet(evaluation, title), title, f"{title}: clean, perturbation, perturbed")], None, facts
     )
 
 
 def _sheet(evaluation: Evaluation, title: str) -> bytes:
     example = evaluation.example
-    return to_png_bytes(contact_sheet([SheetRow(title, example.clean, example.adversarial, example.captions)]))
+    return to_png_bytes(contact_sheet([ContactRow(title, example.clean, example.adversarial, example.captions)]))

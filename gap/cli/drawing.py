@@ -19,66 +19,66 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import load_classifiers, parse_input
+from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.cli.options import parse_numbers
-from gap.core.errors import GapError, GapWarning, unknown
-from gap.core.files import check_writable, writing
-from gap.data.images import open_picture, save_picture
-from gap.imagery.canvas import resized, within
-from gap.imagery.optimize import DrawingProgress
-from gap.imagery.style_transfer import Stylized
-from gap.training.runtime import MachineOptions, make_accelerator
+from gap.core.errors import GapError, GapWarning, unknown_name_error
+from gap.core.files import check_writable, reraise_write_errors
+from gap.data.images import load_image, save_picture
+from gap.imagery.canvas import fit_size, resize
+from gap.imagery.optimize import OptimizationProgress
+from gap.imagery.style_transfer import StyleTransferResult
+from gap.training.runtime import RuntimeOptions, make_accelerator
 
 Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto, cpu or cuda")]
 # Seconds between two previews, and between two lines where there is no terminal.
-EVERY = 10.0
+PREVIEW_SECONDS = 10.0
 
 
-class Easel:
+class DrawingProgressBar:
     """Hears of a drawing: a progress bar, and every ten seconds the pictures so far (N x C x H x W), handed to
-    `keep`."""
+    `save_preview`."""
 
-    def __init__(self, keep: Callable[[Tensor], None], bar: Bar, diary: SummaryWriter | None = None) -> None:
-        self.keep, self.bar, self.diary = keep, bar, diary
+    def __init__(self, save_preview: Callable[[Tensor], None], bar: Bar, writer: SummaryWriter | None = None) -> None:
+        self.save_preview, self.bar, self.writer = save_preview, bar, writer
         self.task = bar.add_task("drawing", total=None, figures="")
         self.told = time.monotonic()
         self.step = self.steps = 0
         self.pictures: Tensor | None = None
 
-    def __call__(self, progress: DrawingProgress) -> None:
+    def __call__(self, progress: OptimizationProgress) -> None:
         self.step, self.steps = progress.step + 1, progress.steps
         # Not the progress itself, which holds what every layer saw.
-        self.pictures = progress.look.images.detach()
+        self.pictures = progress.activations.images.detach()
         objective = progress.values.detach().mean().item()
         figures = f"objective {objective:.4g}"
-        if self.diary:
-            self.diary.add_scalar("objective", objective, self.step)
+        if self.writer:
+            self.writer.add_scalar("objective", objective, self.step)
         self.bar.update(self.task, completed=self.step, total=self.steps, figures=figures)
-        if time.monotonic() - self.told > EVERY:
+        if time.monotonic() - self.told > PREVIEW_SECONDS:
             self.told = time.monotonic()
-            self.keep(self.pictures)
-            if self.diary:
-                self.diary.add_images("pictures", self.pictures.cpu(), self.step)
+            self.save_preview(self.pictures)
+            if self.writer:
+                self.writer.add_images("pictures", self.pictures.cpu(), self.step)
             if not self.bar.console.is_terminal:
                 sys.stderr.write(f"evaluation {self.step}/{self.steps} {figures}\n")
 
     def stop(self) -> None:
         """Leave the picture as it is now, and say so."""
         if self.pictures is not None:
-            self.keep(self.pictures)
+            self.save_preview(self.pictures)
             sys.stderr.write(f"gap: ended at evaluation {self.step} of {self.steps}; the picture so far is kept\n")
 
 
 @contextmanager
-def easel(keep: Callable[[Tensor], None], log: Path | None = None) -> Iterator[Easel]:
-    """An easel for a drawing; where it is interrupted, or comes apart, the pictures so far are kept."""
+def progress_display(save_preview: Callable[[Tensor], None], log: Path | None = None) -> Iterator[DrawingProgressBar]:
+    """A progress bar for a drawing; where it is interrupted, or comes apart, the pictures so far are kept."""
     console = Console(stderr=True)
     figures = TextColumn("{task.fields[figures]}")
     columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
     with Bar(*columns, console=console, disable=not console.is_terminal) as bar, _event_writer(log) as writer:
-        stand = Easel(keep, bar, writer)
+        stand = DrawingProgressBar(save_preview, bar, writer)
         try:
-            with _terminated():
+            with _sigterm_as_exit():
                 yield stand
         except (KeyboardInterrupt, SystemExit, Exception):  # a backbone of the user's own may raise anything
             stand.stop()
@@ -91,17 +91,17 @@ def _event_writer(log: Path | None) -> Iterator[SummaryWriter | None]:
     if log is None:
         yield None
         return
-    with writing(log):
+    with reraise_write_errors(log):
         writer = SummaryWriter(log)
     try:
         yield writer
     finally:
-        with writing(log):
+        with reraise_write_errors(log):
             writer.close()
 
 
 @contextmanager
-def _terminated() -> Iterator[None]:
+def _sigterm_as_exit() -> Iterator[None]:
     """Have SIGTERM end the block by an exception, as Ctrl-C does, with the exit status that it asks for."""
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -118,28 +118,28 @@ def _terminated() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def draw(out: Path, work: Callable[[Easel], Stylized], log: Path | None = None) -> None:
-    """Do a drawing's work at an easel, leave the picture in `out`, and say how the objective ended.
+def run_drawing(out: Path, work: Callable[[DrawingProgressBar], StyleTransferResult], log: Path | None = None) -> None:
+    """Do a drawing's work beside a progress bar, leave the picture in `out`, and say how the objective ended.
 
     With `log`, TensorBoard gets the objective there and the pictures on the way.
     """
-    with easel(lambda pictures: save_picture(pictures[0], out), log) as stand:
+    with progress_display(lambda pictures: save_picture(pictures[0], out), log) as stand:
         drawn = work(stand)
         save_picture(drawn.picture, out)
-    typer.echo(f"{drawn.told}\n{drawn.evaluations} evaluations\n{out}")
+    typer.echo(f"{drawn.loss_summary}\n{drawn.evaluations} evaluations\n{out}")
 
 
-def check_apart(out: Path, pictures: Iterable[Path | None]) -> None:
+def check_not_input(out: Path, pictures: Iterable[Path | None]) -> None:
     """Raise GapError where a drawing would be left in place of a picture that it is made from."""
     for picture in pictures:
         if picture and picture.exists() and out.exists() and out.samefile(picture):
             raise GapError(f"{out} is a picture that is drawn from, and would be lost; leave the drawing elsewhere")
 
 
-def check_out(out: Path, pictures: Iterable[Path | None] = ()) -> None:
+def check_output(out: Path, pictures: Iterable[Path | None] = ()) -> None:
     """Raise GapError where a drawing could not be left, or only in place of one of the pictures that it is made from,
     before any work is done for it."""
-    check_apart(out, pictures)
+    check_not_input(out, pictures)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise GapError(f"{out} is not the name of a PNG; end it in .png")
     check_writable(out)
@@ -152,15 +152,15 @@ def load_backbone(
     mean: list[str] | None = None,
     std: list[str] | None = None,
 ) -> Classifier:
-    """The backbone of that name; one that does not say what it takes is tried on colour pictures of 224 pixels."""
+    """The backbone of that name; one that does not say what it takes is tried on color pictures of 224 pixels."""
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (backbone,) = load_classifiers([name], parse_input(input), (3, (224, 224)), *given)
+    (backbone,) = load_classifiers([name], parse_input_shape(input), (3, (224, 224)), *given)
     return backbone.to(device)
 
 
 def find_class(classifier: Classifier, text: str) -> int:
     """The class of that number or name; raises GapError where there is none."""
-    count = classifier.facts.classes
+    count = classifier.spec.classes
     if text.isdecimal():
         if int(text) < count:
             return int(text)
@@ -168,21 +168,21 @@ def find_class(classifier: Classifier, text: str) -> int:
     names = {classifier.label(index).casefold(): index for index in range(count)}
     found = names.get(text.casefold())
     if found is None:
-        raise unknown("class", text, names)
+        raise unknown_name_error("class", text, names)
     return found
 
 
 def find_device(device: str, seed: int) -> torch.device:
     """Where to draw; raises GapError where there is no such device."""
-    return make_accelerator(MachineOptions.read({"device": device, "seed": seed})).device
+    return make_accelerator(RuntimeOptions.read({"device": device, "seed": seed})).device
 
 
-def open_sized(path: Path, channels: int, side: int | None = None) -> Tensor:
-    """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels; warns where colours are lost."""
-    picture = open_picture(path, channels).float() / 255
-    if channels == 1 and (coloured := open_picture(path, 3)).ne(coloured[:1]).any():
-        warnings.warn(f"{path} loses its colours: the network looks at grey pictures", GapWarning, stacklevel=2)
-    return resized(picture, within(picture, side, enlarge=True)) if side else picture
+def load_resized(path: Path, channels: int, side: int | None = None) -> Tensor:
+    """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels; warns where colors are lost."""
+    picture = load_image(path, channels).float() / 255
+    if channels == 1 and (colored := load_image(path, 3)).ne(colored[:1]).any():
+        warnings.warn(f"{path} loses its colors: the network looks at gray pictures", GapWarning, stacklevel=2)
+    return resize(picture, fit_size(picture, side, enlarge=True)) if side else picture
 
 
 def split_names(given: Sequence[str] | None) -> list[str] | None:

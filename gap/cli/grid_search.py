@@ -1,17 +1,17 @@
-"""What `gap stylize --grid` leaves: every drawing of a search, a sheet of them, and the best."""
+"""What `gap stylize --grid-search` leaves: every drawing of a search, a sheet of them, and the best."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 import typer
 
-from gap.cli.drawing import Easel, easel
-from gap.core.artifact import claim_output, mark
+from gap.cli.drawing import DrawingProgressBar, progress_display
+from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.files import write_json
 from gap.data.images import save_picture
 from gap.imagery.grid import Trial
+from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.pictures import save_image, to_image
-from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, print_table
 
 COLUMNS = [
@@ -22,25 +22,25 @@ COLUMNS = [
     Column("style", "style distance", ".3g"),
     Column("score", "score", ".3g"),
 ]
-UNFINISHED = "unfinished.png"
+PREVIEW_FILE = "unfinished.png"
 
 
-def keep_best(search: Callable[[Easel], Iterable[Trial]], judge: str, out: Path) -> None:
+def save_grid_search(search: Callable[[DrawingProgressBar], Iterable[Trial]], judge: str, out: Path) -> None:
     """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
     the best so far in `out`."""
     folder = out.with_name(f"{out.stem}-grid")
-    claim_output(folder)
-    mark(folder)
+    prepare_output_dir(folder)
+    write_marker(folder)
     for old in folder.glob("[0-9][0-9].png"):
         old.unlink()
     drawn: list[Trial] = []
-    with easel(lambda pictures: save_picture(pictures[0], folder / UNFINISHED)) as stand:
+    with progress_display(lambda pictures: save_picture(pictures[0], folder / PREVIEW_FILE)) as stand:
         for each in search(stand):
             drawn.append(each)
             _keep(drawn, judge, folder, out)
             layers = ",".join(each.layers)
             typer.echo(f"{len(drawn)}: {each.weight:g}, {layers}, score {each.score:.3g}", err=True)
-    (folder / UNFINISHED).unlink(missing_ok=True)
+    (folder / PREVIEW_FILE).unlink(missing_ok=True)
     ranked = sorted(_rows(drawn), key=lambda row: float(str(row["score"])))
     print_table(ranked, COLUMNS, f"read by {judge}, the best first")
     typer.echo(f"{folder / 'sheet.png'}\n{out}")
@@ -52,14 +52,14 @@ def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
     best = min(drawn, key=lambda each: each.score)
     save_picture(best.picture, out)
     shown = [
-        Captioned(
+        CaptionedImage(
             to_image(each.picture),
             f"{'the best, ' if each is best else ''}{row['file']}: {each.layers[0]} to {each.layers[-1]},"
             f" weight {each.weight:g}, score {each.score:.3g}",
         )
         for each, row in zip(drawn, rows, strict=True)
     ]
-    save_image(sheet(shown, columns=3), folder / "sheet.png")
+    save_image(image_grid(shown, columns=3), folder / "sheet.png")
     write_json(folder / "table.json", {"judge": judge, "rows": rows})
 
 

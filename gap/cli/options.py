@@ -13,7 +13,7 @@ from pydantic.fields import FieldInfo
 
 from gap.core.errors import GapError
 from gap.core.files import STANDARD_OUTPUT, descriptor
-from gap.core.options import Options, merge, parse_assignments, read_config
+from gap.core.options import Options, deep_merge, parse_assignments, read_config
 
 Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
 Assign = Annotated[
@@ -23,11 +23,11 @@ Assign = Annotated[
 Input = Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")]
 Mean = Annotated[
     list[str] | None,
-    typer.Option("--mean", help="mean of the normaliser of a classifier that has none, as 0.49,0.48,0.45"),
+    typer.Option("--mean", help="mean of the normalizer of a classifier that has none, as 0.49,0.48,0.45"),
 ]
 Std = Annotated[
     list[str] | None,
-    typer.Option("--std", help="standard deviation of that normaliser, of pixels in [0, 1], as 0.25,0.24,0.26"),
+    typer.Option("--std", help="standard deviation of that normalizer, of pixels in [0, 1], as 0.25,0.24,0.26"),
 ]
 
 
@@ -49,7 +49,7 @@ Json = Annotated[
 def parse_numbers(flag: str, given: list[str] | None) -> list[float] | None:
     """The numbers of a flag, given as a,b,c or by repeating it; None where it was not given."""
     try:
-        return [float(part) for part in _parts(given)] if given else None
+        return [float(part) for part in _split_commas(given)] if given else None
     except ValueError as error:
         raise GapError(
             f"cannot read {flag} {','.join(given or [])!r}; write numbers, as {flag} 0.49,0.48,0.45"
@@ -64,7 +64,7 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        leaves = list(_leaves(options))
+        leaves = list(_iter_fields(options))
         fields = {path[-1]: (path, field) for path, field, _ in leaves}
 
         def run(config: str | None = None, assign: list[str] | None = None, **given: Any) -> None:
@@ -74,13 +74,13 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
             for name, value in given.items():
                 if value is not None and value != []:
                     path, field = fields[name]
-                    numbers = isinstance(value, list) and _item(field.annotation) in (int, float)
-                    flags = merge(flags, _nested(path, _parts(value) if numbers else value))
+                    numbers = isinstance(value, list) and _item_type(field.annotation) in (int, float)
+                    flags = deep_merge(flags, _nest(path, _split_commas(value) if numbers else value))
             layers = [read_config(config)] if config else []
             command(lambda *base: options.read(*base, *layers, assigned, flags), **own)
 
         parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
-        parameters += [_flag(path[-1], field, group) for path, field, group in leaves]
+        parameters += [_to_typer_option(path[-1], field, group) for path, field, group in leaves]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
         # Typer makes the flags from this; `inspect` documents it, and the types of functions lack it.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -91,24 +91,24 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
     return decorate
 
 
-def _leaves(
+def _iter_fields(
     options: type[Options], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo, str | None]]:
     """Each field with its path and the group of the class that declared it first."""
     for name, field in options.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
-            yield from _leaves(field.annotation, (*path, name))
+            yield from _iter_fields(field.annotation, (*path, name))
         else:
             owner = next(base for base in reversed(options.__mro__) if name in inspect.get_annotations(base))
             yield (*path, name), field, vars(owner).get("group")
 
 
-def _flag(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
+def _to_typer_option(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
     """A flag that is None unless given; its default stands in the help, under the heading of its group."""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
     shown: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
-    hint = _typed(field.annotation)
+    hint = _typer_type(field.annotation)
     described = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
     option: Any
     if field.json_schema_extra == {"positional": True}:
@@ -123,9 +123,9 @@ def _flag(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
     return _parameter(name, Annotated[hint, option], None)
 
 
-def _typed(annotation: Any) -> Any:
+def _typer_type(annotation: Any) -> Any:
     """The type that typer parses a flag as; lists are given by repeating the flag, those of numbers also as a,b,c."""
-    annotation = _given(annotation)
+    annotation = _strip_optional(annotation)
     if get_origin(annotation) in (list, tuple):
         return list[str] | None
     if get_origin(annotation) is Literal:
@@ -135,19 +135,19 @@ def _typed(annotation: Any) -> Any:
     return str | None
 
 
-def _given(annotation: Any) -> Any:
+def _strip_optional(annotation: Any) -> Any:
     """What a type is besides None."""
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation
 
 
-def _item(annotation: Any) -> Any:
+def _item_type(annotation: Any) -> Any:
     """What a list or a tuple is of."""
-    return get_args(_given(annotation))[0]
+    return get_args(_strip_optional(annotation))[0]
 
 
-def _parts(texts: list[str]) -> list[str]:
+def _split_commas(texts: list[str]) -> list[str]:
     return [part for text in texts for part in text.split(",")]
 
 
@@ -155,7 +155,7 @@ def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
 
 
-def _nested(path: tuple[str, ...], value: Any) -> dict[str, Any]:
+def _nest(path: tuple[str, ...], value: Any) -> dict[str, Any]:
     nested: Any = str(value) if isinstance(value, Path) else value
     for part in reversed(path):
         nested = {part: nested}

@@ -1,4 +1,4 @@
-"""What every training verb does around its work: the output folder, resume, listeners, leaving cleanly."""
+"""What every training verb does around its work: the output folder, resume, callbacks, leaving cleanly."""
 
 import sys
 import warnings
@@ -10,14 +10,25 @@ from typing import Annotated, TypeVar
 import typer
 import yaml
 
-from gap.classifiers.registry import is_code
-from gap.core.artifact import CARD, CHECKPOINT, CONFIG, MARK, OURS, Artefact, claim, clear, mark, open_artefact
+from gap.classifiers.registry import runs_user_code
+from gap.core.artifact import (
+    CARD,
+    CHECKPOINT,
+    CONFIG,
+    MARKER_FILE,
+    RUN_FILES,
+    Artifact,
+    open_artifact,
+    prepare_run_dir,
+    remove_run_files,
+    write_marker,
+)
 from gap.core.errors import GapError, GapWarning
-from gap.core.files import leftovers, write_text
+from gap.core.files import stale_temp_files, write_text
 from gap.core.options import Options, read_yaml_file
-from gap.core.process import Stopped, speaks
-from gap.training.callbacks import MetricsLog, TensorBoard, Terminal
-from gap.training.trainer import Progress
+from gap.core.process import TrainingInterrupted, is_main_process
+from gap.training.callbacks import MetricsLog, ProgressBar, TensorBoard
+from gap.training.trainer import TrainingProgress
 
 T = TypeVar("T", bound=Options)
 
@@ -29,86 +40,86 @@ Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an ea
 def run_training(
     verb: str,
     read: Callable[..., T],
-    work: Callable[..., Artefact],
+    work: Callable[..., Artifact],
     out: Path,
     resume: bool,
     overwrite: bool,
 ) -> None:
     """A training verb from its options to its last line."""
     if resume and (out / CARD).is_file():
-        artefact = open_artefact(out)
-        _say(f"{out} is finished; there is nothing to resume, and options change nothing\n{_next_argument(artefact)}")
+        artifact = open_artifact(out)
+        _print(f"{out} is finished; there is nothing to resume, and options change nothing\n{_next_argument(artifact)}")
         return
     options = _options(verb, read, out, resume)
-    claim(out, resume=resume, overwrite=overwrite)
-    artefact = run_work(verb, work, options, out, resume=resume)
+    prepare_run_dir(out, resume=resume, overwrite=overwrite)
+    artifact = run_with_progress(verb, work, options, out, resume=resume)
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
-        for split, values in artefact.card["figures"].items()
+        for split, values in artifact.card["metrics"].items()
         for name, value in values.items()
     )
-    _say(f"{artefact.kind}: {figures}\n{_next_argument(artefact)}")
+    _print(f"{artifact.kind}: {figures}\n{_next_argument(artifact)}")
 
 
-def run_work(
-    name: str, work: Callable[..., Artefact], options: Options, out: Path, *, resume: bool = False
-) -> Artefact:
-    """Run `work(options, folder, listeners, resume=...)` with a progress bar and logs.
+def run_with_progress(
+    name: str, work: Callable[..., Artifact], options: Options, out: Path, *, resume: bool = False
+) -> Artifact:
+    """Run `work(options, folder, callbacks, resume=...)` with a progress bar and logs.
 
     What an earlier run left in the folder goes when the first step is about to be made, not before: options that turn
     out not to fit lose nothing. Of several processes, one shows the progress and the warnings.
     """
-    for part in leftovers(out, (MARK, *OURS)):
+    for part in stale_temp_files(out, (MARKER_FILE, *RUN_FILES)):
         part.unlink(missing_ok=True)
-    opening = _Opening(out, options, resume)
-    with warnings.catch_warnings(), Terminal(name) as terminal:
-        if not speaks():
+    opening = _OutputFolder(out, options, resume)
+    with warnings.catch_warnings(), ProgressBar(name) as terminal:
+        if not is_main_process():
             warnings.simplefilter("ignore", GapWarning)
         try:
             return work(options, out, (opening, terminal, MetricsLog(out), TensorBoard(out)), resume=resume)
-        except Stopped:
+        except TrainingInterrupted:
             raise
         except Exception:  # a network of the user's own may raise anything
-            opening.undo()
+            opening.rollback()
             raise
 
 
-class _Opening:
+class _OutputFolder:
     """Hears the beginning of a run, and makes the folder its own; killed in the middle, it is still one of gap's."""
 
     def __init__(self, out: Path, options: Options, resume: bool) -> None:
         self.out, self.options, self.resume = out, options, resume
         self.opened = False
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         if self.opened or self.resume:
             return
-        mark(self.out)
+        write_marker(self.out)
         self.opened = True
-        clear(self.out)
-        write_text(self.out / CONFIG, yaml.safe_dump(self.options.dump(), sort_keys=False))
-        (self.out / MARK).unlink()
+        remove_run_files(self.out)
+        write_text(self.out / CONFIG, yaml.safe_dump(self.options.to_dict(), sort_keys=False))
+        (self.out / MARKER_FILE).unlink()
 
-    def undo(self) -> None:
+    def rollback(self) -> None:
         """After a failure that left no checkpoint: nothing of the run stays, and the folder can be given again.
 
         What an earlier run had left there went when this one began.
         """
         if self.opened and not (self.out / CHECKPOINT).is_file():
-            clear(self.out)
-            (self.out / MARK).unlink(missing_ok=True)
+            remove_run_files(self.out)
+            (self.out / MARKER_FILE).unlink(missing_ok=True)
         with suppress(OSError):
             self.out.rmdir()  # only where it is empty
 
 
-def _next_argument(artefact: Artefact) -> str:
+def _next_argument(artifact: Artifact) -> str:
     """How the next command names this: by the folder, and a network of the user's own by its code too."""
-    architecture = artefact.card.get("classifier", {}).get("architecture", "")
-    return f"{architecture}@{artefact.folder}" if is_code(architecture) else str(artefact.folder)
+    architecture = artifact.card.get("classifier", {}).get("architecture", "")
+    return f"{architecture}@{artifact.folder}" if runs_user_code(architecture) else str(artifact.folder)
 
 
-def _say(text: str) -> None:
-    if speaks():
+def _print(text: str) -> None:
+    if is_main_process():
         sys.stdout.write(f"{text}\n")
 
 
@@ -122,7 +133,7 @@ def _options(verb: str, read: Callable[..., T], out: Path, resume: bool) -> T:
         options = read(saved)
     except GapError as error:
         raise GapError(f"gap {verb} cannot go on with the work in {out}: {error}") from error
-    changed = [name for name, value in options.dump().items() if saved.get(name) != value]
+    changed = [name for name, value in options.to_dict().items() if saved.get(name) != value]
     if changed:
         raise GapError(f"--resume goes on with the options in {out / CONFIG}, but {', '.join(changed)} would change")
     return options

@@ -1,9 +1,9 @@
-"""Artefacts: the folder that a command leaves, and the only thing that the next command needs.
+"""Artifacts: the folder that a command leaves, and the only thing that the next command needs.
 
-card.yaml           what it is, how it was made, on what, the figures, the versions
+card.yaml           what it is, how it was made, on what, the metrics, the versions
 model.safetensors   its tensors
 config.yaml         the options it was made with
-metrics.jsonl       figures along the way
+metrics.jsonl       metrics along the way
 checkpoint.pt       only while the work is unfinished: where to resume
 
 A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
@@ -22,9 +22,10 @@ import yaml
 from pydantic import BaseModel, Field, ValidationError
 from torch import Tensor, nn
 
-from gap.classifiers.checkpoints import DAMAGE, fit_weights
+from gap.classifiers.checkpoints import READ_ERRORS, load_state_dict_checked
+from gap.core.card_formats import FORMAT, upgraded
 from gap.core.errors import GapError, first_line
-from gap.core.files import leftovers, whole, write_text
+from gap.core.files import atomic_write, stale_temp_files, write_text
 from gap.core.options import load_yaml_file
 from gap.core.paths import exists, is_file, is_folder
 
@@ -36,14 +37,14 @@ CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "metrics.jsonl",
 )
 PERTURBATION = "perturbation.png"
-MARK = ".gap-toolkit"
+MARKER_FILE = ".gap-toolkit"
 # What a training run leaves. The config goes last: until then it says whose the rest is.
-OURS = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
-EVENTS = "tensorboard/events.out.tfevents.*"
+RUN_FILES = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
+EVENT_FILES = "tensorboard/events.out.tfevents.*"
 # Keys that only a card, and only a config, of gap's has together: one of a training on a classifier, or of a stylizer.
-IN_CARD = {"kind", "versions"}
-IN_CONFIG = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
-IN_STYLIZER = {"backbone", "form", "content", "style", "epochs", "precision", "deterministic"}
+CARD_KEYS = {"kind", "versions"}
+CONFIG_KEYS = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
+STYLIZER_KEYS = {"backbone", "type", "content", "style", "epochs", "precision", "deterministic"}
 
 # Numbers in a card, as large as anything that works: a damaged one could ask for more memory than there is.
 Side = Annotated[int, Field(gt=0, le=2**14)]
@@ -53,7 +54,7 @@ T = TypeVar("T", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Artefact:
+class Artifact:
     """A finished folder and its card."""
 
     folder: Path
@@ -98,95 +99,96 @@ class Artefact:
             yield path
         except MemoryError as error:
             raise GapError(f"{path} asks for more memory than there is") from error
-        except DAMAGE as error:
+        except READ_ERRORS as error:
             why = first_line(error)
             raise GapError(f"{path} is missing or cut short ({why}); make {self.folder} again") from error
 
     def fit(self, network: nn.Module) -> None:
         """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
-        fit_weights(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
+        load_state_dict_checked(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
 
 
-def is_artefact(folder: Path) -> bool:
-    """Whether a finished artefact stands there."""
+def is_artifact(folder: Path) -> bool:
+    """Whether a finished artifact stands there."""
     return is_file(folder / CARD)
 
 
-def open_artefact(folder: Path, *kinds: str) -> Artefact:
-    """The artefact of one of these kinds in a folder; raises GapError saying what is there instead."""
-    if not is_artefact(folder):
-        if _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER):
+def open_artifact(folder: Path, *kinds: str) -> Artifact:
+    """The artifact of one of these kinds in a folder; raises GapError saying what is there instead."""
+    if not is_artifact(folder):
+        if _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS):
             raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
         raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
     card = load_yaml_file(folder / CARD)
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
-        raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artefact this is")
+        raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artifact this is")
+    card = upgraded(card)
     if kinds and card["kind"] not in kinds:
         raise GapError(f"{folder} holds a {card['kind']}, where a {' or '.join(kinds)} was expected")
-    return Artefact(folder, card)
+    return Artifact(folder, card)
 
 
-def save_artefact(folder: Path, kind: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Artefact:
+def save_artifact(folder: Path, kind: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Artifact:
     """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
-    card = {"kind": kind, **facts, "versions": versions()}
+    card = {"kind": kind, "format": FORMAT, **content, "versions": versions()}
     plain = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in tensors.items()
         if isinstance(tensor, Tensor)  # modules may keep other things in a state dict besides
     }
-    with whole(folder / TENSORS) as part:
+    with atomic_write(folder / TENSORS) as part:
         safetensors.torch.save_file(plain, part)
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
     (folder / CHECKPOINT).unlink(missing_ok=True)
-    return Artefact(folder, card)
+    return Artifact(folder, card)
 
 
-def note_in_card(folder: Path, key: str, value: Any) -> None:
-    """Add what was found out about an artefact to its card, in place of what an earlier look found."""
-    card = open_artefact(folder).card | {key: value}
+def update_card(folder: Path, key: str, value: Any) -> None:
+    """Add what was found out about an artifact to its card, in place of what an earlier look found."""
+    card = open_artifact(folder).card | {key: value}
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
 
 
-def claim(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
+def prepare_run_dir(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
     """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
-    claim_output(folder)
-    if _held(folder) and not (resume or overwrite):
-        state = "a finished piece of work; use" if is_artefact(folder) else "unfinished work; use --resume to go on,"
+    prepare_output_dir(folder)
+    if _contents(folder) and not (resume or overwrite):
+        state = "a finished piece of work; use" if is_artifact(folder) else "unfinished work; use --resume to go on,"
         raise GapError(f"{folder} holds {state} --overwrite, or another folder")
 
 
-def claim_output(folder: Path) -> None:
+def prepare_output_dir(folder: Path) -> None:
     """Make a folder that may be written to; raises GapError when it holds anything and gap did not leave it."""
-    claim_folder(folder)
-    if _held(folder) and not is_ours(folder):
+    make_dir(folder)
+    if _contents(folder) and not was_written_by_gap(folder):
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
 
 
-def _held(folder: Path) -> set[Path]:
+def _contents(folder: Path) -> set[Path]:
     """What a folder holds besides the half-written files of a killed run."""
-    return set(folder.iterdir()) - set(leftovers(folder, (MARK, *OURS)))
+    return set(folder.iterdir()) - set(stale_temp_files(folder, (MARKER_FILE, *RUN_FILES)))
 
 
-def mark(folder: Path) -> None:
+def write_marker(folder: Path) -> None:
     """Say in a folder without a card that gap left it, before anything else is written there."""
-    write_text(folder / MARK, "")
+    write_text(folder / MARKER_FILE, "")
 
 
-def is_ours(folder: Path) -> bool:
+def was_written_by_gap(folder: Path) -> bool:
     """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
-    told = _holds(folder / CARD, IN_CARD) or _holds(folder / CONFIG, IN_CONFIG, IN_STYLIZER)
-    return told or is_file(folder / MARK)
+    told = _has_keys(folder / CARD, CARD_KEYS) or _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS)
+    return told or is_file(folder / MARKER_FILE)
 
 
-def clear(folder: Path) -> None:
+def remove_run_files(folder: Path) -> None:
     """Take out of a folder what a run leaves in it, and nothing else."""
-    for path in [*folder.glob(EVENTS), *(folder / name for name in OURS)]:
+    for path in [*folder.glob(EVENT_FILES), *(folder / name for name in RUN_FILES)]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
         (folder / "tensorboard").rmdir()  # only where it is empty
 
 
-def claim_folder(folder: Path) -> None:
+def make_dir(folder: Path) -> None:
     """Make a folder that files are added to; raises GapError when it cannot be one."""
     if exists(folder) and not is_folder(folder):
         raise GapError(f"{folder} is a file; name a folder for the output")
@@ -196,7 +198,7 @@ def claim_folder(folder: Path) -> None:
         raise GapError(f"cannot write to {folder}: {getattr(error, 'strerror', error)}") from error
 
 
-def _holds(path: Path, *sets: set[str]) -> bool:
+def _has_keys(path: Path, *sets: set[str]) -> bool:
     """Whether a file is a YAML mapping with all the keys of one of these sets."""
     try:
         content = load_yaml_file(path)
@@ -206,7 +208,7 @@ def _holds(path: Path, *sets: set[str]) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions that figures depend on; gap's own is "source" where a clone runs without being installed."""
+    """The versions that metrics depend on; gap's own is "source" where a clone runs without being installed."""
     found = {name: version(name) for name in ("torch", "torchvision", "segmentation-models-pytorch")}
     try:
         return {"gap-toolkit": version("gap-toolkit"), **found}

@@ -12,7 +12,7 @@ class GapWarning(UserWarning):
     """Something the user should know and that stops nothing. The command line prints it on one line."""
 
 
-def unknown(kind: str, name: str, known: Iterable[str]) -> GapError:
+def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> GapError:
     """The error for a name nobody knows, with the nearest known names (or all of them when none is near)."""
     known = sorted(known)
     near = get_close_matches(name, known, n=3, cutoff=0.5)

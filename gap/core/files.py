@@ -26,14 +26,14 @@ MOST_LINKS = 40  # as many as Linux follows
 
 
 @contextmanager
-def whole(path: str | Path) -> Iterator[Path]:
+def atomic_write(path: str | Path) -> Iterator[Path]:
     """Give a name to write to; what was written is moved to `path` when the block ends well, and dropped when not.
 
     Makes the folder. A file that is replaced keeps its permissions. Where `path` is a pipe, a device or an open
     descriptor, what was written is copied into it. Raises GapError when the folder cannot be written or the disk is
     full.
     """
-    with writing(path, SafetensorError, RuntimeError):  # torch.save reports a full disk as RuntimeError
+    with reraise_write_errors(path, SafetensorError, RuntimeError):  # torch.save reports a full disk as RuntimeError
         target = _target(Path(path))
         with _copied(target) if _is_special(target) else _renamed(target) as part:
             yield part
@@ -41,7 +41,7 @@ def whole(path: str | Path) -> Iterator[Path]:
 
 def check_writable(path: str | Path) -> None:
     """Raise GapError where `path` cannot be written, before any work is done for it. Makes the folder."""
-    with writing(path):
+    with reraise_write_errors(path):
         target = _target(Path(path))
         if _is_special(target):
             _check_special(target)
@@ -141,7 +141,7 @@ def _umask() -> int:
 
 
 @contextmanager
-def writing(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
+def reraise_write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
     """Turn an OSError, or an error of these kinds, into a GapError that says that `path` cannot be written."""
     caught: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
@@ -151,7 +151,7 @@ def writing(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
         raise GapError(f"{path} cannot be written: {reason}; is there space, and may you write there?") from error
 
 
-def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
+def stale_temp_files(folder: Path, names: Iterable[str]) -> list[Path]:
     """What a killed process left in a folder of files of these names that were not whole yet."""
     patterns = [re.compile(rf"\.{re.escape(name)}\.\d+\.part") for name in names]
     return [path for path in folder.iterdir() if any(pattern.fullmatch(path.name) for pattern in patterns)]
@@ -159,7 +159,7 @@ def leftovers(folder: Path, names: Iterable[str]) -> list[Path]:
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
     """Write a file whole and return its path."""
-    with whole(path) as part:
+    with atomic_write(path) as part:
         part.write_bytes(content)
     return Path(path)
 

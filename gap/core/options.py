@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Self
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import is_file
 
 # What reading YAML raises: its own errors, and those of Python's types at values such as `!!int x` and 2001-13-32.
@@ -28,13 +28,13 @@ class Options(BaseModel):
         """Options from nested layers, later ones first in rank; raises GapError in one line."""
         merged: dict[str, Any] = {}
         for layer in layers:
-            merged = merge(merged, layer)
+            merged = deep_merge(merged, layer)
         try:
             return cls.model_validate(merged)
         except ValidationError as error:
-            raise _explain(cls, error) from error
+            raise _to_gap_error(cls, error) from error
 
-    def dump(self) -> dict[str, Any]:
+    def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML."""
         return self.model_dump(mode="json")
 
@@ -52,7 +52,7 @@ def read_config(name: str) -> dict[str, Any]:
         return read_yaml_file(Path(name))
     if Path(name).suffix in (".yaml", ".yml"):
         raise GapError(f"there is no config file {name}")
-    raise unknown("config", name, named_configs())
+    raise unknown_name_error("config", name, named_configs())
 
 
 def read_yaml_file(path: Path) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _mapping(content: Any, where: str) -> dict[str, Any]:
 
 
 def parse_assignments(assignments: list[str]) -> dict[str, Any]:
-    """`["generator.fold=2", "lr=0.001"]` as nested options; values are read as YAML."""
+    """`["generator.pixel_unshuffle=2", "lr=0.001"]` as nested options; values are read as YAML."""
     nested: dict[str, Any] = {}
     for text in assignments:
         key, equals, value = text.partition("=")
@@ -104,25 +104,25 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
             raise GapError(f"cannot read the value of --set {text!r}") from error
         for part in reversed(key.strip().split(".")):
             parsed = {part: parsed}
-        nested = merge(nested, parsed)
+        nested = deep_merge(nested, parsed)
     return nested
 
 
-def merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`under` with what `over` says, section by section."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = merge(merged[key], value) if both else value
+        merged[key] = deep_merge(merged[key], value) if both else value
     return merged
 
 
-def _explain(options: type[BaseModel], error: ValidationError) -> GapError:
+def _to_gap_error(options: type[BaseModel], error: ValidationError) -> GapError:
     # A name that is not known first: what it was meant to be may be what is missing.
     first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
-        return unknown("option", path, _paths(options))
+        return unknown_name_error("option", path, _paths(options))
     cause = first.get("ctx", {}).get("error")
     if isinstance(cause, GapError):
         return GapError(f"{path}: {cause}")

@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 
 
-class Stopped(Exception):  # noqa: N818  # not an error: the user asked, and the work is saved
+class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user asked, and the work is saved
     """A signal came, the work is saved. `code` is the exit status it asks for, `advice` what to do next."""
 
     def __init__(self, step: int, steps: int, folder: Path, signal_number: int) -> None:
@@ -17,6 +17,6 @@ class Stopped(Exception):  # noqa: N818  # not an error: the user asked, and the
         return f"{self.stop}, {self.advice}"
 
 
-def speaks() -> bool:
+def is_main_process() -> bool:
     """Whether this process is the one, of those that torchrun started, that talks to the user."""
     return os.environ.get("RANK", "0") == "0"

@@ -83,7 +83,7 @@ def find_difference(first: Sequence[str], second: Sequence[str]) -> int | None:
 
 
 def match_classes(data: Dataset, classifier: str, classes: int, class_names: tuple[str, ...] | None) -> Dataset:
-    """The same pictures, labelled by the indices of a classifier's classes.
+    """The same pictures, labeled by the indices of a classifier's classes.
 
     A class of the data is the classifier's class of that name. Where the classifier has no names, the order of the
     data's classes is believed. Class folders that are numbers, of which none is a class name, are class indices if all
@@ -92,7 +92,7 @@ def match_classes(data: Dataset, classifier: str, classes: int, class_names: tup
 
     Raises GapError where the classifier does not know a class of the data, or a name stands for several of its classes.
     """
-    if data.indexed:
+    if data.labels_index_model:
         return _match_table_of_indices(data, classifier, class_names)
     if data.class_names is None or data.class_names == class_names:
         return data
@@ -145,7 +145,7 @@ def _match_numbers(data: Dataset, classifier: str, classes: int, class_names: tu
 def _match_names(
     data: Dataset, labels: Sequence[int], names: Sequence[str], classifier: str, known: ClassNames
 ) -> Dataset:
-    """The data labelled by the classes that these names stand for, one name for each of these labels."""
+    """The data labeled by the classes that these names stand for, one name for each of these labels."""
     indices = _indices_of(data, names, classifier, known)
     if indices != list(labels):
         warnings.warn(

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from gap.core.errors import GapError
-from gap.data.images import open_picture
+from gap.data.images import load_image
 
 SEED = 0
 # Fewer images say little about a classifier's accuracy.
-FEW = 20
+MIN_IMAGES = 20
 BATCHES_AHEAD = 2
 DECODERS = min(16, os.cpu_count() or 1)
 
@@ -31,7 +31,7 @@ class Split(Protocol):
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """For each tensor of indices: images, float32 N x C x H x W in [0, 1], channels last, and their int64
-        labels (-1 where unlabelled), both on the device. `order` may be read a few batches ahead."""
+        labels (-1 where unlabeled), both on the device. `order` may be read a few batches ahead."""
         ...
 
     def with_labels(self, labels: Tensor) -> "Split":
@@ -42,31 +42,31 @@ class Split(Protocol):
         """The same pictures, their own labels numbered otherwise: `mapping[label]` is in place of each label."""
         ...
 
-    def digest(self) -> str:
+    def fingerprint(self) -> str:
         """A sha256 that tells this selection of pictures from another, and the labels that they came with from others.
 
         It is the same for a copy of the pictures elsewhere.
         """
         ...
 
-    def stamp(self) -> str:
-        """A sha256 that changes with the digest, and also when a picture on this disk is written again."""
+    def file_fingerprint(self) -> str:
+        """A sha256 that changes with the fingerprint, and also when a picture on this disk is written again."""
         ...
 
 
 @dataclass
-class MemorySplit:
+class InMemorySplit:
     """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once.
 
     `convert` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
-    Without `own_labels` the labels are someone's reading of the pictures, and no part of the digest.
+    Without `labels_are_original` the labels are someone's reading of the pictures, and no part of the fingerprint.
     """
 
     images: Tensor
     labels: Tensor | None = None
-    resident: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
+    device_cache: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
     convert: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
-    own_labels: bool = field(default=True, repr=False, compare=False)
+    labels_are_original: bool = field(default=True, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -78,36 +78,36 @@ class MemorySplit:
             pictures = images[indices.to(images.device)]
             if self.convert is not None:
                 pictures = self.convert(pictures.to(device))
-            yield as_floats(pictures, device), labels_of(self.labels, indices).to(device)
+            yield as_floats(pictures, device), take_labels(self.labels, indices).to(device)
 
-    def with_labels(self, labels: Tensor) -> "MemorySplit":
-        return replace(self, labels=one_each(labels, len(self)), own_labels=False)
+    def with_labels(self, labels: Tensor) -> "InMemorySplit":
+        return replace(self, labels=validate_labels(labels, len(self)), labels_are_original=False)
 
-    def renumbered(self, mapping: Tensor) -> "MemorySplit":
+    def renumbered(self, mapping: Tensor) -> "InMemorySplit":
         return self if self.labels is None else replace(self, labels=mapping[self.labels])
 
-    def digest(self) -> str:
-        return _digest(self.images.contiguous().numpy().data, self.labels if self.own_labels else None)
+    def fingerprint(self) -> str:
+        return _digest(self.images.contiguous().numpy().data, self.labels if self.labels_are_original else None)
 
-    def stamp(self) -> str:
-        return self.digest()
+    def file_fingerprint(self) -> str:
+        return self.fingerprint()
 
     def _images_near(self, device: torch.device) -> Tensor:
         if device.type != "cuda":
             return self.images
-        if device not in self.resident:
+        if device not in self.device_cache:
             free, _ = torch.cuda.mem_get_info(device)
-            self.resident[device] = self.images.to(device) if self.images.nbytes < free / 4 else self.images
-        return self.resident[device]
+            self.device_cache[device] = self.images.to(device) if self.images.nbytes < free / 4 else self.images
+        return self.device_cache[device]
 
 
 @dataclass
-class FolderSplit:
+class ImageFolderSplit:
     """Picture files, decoded by a few threads while earlier batches are used; never held all at once.
 
-    `size` is (H, W); each picture is resized to cover it and cropped at the centre. Batches raise GapError, with the
-    file's name, for a file that cannot be read. `root` only shortens the names that the digest is made of.
-    Labels that are not the pictures' own, by `own_labels`, are no part of it.
+    `size` is (H, W); each picture is resized to cover it and cropped at the center. Batches raise GapError, with the
+    file's name, for a file that cannot be read. `root` only shortens the names that the fingerprint is made of.
+    Labels that are not the pictures' own, by `labels_are_original`, are no part of it.
     """
 
     paths: tuple[Path, ...]
@@ -115,7 +115,7 @@ class FolderSplit:
     channels: int
     size: tuple[int, int]
     root: Path = Path()
-    own_labels: bool = field(default=True, repr=False, compare=False)
+    labels_are_original: bool = field(default=True, repr=False, compare=False)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -134,18 +134,20 @@ class FolderSplit:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def with_labels(self, labels: Tensor) -> "FolderSplit":
-        return replace(self, labels=one_each(labels, len(self)), own_labels=False)
+    def with_labels(self, labels: Tensor) -> "ImageFolderSplit":
+        return replace(self, labels=validate_labels(labels, len(self)), labels_are_original=False)
 
-    def renumbered(self, mapping: Tensor) -> "FolderSplit":
+    def renumbered(self, mapping: Tensor) -> "ImageFolderSplit":
         return self if self.labels is None else replace(self, labels=mapping[self.labels])
 
-    def digest(self) -> str:
+    def fingerprint(self) -> str:
         names = (Path(os.path.relpath(path, self.root)).as_posix() for path in self.paths)
-        return _digest("\n".join(names).encode(errors="surrogateescape"), self.labels if self.own_labels else None)
+        return _digest(
+            "\n".join(names).encode(errors="surrogateescape"), self.labels if self.labels_are_original else None
+        )
 
-    def stamp(self) -> str:
-        digest = hashlib.sha256(self.digest().encode())
+    def file_fingerprint(self) -> str:
+        digest = hashlib.sha256(self.fingerprint().encode())
         for path in self.paths:
             try:
                 written = path.stat()
@@ -155,24 +157,24 @@ class FolderSplit:
         return digest.hexdigest()
 
     def _open(self, index: int) -> Tensor:
-        return open_picture(self.paths[index], self.channels, self.size)
+        return load_image(self.paths[index], self.channels, self.size)
 
     def _decoded(self, indices: Tensor, pictures: list[Future[Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
         if pictures:
             images = torch.stack([picture.result() for picture in pictures])
         else:
             images = torch.empty(0, self.channels, *self.size, dtype=torch.uint8)
-        return as_floats(images, device), labels_of(self.labels, indices).to(device)
+        return as_floats(images, device), take_labels(self.labels, indices).to(device)
 
 
 @dataclass(frozen=True)
 class Dataset:
     """Three disjoint splits of pictures, and what is known about them.
 
-    `size` is (H, W). `class_names` and `classes` are None where unknown. With `indexed` the labels are class indices
-    of a classifier, and `classes` only says how many classes that has at least. With `sorted_classes` the classes are
-    numbered in the order of their names, which a classifier need not follow. `division` says how the splits were made;
-    `source` says where the pictures are from and their terms.
+    `size` is (H, W). `class_names` and `classes` are None where unknown. With `labels_index_model` the labels are class
+    indices of a classifier, and `classes` only says how many classes that has at least. With `sorted_classes` the
+    classes are numbered in the order of their names, which a classifier need not follow. `split_description` says how
+    the splits were made; `source` says where the pictures are from and their terms.
     """
 
     name: str
@@ -184,8 +186,8 @@ class Dataset:
     class_names: tuple[str, ...] | None
     classes: int | None
     source: str
-    division: str = ""
-    indexed: bool = False
+    split_description: str = ""
+    labels_index_model: bool = False
     sorted_classes: bool = False
 
     @property
@@ -197,7 +199,11 @@ class Dataset:
     def trial_split(self) -> Split:
         """What a classifier is tried on before work begins: the validation images, or where they are few the test
         images."""
-        return self.validation if len(self.validation) >= FEW or len(self.test) < len(self.validation) else self.test
+        return (
+            self.validation
+            if len(self.validation) >= MIN_IMAGES or len(self.test) < len(self.validation)
+            else self.test
+        )
 
     def describe(self) -> dict[str, object]:
         """What a card says about the data: plain values, with a sha256 for each split.
@@ -207,29 +213,31 @@ class Dataset:
         return {
             "name": self.name,
             "source": self.source,
-            "division": self.division,
+            "division": self.split_description,
             "channels": self.channels,
             "size": list(self.size),
             "classes": self.classes,
             "images": {name: len(split) for name, split in self.splits.items()},
-            "sha256": {name: split.digest() for name, split in self.splits.items()},
+            "sha256": {name: split.fingerprint() for name, split in self.splits.items()},
         }
 
 
-def in_order(split: Split, batch_size: int, rank: int = 0, world: int = 1, *, first: int | None = None) -> list[Tensor]:
+def sequential_batches(
+    split: Split, batch_size: int, rank: int = 0, world: int = 1, *, first: int | None = None
+) -> list[Tensor]:
     """Batches of indices of one rank's share of the split, or of its `first` pictures, in order; over all ranks every
     one of these comes exactly once."""
     share = torch.arange(len(split))[:first][rank::world]
     return [indices for indices in torch.split(share, batch_size) if len(indices)]
 
 
-def divide(count: int, *sizes: int) -> list[Tensor]:
+def random_split_indices(count: int, *sizes: int) -> list[Tensor]:
     """`count` indices in an order fixed by SEED, cut into disjoint parts of these sizes; the rest is the last part."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
     return list(torch.split(order, [*sizes, count - sum(sizes)]))
 
 
-def twentieth(count: int) -> int:
+def validation_count(count: int) -> int:
     """How many of `count` pictures are held out for validation: 5%, one at least where one remains to train on."""
     return max(round(count / 20), 1) if count > 1 else 0
 
@@ -241,7 +249,7 @@ def as_floats(pictures: Tensor, device: torch.device) -> Tensor:
     return pictures.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
 
 
-def labels_of(labels: Tensor | None, indices: Tensor) -> Tensor:
+def take_labels(labels: Tensor | None, indices: Tensor) -> Tensor:
     """The labels at these indices, -1 for each where there are none."""
     return torch.full((len(indices),), -1) if labels is None else labels[indices.to(labels.device)]
 
@@ -253,7 +261,7 @@ def _digest(pictures: bytes | memoryview, labels: Tensor | None) -> str:
     return digest.hexdigest()
 
 
-def one_each(labels: Tensor, count: int) -> Tensor:
+def validate_labels(labels: Tensor, count: int) -> Tensor:
     """The labels as int64 on the CPU. Raises ValueError where they are not one for each picture."""
     if labels.shape != (count,):
         raise ValueError(f"{count} pictures need {count} labels, not {tuple(labels.shape)}")

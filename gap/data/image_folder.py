@@ -12,11 +12,11 @@ from torch import Tensor
 from gap.core.errors import GapError, GapWarning
 from gap.core.paths import exists, expanded, is_folder
 from gap.data.class_names import abbreviate, are_numbers, sort_names
-from gap.data.dataset import SEED, Dataset, FolderSplit, divide, twentieth
-from gap.data.images import SUFFIXES, find_pictures, is_passed_over, is_picture, list_pictures
+from gap.data.dataset import SEED, Dataset, ImageFolderSplit, random_split_indices, validation_count
+from gap.data.images import SUFFIXES, find_pictures, is_image, is_system_file, list_pictures
 
 TEST_SHARE = 0.2
-FEWEST_TO_DIVIDE = 5
+MIN_IMAGES_TO_SPLIT = 5
 LARGEST_INDEX = 10**6
 SPLIT_NAMES = {
     "train": ("train", "training"),
@@ -26,12 +26,12 @@ SPLIT_NAMES = {
 
 
 @dataclass(frozen=True)
-class _Pictures:
+class _LabeledFiles:
     paths: Sequence[Path]
     labels: Tensor | None = None
     class_names: tuple[str, ...] | None = None
     classes: int | None = None
-    indexed: bool = False
+    labels_index_model: bool = False
 
 
 def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Dataset:
@@ -39,7 +39,7 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
 
     Three layouts: `train/` and `test/` or `val/`, each with a folder for each class; a folder for each class; pictures,
     with a `labels.csv` of `file,label` rows (a label is a class name, or the index of a class of the classifier) or
-    unlabelled. `SPLIT_NAMES` are the names of splits, in any case. Classes are numbered in the order of their names, by
+    unlabeled. `SPLIT_NAMES` are the names of splits, in any case. Classes are numbered in the order of their names, by
     value where all are whole numbers. A class folder without pictures is left out, with a warning. With `train/` and
     `val/` alone, `val/` is the test set. Where the folder names no test pictures 20% are held out for testing, all
     where there are fewer than five; where it names no validation pictures besides, 5% of the training ones.
@@ -52,15 +52,17 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
         raise GapError(f"{root} is {'not a folder' if exists(root) else 'missing'}; name a folder of pictures")
     parts = _find_splits(root)
     if parts:
-        pictures, (train, validation, test), division = _divided_by_folders(parts)
+        pictures, (train, validation, test), split_description = _split_by_folders(parts)
     else:
         pictures = _read_flat(root) if (root / "labels.csv").exists() or not _folders(root) else _read_classes(root)
-        train, validation, test = _divided_by_chance(len(pictures.paths))
-        division = f"test 20%, validation 5% of the rest, by seed {SEED}"
+        train, validation, test = _random_split(len(pictures.paths))
+        split_description = f"test 20%, validation 5% of the rest, by seed {SEED}"
 
-    def split(indices: Tensor) -> FolderSplit:
+    def split(indices: Tensor) -> ImageFolderSplit:
         labels = None if pictures.labels is None else pictures.labels[indices]
-        return FolderSplit(tuple(pictures.paths[index] for index in indices.tolist()), labels, channels, size, root)
+        return ImageFolderSplit(
+            tuple(pictures.paths[index] for index in indices.tolist()), labels, channels, size, root
+        )
 
     return Dataset(
         name=f"folder:{path}",
@@ -72,8 +74,8 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
         class_names=pictures.class_names,
         classes=pictures.classes,
         source=f"picture files of {root}; their owner's terms",
-        division=division,
-        indexed=pictures.indexed,
+        split_description=split_description,
+        labels_index_model=pictures.labels_index_model,
         sorted_classes=pictures.class_names is not None,
     )
 
@@ -112,7 +114,7 @@ def _are_no_splits(root: Path, parts: dict[str, Path], beside: bool) -> bool:
     return beside or (root / "labels.csv").exists()
 
 
-def _divided_by_folders(parts: dict[str, Path]) -> tuple[_Pictures, list[Tensor], str]:
+def _split_by_folders(parts: dict[str, Path]) -> tuple[_LabeledFiles, list[Tensor], str]:
     by_class = {part: _pictures_by_class(folder) for part, folder in parts.items()}
     class_names = sort_names(by_class["train"])
     for part, folder in parts.items():
@@ -120,34 +122,34 @@ def _divided_by_folders(parts: dict[str, Path]) -> tuple[_Pictures, list[Tensor]
             if name not in class_names:
                 raise GapError(f"{folder / name} is a class that the training pictures do not have")
     read = [_labeled(each, class_names) for each in by_class.values()]
-    pictures = _Pictures(
+    pictures = _LabeledFiles(
         paths=[path for paths, _ in read for path in paths],
         labels=torch.cat([labels for _, labels in read]),
         class_names=class_names,
         classes=len(class_names),
     )
     numbers = torch.split(torch.arange(len(pictures.paths)), [len(paths) for paths, _ in read])
-    shuffled = [part[divide(len(part))[0]] for part in numbers]
+    shuffled = [part[random_split_indices(len(part))[0]] for part in numbers]
     if len(parts) == 3:
         return pictures, shuffled, "the folder's own train, val and test"
     train, test = shuffled
-    held_out = twentieth(len(train))
+    held_out = validation_count(len(train))
     validation, train = train[:held_out], train[held_out:]
     tested = "val" if "val" in parts else "test"
     return pictures, [train, validation, test], f"the folder's own train and {tested}; 5% of train by seed {SEED}"
 
 
-def _divided_by_chance(count: int) -> list[Tensor]:
-    tested = round(count * TEST_SHARE) if count >= FEWEST_TO_DIVIDE else count
-    test, validation, train = divide(count, tested, twentieth(count - tested))
+def _random_split(count: int) -> list[Tensor]:
+    tested = round(count * TEST_SHARE) if count >= MIN_IMAGES_TO_SPLIT else count
+    test, validation, train = random_split_indices(count, tested, validation_count(count - tested))
     return [train, validation, test]
 
 
-def _read_classes(root: Path) -> _Pictures:
+def _read_classes(root: Path) -> _LabeledFiles:
     """Pictures in a folder for each class."""
     by_class = _pictures_by_class(root)
     class_names = sort_names(by_class)
-    return _Pictures(*_labeled(by_class, class_names), class_names, len(class_names))
+    return _LabeledFiles(*_labeled(by_class, class_names), class_names, len(class_names))
 
 
 def _labeled(by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> tuple[list[Path], Tensor]:
@@ -157,10 +159,10 @@ def _labeled(by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> t
     return [path for paths in by_class.values() for path in paths], torch.tensor(labels)
 
 
-def _read_flat(root: Path) -> _Pictures:
+def _read_flat(root: Path) -> _LabeledFiles:
     paths = find_pictures(root)
     if not (root / "labels.csv").exists():
-        return _Pictures(paths)
+        return _LabeledFiles(paths)
     by_name = _read_labels(root / "labels.csv")
     named = {root / name: name for name in by_name}
     missing = next((path for path in paths if path not in named), None)
@@ -176,9 +178,11 @@ def _read_flat(root: Path) -> _Pictures:
             raise GapError(
                 f"{root / 'labels.csv'} has the label {max(numbers)}; a number there is the index of a class"
             )
-        return _Pictures(paths, torch.tensor(numbers), None, max(numbers) + 1, indexed=True)
+        return _LabeledFiles(paths, torch.tensor(numbers), None, max(numbers) + 1, labels_index_model=True)
     class_names = sort_names(set(labels))
-    return _Pictures(paths, torch.tensor([class_names.index(name) for name in labels]), class_names, len(class_names))
+    return _LabeledFiles(
+        paths, torch.tensor([class_names.index(name) for name in labels]), class_names, len(class_names)
+    )
 
 
 def _read_labels(table: Path) -> dict[str, str]:
@@ -201,7 +205,7 @@ def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
     folders = _folders(root)
     if not folders:
         raise GapError(f"{root} has no folders in it; it must hold one for each class")
-    loose = next((path for path in root.iterdir() if path.is_file() and is_picture(path)), None)
+    loose = next((path for path in root.iterdir() if path.is_file() and is_image(path)), None)
     if loose:
         raise GapError(f"{root} holds both folders and pictures ({loose.name}); move the pictures into class folders")
     by_class = {folder.name: list_pictures(folder) for folder in folders}
@@ -216,4 +220,4 @@ def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
 
 
 def _folders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and not is_passed_over(path.name))
+    return sorted(path for path in root.iterdir() if path.is_dir() and not is_system_file(path.name))

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gap.core.errors import GapError, GapWarning
-from gap.core.files import whole
+from gap.core.files import atomic_write
 from gap.core.paths import exists, is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -21,17 +21,17 @@ SYSTEM_FOLDERS = (
     "system volume information",
 )  # fmt: skip
 MODES = {1: "L", 3: "RGB"}
-WHITES = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
-DAMAGE = (
+WHITE_LEVELS = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
+READ_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
     RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
 
 
-def open_picture(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture file as uint8 C x H x W, C being 1 (grey) or 3 (RGB).
+def load_image(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """A picture file as uint8 C x H x W, C being 1 (gray) or 3 (RGB).
 
-    With `size` (H, W) the picture is resized, antialiased, to cover it and cropped at the centre; without, it keeps its
+    With `size` (H, W) the picture is resized, antialiased, to cover it and cropped at the center; without, it keeps its
     own. Its EXIF orientation is applied. Transparent pixels are laid over white. Of several frames the first is
     taken, with a warning. Deeper pixels are scaled to 8 bits, not clipped: white is 65535 for 16-bit pixels and for
     32-bit integers (2**31 - 1 where they go beyond it); for floats it is the smallest of 1, 255, 65535 that none
@@ -43,15 +43,15 @@ def open_picture(path: str | Path, channels: int, size: tuple[int, int] | None =
     mode = _mode(channels)
     try:
         with Image.open(path) as picture:
-            _refuse_bomb(picture)
+            _check_bomb(picture)
             frames = getattr(picture, "n_frames", 1)
             if frames > 1:
                 warnings.warn(f"{path} has {frames} frames; only the first is used", GapWarning, stacklevel=2)
-            flat = _over_white(_eight_bit(ImageOps.exif_transpose(picture))).convert(mode)
+            flat = _flatten_alpha(_eight_bit(ImageOps.exif_transpose(picture))).convert(mode)
             if size is not None:
                 flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
-    except DAMAGE as error:
-        raise GapError(f"{path} {_complaint(path, error)}") from error
+    except READ_ERRORS as error:
+        raise GapError(f"{path} {_error_message(path, error)}") from error
     pixels = torch.from_numpy(np.array(flat))
     return pixels.reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
 
@@ -77,17 +77,17 @@ def list_pictures(folder: Path) -> list[Path]:
     operating systems, are left out."""
     pictures = []
     for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not is_passed_over(name)]
-        pictures += [path for name in names if is_picture(path := Path(parent, name))]
+        folders[:] = [name for name in folders if not is_system_file(name)]
+        pictures += [path for name in names if is_image(path := Path(parent, name))]
     return sorted(pictures)
 
 
-def is_passed_over(folder: str) -> bool:
+def is_system_file(folder: str) -> bool:
     """Whether a folder of this name holds no pictures of the user's: it is hidden, or of an operating system."""
     return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
-def is_picture(path: Path) -> bool:
+def is_image(path: Path) -> bool:
     """Whether a file is taken for a picture by its name: a known suffix, not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
@@ -104,7 +104,7 @@ def save_picture(images: Tensor, path: str | Path) -> None:
         levels = levels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
     pixels = levels.permute(1, 2, 0).contiguous().numpy()
     picture = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         picture.save(part, format="PNG")
 
 
@@ -114,7 +114,7 @@ def _mode(channels: int) -> str:
     return MODES[channels]
 
 
-def _refuse_bomb(picture: Image.Image) -> None:
+def _check_bomb(picture: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and picture.width * picture.height > limit:
         raise Image.DecompressionBombError
@@ -125,20 +125,20 @@ def _eight_bit(picture: Image.Image) -> Image.Image:
     if not picture.mode.startswith(("I", "F")):
         return picture
     pixels = np.asarray(picture)
-    white = next((white for white in WHITES[pixels.dtype.kind] if pixels.max() <= white), None)
+    white = next((white for white in WHITE_LEVELS[pixels.dtype.kind] if pixels.max() <= white), None)
     if white is None or not pixels.min() >= 0:
         raise ValueError(f"pixels from {pixels.min()} to {pixels.max()}, no known scale")
     return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
 
 
-def _over_white(picture: Image.Image) -> Image.Image:
+def _flatten_alpha(picture: Image.Image) -> Image.Image:
     if not picture.has_transparency_data:
         return picture
     opaque = picture.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
 
 
-def _complaint(path: str | Path, error: Exception) -> str:
+def _error_message(path: str | Path, error: Exception) -> str:
     match error:
         case FileNotFoundError():
             return "does not exist; name a picture file"

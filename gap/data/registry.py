@@ -9,22 +9,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import expanded
-from gap.data.dataset import Dataset, MemorySplit, Split
+from gap.data.dataset import Dataset, InMemorySplit, Split
 from gap.data.image_folder import load_folder
-from gap.data.torchvision_datasets import OFFICIAL, load_mnist_5k, load_official
+from gap.data.torchvision_datasets import DATASETS, load_mnist_5k, load_published
 
 FOLDER = "folder:"
 LUMA = (0.299, 0.587, 0.114)
 
 
-def data_names() -> dict[str, str]:
+def list_datasets() -> dict[str, str]:
     """Every name that `load_data` knows, with a line about it."""
     return {
-        "mnist-5k": "5,000 MNIST digits that come with a dependency: 28 x 28, grey, 10 classes",
-        "mnist": "MNIST digits, 60,000 and 10,000: 28 x 28, grey, 10 classes",
-        "fashion-mnist": "Zalando's clothes, 60,000 and 10,000: 28 x 28, grey, 10 classes",
+        "mnist-5k": "5,000 MNIST digits that come with a dependency: 28 x 28, gray, 10 classes",
+        "mnist": "MNIST digits, 60,000 and 10,000: 28 x 28, gray, 10 classes",
+        "fashion-mnist": "Zalando's clothes, 60,000 and 10,000: 28 x 28, gray, 10 classes",
         "cifar10": "CIFAR-10, 50,000 and 10,000: 32 x 32, RGB, 10 classes",
         "svhn": "street view house numbers, 73,257 and 26,032: 32 x 32, RGB, 10 classes",
         "stl10": "STL-10, 5,000 and 8,000: 96 x 96, RGB, 10 classes",
@@ -45,9 +45,9 @@ def load_data(
     size: tuple[int, int] | None = None,
     download: bool = True,
 ) -> Dataset:
-    """A dataset by its name, one of `data_names()`, at its own channels and size (H, W) or at those given.
+    """A dataset by its name, one of `list_datasets()`, at its own channels and size (H, W) or at those given.
 
-    Other sizes are reached by an antialiased resize that covers them and a centre crop; grey and RGB are turned into
+    Other sizes are reached by an antialiased resize that covers them and a center crop; gray and RGB are turned into
     each other, batch by batch; pixels stay uint8. A folder has no size of its own: there both must be given.
 
     Raises GapError for an unknown name and for data that is absent, damaged, or laid out in no known way.
@@ -58,10 +58,10 @@ def load_data(
         return load_folder(name.removeprefix(FOLDER), channels, size)
     if name == "mnist-5k":
         data = load_mnist_5k()
-    elif name in OFFICIAL:
-        data = load_official(name, expanded(root) if root else default_root(), download)
+    elif name in DATASETS:
+        data = load_published(name, expanded(root) if root else default_root(), download)
     else:
-        raise unknown("data", name, data_names())
+        raise unknown_name_error("data", name, list_datasets())
     return _converted(data, channels or data.channels, size or data.size)
 
 
@@ -71,9 +71,9 @@ def _converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
     if channels not in (1, 3):
         raise GapError(f"{data.name} can be had with 1 or 3 channels, not {channels}")
 
-    def convert(split: Split) -> MemorySplit:
-        assert isinstance(split, MemorySplit)
-        return replace(split, convert=partial(_refitted, channels=channels, size=size))
+    def convert(split: Split) -> InMemorySplit:
+        assert isinstance(split, InMemorySplit)
+        return replace(split, convert=partial(_convert, channels=channels, size=size))
 
     return replace(
         data,
@@ -85,13 +85,13 @@ def _converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
     )
 
 
-def _refitted(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
+def _convert(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
     """uint8 pictures at other channels and another size."""
-    return _recoloured(_fitted(images.float(), size), channels).round().clamp(0, 255).to(torch.uint8)
+    return _convert_channels(_resize_and_crop(images.float(), size), channels).round().clamp(0, 255).to(torch.uint8)
 
 
-def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resized to cover H x W, then cropped at the centre."""
+def _resize_and_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resized to cover H x W, then cropped at the center."""
     height, width = images.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     cover = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))
@@ -100,7 +100,7 @@ def _fitted(images: Tensor, size: tuple[int, int]) -> Tensor:
     return resized[..., top : top + size[0], left : left + size[1]]
 
 
-def _recoloured(images: Tensor, channels: int) -> Tensor:
+def _convert_channels(images: Tensor, channels: int) -> Tensor:
     if images.shape[1] == channels:
         return images
     if channels == 3:

@@ -10,48 +10,48 @@ from tempfile import TemporaryDirectory
 import torch
 
 from gap.attacks.base import Attack
-from gap.attacks.generator.model import attack_from
-from gap.attacks.generator.train import MANY, TrainOptions, train_against
+from gap.attacks.generator.model import load_attack_artifact
+from gap.attacks.generator.train import EPOCHS_TO_WARN, TrainOptions, train_against
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import Setting
+from gap.classifiers.task import AttackTask
 from gap.core.errors import GapError, GapWarning
 from gap.evaluation.masking_checks import differentiable
 from gap.threat import Budget
-from gap.training.runtime import MachineOptions, make_accelerator
-from gap.training.trainer import Listener
+from gap.training.runtime import RuntimeOptions, make_accelerator
+from gap.training.trainer import Callback
 
 
 def adaptive_attacks(
     classifier: Classifier,
-    setting: Setting,
+    task: AttackTask,
     budget: Budget,
     images: int,
-    machine: MachineOptions,
-    listening: Callable[[str], AbstractContextManager[Listener]],
+    machine: RuntimeOptions,
+    listening: Callable[[str], AbstractContextManager[Callback]],
 ) -> Iterator[Attack]:
-    """A generator and a universal perturbation, each trained on that many of the setting's training images.
+    """A generator and a universal perturbation, each trained on that many of the task's training images.
 
     Few images are gone over a hundred times at most; the names say how many were seen. `listening` makes what hears a
     training, by its name. Neither attack is kept; `gap train` keeps them. There are none against a classifier without
     gradients to learn from, and one that cannot learn is left out with a warning.
     """
-    device, train = classifier.device, setting.data.train
-    sample, _ = next(iter(setting.data.test.batches([torch.arange(1)], device)))
+    device, train = classifier.device, task.data.train
+    sample, _ = next(iter(task.data.test.batches([torch.arange(1)], device)))
     if not len(train) or not differentiable(classifier, sample):
         return
-    alone = replace(setting, classifiers=[classifier])
-    epochs = min(MANY, images / len(train))
+    alone = replace(task, classifiers=[classifier])
+    epochs = min(EPOCHS_TO_WARN, images / len(train))
     for kind, universal in (("generator", False), ("universal", True)):
         options = TrainOptions.read(
-            machine.model_dump(include=set(MachineOptions.model_fields)),
+            machine.model_dump(include=set(RuntimeOptions.model_fields)),
             {"classifier": [classifier.name], "budget": str(budget), "universal": universal, "epochs": epochs},
         )
         name = f"adaptive {kind} ({round(epochs * len(train))} images)"
-        with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as listener:
+        with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as callback:
             try:
-                artefact = train_against(alone, options, Path(folder), make_accelerator(options), [listener])
+                artifact = train_against(alone, options, Path(folder), make_accelerator(options), [callback])
             except GapError as error:
                 warnings.warn(f"no adaptive {kind}: {error}", GapWarning, stacklevel=2)
                 continue
-            attack = attack_from(artefact, device=device, name=name)
+            attack = load_attack_artifact(artifact, device=device, name=name)
         yield attack

@@ -10,7 +10,7 @@ from pyautoattack import AutoAttack
 from torch import Tensor, nn
 
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.fuse import folded
+from gap.classifiers.fuse import fuse_conv_bn
 from gap.core.errors import first_line, is_out_of_memory
 from gap.core.frozen import frozen
 from gap.core.network import NetworkError
@@ -23,20 +23,20 @@ LEAST_CLASSES, STAND_IN = 4, "fab-t"
 # Of those, the one that never looks at a gradient, and how often it asks the classifier.
 BLACK_BOX, QUERIES = "square", 5000
 # Where it lowers the accuracy by more than this, AutoAttack doubts its own result.
-DOUBT = 0.002
+SQUARE_WARNING_THRESHOLD = 0.002
 
 
-def can_target(classes: int) -> bool:
+def supports_targeted(classes: int) -> bool:
     """Whether targeted APGD can aim at one of so many classes."""
     return classes >= LEAST_CLASSES
 
 
 def fast_attacks(classes: int) -> tuple[str, ...]:
     """FAST; the cross-entropy alone would be blind to a classifier that is merely sure."""
-    return FAST if can_target(classes) else ("apgd-ce", STAND_IN)
+    return FAST if supports_targeted(classes) else ("apgd-ce", STAND_IN)
 
 
-def can_search(budget: Budget, height: int, width: int) -> bool:
+def supports_square(budget: Budget, height: int, width: int) -> bool:
     """Whether Square can search such pictures: in L2 and L1 it covers them with tiles, which do not fit every size."""
     tile = height // 5
     fits = tile > 0 and all(_covered(side, tile, height) <= side for side in (height, width))
@@ -49,7 +49,7 @@ def _covered(side: int, tile: int, height: int) -> int:
 
 
 @dataclass
-class Withstood:
+class AutoAttackResult:
     """What is left of a classifier: which images (N booleans), the accuracy after each attack, which images each
     attack broke and those before it had not, AutoAttack's flags.
 
@@ -64,7 +64,11 @@ class Withstood:
     @property
     def doubt(self) -> str | None:
         found = self.broken[BLACK_BOX].double().mean().item() if BLACK_BOX in self.broken else 0.0
-        return f"{BLACK_BOX} lowers the accuracy by {found:.1%}, more than {DOUBT:.1%}" if found > DOUBT else None
+        return (
+            f"{BLACK_BOX} lowers the accuracy by {found:.1%}, more than {SQUARE_WARNING_THRESHOLD:.1%}"
+            if found > SQUARE_WARNING_THRESHOLD
+            else None
+        )
 
 
 def auto_attack(
@@ -78,7 +82,7 @@ def auto_attack(
     batch_size: int = 250,
     seed: int = 0,
     tell: Callable[[str, float], None] = lambda name, accuracy: None,
-) -> Withstood:
+) -> AutoAttackResult:
     """Run AutoAttack on images N x C x H x W in [0, 1]; each attack takes the images that those before it left.
 
     The attacks look at the classifier with its norms folded, and break an image that either of the two misreads.
@@ -90,11 +94,11 @@ def auto_attack(
     with frozen(classifier):
         with torch.no_grad():
             predicted = torch.cat([classifier(part).argmax(dim=1) for part in images.split(batch_size)])
-        found = Withstood(predicted == labels)
+        found = AutoAttackResult(predicted == labels)
         _note(found, "clean", tell)
-        lean = folded(classifier, classifier.facts.channels, classifier.facts.size)
+        lean = fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size)
         runner = AutoAttack(
-            _Rows(lean),
+            _ContiguousGradients(lean),
             norm=budget.norm.title,
             eps=budget.epsilon,
             seed=seed,
@@ -102,12 +106,12 @@ def auto_attack(
             version="standard",
         )
         runner.square.n_queries = queries
-        targets = min(9, classifier.facts.classes - 1)
+        targets = min(9, classifier.spec.classes - 1)
         runner.apgd_targeted.n_target_classes = runner.fab.n_target_classes = targets
         for name in attacks:
-            if name == "apgd-t" and not can_target(classifier.facts.classes):
+            if name == "apgd-t" and not supports_targeted(classifier.spec.classes):
                 continue
-            if name == BLACK_BOX and not can_search(budget, images.shape[2], images.shape[3]):
+            if name == BLACK_BOX and not supports_square(budget, images.shape[2], images.shape[3]):
                 continue
             before = found.right.clone()
             standing = before.nonzero().squeeze(1)
@@ -127,7 +131,7 @@ def auto_attack(
     return found
 
 
-class _Rows(nn.Module):
+class _ContiguousGradients(nn.Module):
     """A classifier whose gradients lie row by row, as pyautoattack takes them to in L2, whatever its own layout."""
 
     def __init__(self, classifier: nn.Module) -> None:
@@ -142,7 +146,7 @@ class _Rows(nn.Module):
         return logits
 
 
-def _note(found: Withstood, name: str, tell: Callable[[str, float], None]) -> None:
+def _note(found: AutoAttackResult, name: str, tell: Callable[[str, float], None]) -> None:
     found.accuracy[name] = found.right.double().mean().item()
     tell(name, found.accuracy[name])
 
@@ -161,7 +165,7 @@ def _errors_told(name: str) -> Iterator[None]:
         ) from error
 
 
-class _Listener(logging.Handler):
+class _WarningCollector(logging.Handler):
     def __init__(self, heard: list[str]) -> None:
         super().__init__(logging.WARNING)
         self.heard = heard
@@ -174,7 +178,7 @@ class _Listener(logging.Handler):
 def _flags() -> Iterator[list[str]]:
     """What AutoAttack warns of: randomised, dynamic, zero gradients, probabilities for logits."""
     heard: list[str] = []
-    handler = _Listener(heard)
+    handler = _WarningCollector(heard)
     logger = logging.getLogger("auto-attack")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)

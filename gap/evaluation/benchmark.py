@@ -1,4 +1,4 @@
-"""A line-up: attacks by name or artefact, against classifiers, one row for each pair."""
+"""A benchmark: attacks by name or artifact, against classifiers, one row for each pair."""
 
 import math
 import warnings
@@ -11,14 +11,14 @@ import torch
 from torch import Tensor
 
 from gap.attacks.base import Attack
-from gap.attacks.criteria import GoalMaker, find_goal
-from gap.attacks.generator.model import KINDS, AttackCard, attack_from, folder_name, own_budget
+from gap.attacks.criteria import CriterionFactory, find_criterion
+from gap.attacks.generator.model import ARTIFACT_KINDS, AttackCard, folder_name, load_attack_artifact, trained_budget
 from gap.attacks.gradient import PGD
-from gap.attacks.registry import FITTED, attack_names, named_attack, start_of
+from gap.attacks.registry import UNIVERSAL_ATTACKS, create_attack, init_folder_of, list_attacks
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import Setting
-from gap.core.artifact import Artefact, is_artefact, open_artefact
-from gap.core.errors import GapError, GapWarning, unknown
+from gap.classifiers.task import AttackTask
+from gap.core.artifact import Artifact, is_artifact, open_artifact
+from gap.core.errors import GapError, GapWarning, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import exists
 from gap.evaluation.evaluate import Evaluation, evaluate
@@ -26,53 +26,57 @@ from gap.threat import Budget
 
 
 @dataclass(frozen=True)
-class Entrant:
-    """One attack of a line-up: a spec such as `pgd:steps=100`, or what `gap train` left.
+class AttackEntry:
+    """One attack of a benchmark: a spec such as `pgd:steps=100`, or what `gap train` left.
 
-    `text` is what the user wrote, `name` what tells it from the others. `start` is the trained attack that an untrained
+    `text` is what the user wrote, `name` what tells it from the others. `init` is the trained attack that an untrained
     one begins at.
     """
 
     text: str
     name: str
-    artefact: Artefact | None = None
-    start: Artefact | None = None
+    artifact: Artifact | None = None
+    init: Artifact | None = None
 
     @property
     def budget(self) -> Budget | None:
         """The budget it was trained at, where it was."""
-        return own_budget(self.artefact) if self.artefact else None
+        return trained_budget(self.artifact) if self.artifact else None
 
-    def learns_against(self, classifier: Classifier) -> bool:
+    def is_adaptive_to(self, classifier: Classifier) -> bool:
         """Whether it was trained against this very classifier, or is fitted to the one that it attacks."""
-        trained = self.artefact or self.start
-        return trained.read(AttackCard).knows(classifier) if trained else self.text.partition(":")[0] in FITTED
+        trained = self.artifact or self.init
+        return (
+            trained.read(AttackCard).was_trained_on(classifier)
+            if trained
+            else self.text.partition(":")[0] in UNIVERSAL_ATTACKS
+        )
 
 
-def find_entrants(texts: Sequence[str]) -> list[Entrant]:
-    """Read a line-up; raises GapError for what is neither an attack's name nor a trained artefact.
+def parse_attacks(texts: Sequence[str]) -> list[AttackEntry]:
+    """Read the attacks of a benchmark; raises GapError for what is neither an attack's name nor a trained artifact.
 
-    Artefacts are named after their folders, and where two would have one name, as they were written.
+    Artifacts are named after their folders, and where two would have one name, as they were written.
     """
-    found = [_find_entrant(text) for text in texts]
-    names = Counter(entrant.name for entrant in found)
-    return [replace(entrant, name=entrant.text) if names[entrant.name] > 1 else entrant for entrant in found]
+    found = [_parse_attack(text) for text in texts]
+    names = Counter(entry.name for entry in found)
+    return [replace(entry, name=entry.text) if names[entry.name] > 1 else entry for entry in found]
 
 
-def common_budget(entrants: Sequence[Entrant], asked: str | None) -> Budget | None:
-    """The budget asked for, else the first entrant's own; raises GapError when one is needed and there is none."""
+def common_budget(entries: Sequence[AttackEntry], asked: str | None) -> Budget | None:
+    """The budget asked for, else the first entry's own; raises GapError when one is needed and there is none."""
     if asked:
         return Budget.parse(asked)
-    own = next((entrant.budget for entrant in entrants if entrant.budget), None)
-    needy = next((entrant for entrant in entrants if not entrant.artefact), None)
+    own = next((entry.budget for entry in entries if entry.budget), None)
+    needy = next((entry for entry in entries if not entry.artifact), None)
     if own is None and needy is not None:
         raise GapError(f"{needy.text} needs a budget; give --budget, for example linf:8/255")
     return own
 
 
-def run_lineup(
-    entrants: Sequence[Entrant],
-    setting: Setting,
+def run_benchmark(
+    entries: Sequence[AttackEntry],
+    task: AttackTask,
     budgets: Sequence[Budget | None],
     *,
     own_budgets: bool = False,
@@ -81,124 +85,124 @@ def run_lineup(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Iterator[Evaluation]:
-    """Evaluate every entrant at every budget on every classifier's test images, yielding as they come.
+    """Evaluate every entry at every budget on every classifier's test images, yielding as they come.
 
-    `own_budgets` leaves trained entrants at the budget they were trained at. An untrained attack looks at the
+    `own_budgets` leaves trained entries at the budget they were trained at. An untrained attack looks at the
     classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an
-    artefact cannot take these images.
+    artifact cannot take these images.
     """
     for asked in filter(None, budgets):
-        asked.check(setting.data.channels, *setting.data.size)
-    check_entrants(entrants, setting)
+        asked.check(task.data.channels, *task.data.size)
+    check_entries(entries, task)
     for budget in budgets:
-        for entrant in entrants:
-            at = entrant.budget if own_budgets and entrant.artefact else budget
-            for source, judged in _pairings(entrant, setting.classifiers, transfer):
-                attack = make_attack(entrant, at, source, setting, seed)
+        for entry in entries:
+            at = entry.budget if own_budgets and entry.artifact else budget
+            for source, judged in _pairs(entry, task.classifiers, transfer):
+                attack = make_attack(entry, at, source, task, seed)
                 for classifier in judged:
                     found = evaluate(
-                        attack if classifier is source else carried(attack),
+                        attack if classifier is source else for_transfer(attack),
                         classifier,
-                        setting.data.test,
+                        task.data.test,
                         images=images,
                         batch_size=batch_size,
-                        source=None if entrant.artefact else source,
-                        goal=_goal(entrant, classifier),
-                        data=setting.data.name,
+                        source=None if entry.artifact else source,
+                        criterion=_criterion(entry, classifier),
+                        data=task.data.name,
                         seed=seed,
                     )
-                    yield replace(found, row=found.row | _trained_source(entrant, classifier))
+                    yield replace(found, row=found.row | _trained_source(entry, classifier))
 
 
-def make_attack(entrant: Entrant, budget: Budget | None, source: Classifier, setting: Setting, seed: int) -> Attack:
-    """The attack that an entrant stands for, at a budget; one that is fitted is fitted to `source` on training images.
+def make_attack(entry: AttackEntry, budget: Budget | None, source: Classifier, task: AttackTask, seed: int) -> Attack:
+    """The attack that an entry stands for, at a budget; one that is fitted is fitted to `source` on training images.
 
     Raises GapError where an untrained one has no budget.
     """
-    if entrant.artefact:
-        return attack_from(entrant.artefact, budget, device_of(source), entrant.name)
+    if entry.artifact:
+        return load_attack_artifact(entry.artifact, budget, device_of(source), entry.name)
     if budget is None:
-        raise GapError(f"{entrant.text} needs a budget; give --budget, for example linf:8/255")
+        raise GapError(f"{entry.text} needs a budget; give --budget, for example linf:8/255")
     torch.manual_seed(seed)
     device = device_of(source)
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
-        train = setting.data.train
+        train = task.data.train
         return train.batches(torch.randperm(len(train)).split(100), device)
 
-    return named_attack(entrant.text, budget, source, batches)
+    return create_attack(entry.text, budget, source, batches)
 
 
-def carried(attack: Attack) -> Attack:
+def for_transfer(attack: Attack) -> Attack:
     """An attack on its way to another classifier: a search goes on past the boundary of the one that it looks at."""
     return replace(attack, confidence=math.inf) if isinstance(attack, PGD) else attack
 
 
-def check_entrants(entrants: Sequence[Entrant], setting: Setting) -> None:
-    """As `check_artefact`, for what was trained in a line-up and what its searches begin at."""
-    for artefact in filter(None, (entrant.artefact or entrant.start for entrant in entrants)):
-        check_artefact(artefact, setting)
+def check_entries(entries: Sequence[AttackEntry], task: AttackTask) -> None:
+    """As `check_artifact`, for what was trained in a benchmark and what its searches begin at."""
+    for artifact in filter(None, (entry.artifact or entry.init for entry in entries)):
+        check_artifact(artifact, task)
 
 
-def check_artefact(artefact: Artefact, setting: Setting) -> None:
+def check_artifact(artifact: Artifact, task: AttackTask) -> None:
     """Warn where a trained attack meets images of another size, or other classifiers; raise GapError where it cannot
     be applied."""
-    card, first, size = artefact.read(AttackCard), setting.classifiers[0], setting.data.size
-    if card.channels != first.facts.channels:
+    card, first, size = artifact.read(AttackCard), task.classifiers[0], task.data.size
+    if card.channels != first.spec.channels:
         raise GapError(
-            f"{artefact.folder} takes {card.channels}-channel images, {first.name} takes {first.facts.channels}"
+            f"{artifact.folder} takes {card.channels}-channel images, {first.name} takes {first.spec.channels}"
         )
     if card.size != size:
         sizes = ["x".join(map(str, each)) for each in (card.size, size)]
         warnings.warn(
-            f"{artefact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
+            f"{artifact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
         )
-    for classifier in setting.classifiers:
-        if not card.knows(classifier):
+    for classifier in task.classifiers:
+        if not card.was_trained_on(classifier):
             warnings.warn(
-                f"{artefact.folder} was trained against {card.made_on}, not {classifier.name} as it is, in weights and"
-                " normaliser: this is transfer",
+                f"{artifact.folder} was trained against {card.source_names}, not {classifier.name} as it is, in weights"
+                " and normalizer: this is transfer",
                 GapWarning,
                 stacklevel=2,
             )
 
 
-def _find_entrant(text: str) -> Entrant:
-    if is_artefact(Path(text)):
-        artefact = open_artefact(Path(text), *KINDS)
-        return Entrant(text, folder_name(artefact), artefact)
+def _parse_attack(text: str) -> AttackEntry:
+    if is_artifact(Path(text)):
+        artifact = open_artifact(Path(text), *ARTIFACT_KINDS)
+        return AttackEntry(text, folder_name(artifact), artifact)
     name = text.partition(":")[0]
-    if name in attack_names():
-        start = start_of(text)
-        return Entrant(text, text, start=open_artefact(start, *KINDS) if start else None)
+    if name in list_attacks():
+        init = init_folder_of(text)
+        return AttackEntry(text, text, init=open_artifact(init, *ARTIFACT_KINDS) if init else None)
     if exists(text):
         raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
     if "/" in text:
         raise GapError(f"there is no folder {text}; name one that gap train left, or an attack (see `gap attacks`)")
-    raise unknown("attack", name, attack_names())
+    raise unknown_name_error("attack", name, list_attacks())
 
 
-def _pairings(
-    entrant: Entrant, classifiers: list[Classifier], transfer: bool
+def _pairs(
+    entry: AttackEntry, classifiers: list[Classifier], transfer: bool
 ) -> list[tuple[Classifier, list[Classifier]]]:
     """The classifiers that an attack is made on, each with those that it is judged on."""
-    if entrant.artefact:
+    if entry.artifact:
         return [(classifiers[0], classifiers)]
     return [(source, classifiers if transfer else [source]) for source in classifiers]
 
 
-def _goal(entrant: Entrant, classifier: Classifier) -> GoalMaker | None:
+def _criterion(entry: AttackEntry, classifier: Classifier) -> CriterionFactory | None:
     """What a trained attack aimed at; None where that cannot be read off this classifier, as the least likely class of
     others."""
-    if entrant.artefact is None:
+    if entry.artifact is None:
         return None
-    card = entrant.artefact.read(AttackCard)
-    goal = find_goal(card.goal, classifier.facts.classes)
-    alone = len(card.classifiers) == 1 and card.knows(classifier)
-    return goal if alone or not goal.needs_clean else None
+    card = entry.artifact.read(AttackCard)
+    criterion = find_criterion(card.criterion, classifier.spec.classes)
+    alone = len(card.classifiers) == 1 and card.was_trained_on(classifier)
+    return criterion if alone or not criterion.needs_clean else None
 
 
-def _trained_source(entrant: Entrant, classifier: Classifier) -> dict[str, str]:
+def _trained_source(entry: AttackEntry, classifier: Classifier) -> dict[str, str]:
     """What a row is to say in place of its source: whom a trained attack that meets another classifier was made on."""
-    card = entrant.artefact.read(AttackCard) if entrant.artefact else None
-    return {"source": card.made_on} if card and not card.knows(classifier) else {}
+    card = entry.artifact.read(AttackCard) if entry.artifact else None
+    return {"source": card.source_names} if card and not card.was_trained_on(classifier) else {}

@@ -10,13 +10,13 @@ from torch import Tensor
 from torchmetrics.functional.image import structural_similarity_index_measure
 
 from gap.attacks.base import Attack
-from gap.attacks.criteria import GoalMaker
+from gap.attacks.criteria import CriterionFactory
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.data.dataset import Split
 from gap.evaluation.interval import wilson
-from gap.threat import NORMS, quantise_towards, to_8bit
+from gap.threat import NORMS, quantize_towards, to_8bit
 
 EXAMPLES = 8
 # The images that stand for a split are the same in every table, whatever the seed of the attack.
@@ -43,19 +43,19 @@ class Evaluation:
 
 
 @dataclass
-class _Tally:
+class _Counts:
     """Sums over images. Counts are whole numbers; norms and SSIM are kept image by image."""
 
     images: int = 0
     seconds: float = 0.0
-    clean_right: int = 0
-    right: int = 0
-    right_unrounded: int = 0
+    clean_correct: int = 0
+    correct: int = 0
+    correct_before_rounding: int = 0
     undefined: int = 0
-    flipped: int = 0
-    newly_wrong: int = 0
-    target_open: int = 0
-    target_met: int = 0
+    prediction_changed: int = 0
+    newly_misclassified: int = 0
+    target_eligible: int = 0
+    target_success: int = 0
     lengths: dict[str, list[Tensor]] = field(default_factory=lambda: {name: [] for name in NORMS})
     ssim: list[Tensor] = field(default_factory=list)
 
@@ -68,14 +68,14 @@ def evaluate(
     images: int | None = None,
     batch_size: int = 250,
     source: Classifier | None = None,
-    goal: GoalMaker | None = None,
+    criterion: CriterionFactory | None = None,
     data: str = "",
     seed: int = 0,
 ) -> Evaluation:
     """Attack the images of a split and count what a classifier makes of them.
 
     `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
-    looks at while `classifier` is the one judged: a transfer. `goal` adds the success of a targeted attack, among
+    looks at while `classifier` is the one judged: a transfer. `criterion` adds the success of a targeted attack, among
     images whose label is not the target already. `accuracy_before_rounding` is that under the attack's own images,
     before 8 bits; all other figures are of 8-bit images. Rates are shares of [0, 1] with 95% Wilson intervals; norms
     are in pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
@@ -87,7 +87,7 @@ def evaluate(
     drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
     chosen = drawn[:count].sort().values
     device = classifier.device
-    tally, example = _Tally(), None
+    counts, example = _Counts(), None
     with frozen(classifier, *([source] if source else [])):
         for batch, labels in split.batches(chosen.split(batch_size), device):
             clean = to_8bit(batch)
@@ -97,83 +97,88 @@ def evaluate(
                     _timed(attack, source or classifier, clean, labels)
                 torch.manual_seed(seed)
             unrounded, seconds = _timed(attack, source or classifier, clean, labels)
-            tally.seconds += seconds
-            adversarial = quantised(attack, clean, unrounded)
+            counts.seconds += seconds
+            adversarial = quantize_checked(attack, clean, unrounded)
             with torch.no_grad():
                 before, after = classifier(clean), classifier(adversarial)
-                tally.right_unrounded += int((classifier(unrounded).argmax(dim=1) == labels).sum())
-            _count(tally, clean, adversarial, before, after, labels, goal)
+                counts.correct_before_rounding += int((classifier(unrounded).argmax(dim=1) == labels).sum())
+            _count(counts, clean, adversarial, before, after, labels, criterion)
             example = example or _example(classifier, clean, adversarial, before, after)
     assert example is not None
-    if tally.undefined:
+    if counts.undefined:
         warnings.warn(
-            f"{classifier.name} returns NaN for {tally.undefined} of {tally.images} images, clean or attacked; what it"
-            " predicts there means nothing",
+            f"{classifier.name} returns NaN for {counts.undefined} of {counts.images} images, clean or attacked; what"
+            " it predicts there means nothing",
             GapWarning,
             stacklevel=2,
         )
-    return Evaluation(_row(tally, attack, classifier, source, data, goal), example)
+    return Evaluation(_row(counts, attack, classifier, source, data, criterion), example)
 
 
 def _timed(attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
     """An attack's images, and the seconds it took."""
-    _wait(images.device)
+    _synchronize(images.device)
     started = time.perf_counter()
     adversarial = attack(classifier, images, labels)
-    _wait(images.device)
+    _synchronize(images.device)
     return adversarial, time.perf_counter() - started
 
 
-def _wait(device: torch.device) -> None:
+def _synchronize(device: torch.device) -> None:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def quantised(attack: Attack, clean: Tensor, adversarial: Tensor) -> Tensor:
+def quantize_checked(attack: Attack, clean: Tensor, adversarial: Tensor) -> Tensor:
     """The 8-bit pictures of an attack's images; raises GapError when they are not inside its budget and [0, 1]."""
     if not adversarial.isfinite().all():
         raise GapError(f"{attack.name} made pixels that are not numbers")
     if attack.budget is None:
-        return quantise_towards(clean, adversarial)
-    over = attack.budget.measure(adversarial - clean).max().item()
+        return quantize_towards(clean, adversarial)
+    over = attack.budget.norm_of(adversarial - clean).max().item()
     if over > attack.budget.epsilon * (1 + 1e-4) + 1e-6 or adversarial.min() < -1e-6 or adversarial.max() > 1 + 1e-6:
         raise GapError(f"{attack.name} left its budget {attack.budget} or the pixels' range: {over:g}")
-    return attack.budget.quantise(clean, adversarial)
+    return attack.budget.quantize(clean, adversarial)
 
 
 def _count(
-    tally: _Tally,
+    counts: _Counts,
     clean: Tensor,
     adversarial: Tensor,
     before: Tensor,
     after: Tensor,
     labels: Tensor,
-    goal: GoalMaker | None,
+    criterion: CriterionFactory | None,
 ) -> None:
     was, now = before.argmax(dim=1), after.argmax(dim=1)
-    tally.images += len(labels)
-    tally.undefined += int((before.isnan() | after.isnan()).any(dim=1).sum())
-    tally.clean_right += int((was == labels).sum())
-    tally.right += int((now == labels).sum())
-    tally.flipped += int((now != was).sum())
-    tally.newly_wrong += int(((was == labels) & (now != labels)).sum())
+    counts.images += len(labels)
+    counts.undefined += int((before.isnan() | after.isnan()).any(dim=1).sum())
+    counts.clean_correct += int((was == labels).sum())
+    counts.correct += int((now == labels).sum())
+    counts.prediction_changed += int((now != was).sum())
+    counts.newly_misclassified += int(((was == labels) & (now != labels)).sum())
     perturbation = adversarial - clean
     for name, norm in NORMS.items():
-        tally.lengths[name].append(norm.length(perturbation).cpu())
+        counts.lengths[name].append(norm.length(perturbation).cpu())
     if min(clean.shape[-2:]) >= SSIM_WINDOW:
         similarity = structural_similarity_index_measure(adversarial, clean, data_range=1.0, reduction="none")
         assert isinstance(similarity, Tensor)
-        tally.ssim.append(similarity.cpu())
-    if goal is not None:
-        aim = goal(before, labels)
+        counts.ssim.append(similarity.cpu())
+    if criterion is not None:
+        aim = criterion(before, labels)
         if aim.targeted:
             is_open = aim.classes != labels
-            tally.target_open += int(is_open.sum())
-            tally.target_met += int((aim.met(after) & is_open).sum())
+            counts.target_eligible += int(is_open.sum())
+            counts.target_success += int((aim.is_adversarial(after) & is_open).sum())
 
 
 def _row(
-    tally: _Tally, attack: Attack, classifier: Classifier, source: Classifier | None, data: str, goal: GoalMaker | None
+    counts: _Counts,
+    attack: Attack,
+    classifier: Classifier,
+    source: Classifier | None,
+    data: str,
+    criterion: CriterionFactory | None,
 ) -> dict[str, Any]:
     row: dict[str, Any] = {
         "attack": attack.name,
@@ -181,26 +186,26 @@ def _row(
         "source": source.name if source else classifier.name,
         "data": data,
         "budget": str(attack.budget) if attack.budget else None,
-        "images": tally.images,
+        "images": counts.images,
     }
     shares = {
-        "clean_accuracy": (tally.clean_right, tally.images),
-        "accuracy_under_attack": (tally.right, tally.images),
-        "accuracy_before_rounding": (tally.right_unrounded, tally.images),
-        "fooling_rate": (tally.flipped, tally.images),
-        "attack_success_rate": (tally.newly_wrong, tally.clean_right),
+        "clean_accuracy": (counts.clean_correct, counts.images),
+        "accuracy_under_attack": (counts.correct, counts.images),
+        "accuracy_before_rounding": (counts.correct_before_rounding, counts.images),
+        "fooling_rate": (counts.prediction_changed, counts.images),
+        "attack_success_rate": (counts.newly_misclassified, counts.clean_correct),
     }
-    if tally.target_open:
-        shares["target_success_rate"] = (tally.target_met, tally.target_open)
+    if counts.target_eligible:
+        shares["target_success_rate"] = (counts.target_success, counts.target_eligible)
     for name, (hits, trials) in shares.items():
         row[name] = hits / trials if trials else None
         row[f"{name}_interval"] = list(wilson(hits, trials))
-    for name, parts in tally.lengths.items():
+    for name, parts in counts.lengths.items():
         lengths = torch.cat(parts).double()
         row |= {f"{name}_mean": lengths.mean().item(), f"{name}_max": lengths.max().item()}
     return row | {
-        "ssim": torch.cat(tally.ssim).mean().item() if tally.ssim else None,
-        "seconds_per_image": tally.seconds / tally.images,
+        "ssim": torch.cat(counts.ssim).mean().item() if counts.ssim else None,
+        "seconds_per_image": counts.seconds / counts.images,
     }
 
 

@@ -8,20 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gap.attacks.generator.model import AttackCard, attack_from
+from gap.attacks.generator.model import AttackCard, load_attack_artifact
 from gap.classifiers.classifier import Classifier, load_classifier
-from gap.classifiers.registry import is_code, split_name
-from gap.core.artifact import Artefact, mark
+from gap.classifiers.registry import runs_user_code, split_name
+from gap.core.artifact import Artifact, write_marker
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.data.images import find_pictures, open_picture, save_picture
-from gap.evaluation.evaluate import quantised
+from gap.data.images import find_pictures, load_image, save_picture
+from gap.evaluation.evaluate import quantize_checked
 from gap.report.pictures import save_image, side_by_side
 from gap.threat import NORMS, Budget
 
 
 def perturb_files(
-    artefact: Artefact,
+    artifact: Artifact,
     paths: Sequence[Path],
     out: Path,
     *,
@@ -33,33 +33,35 @@ def perturb_files(
 ) -> list[dict[str, Any]]:
     """Perturb pictures into `out` and return a row for each: names, predictions, norms in pixels of [0, 1].
 
-    `mean` and `std` are for a `classifier` without a normaliser. A file that cannot be read is warned about and left
+    `mean` and `std` are for a `classifier` without a normalizer. A file that cannot be read is warned about and left
     out. Raises GapError when no picture could be read.
     """
-    card = artefact.read(AttackCard)
+    card = artifact.read(AttackCard)
     channels, size = card.channels, card.size
     asked = Budget.parse(budget) if budget else None
     if asked:
         asked.check(channels, *size)
-    attack = attack_from(artefact, asked)
+    attack = load_attack_artifact(artifact, asked)
     if classifier is None and (mean is not None or std is not None):
         raise GapError("--mean and --std go with --classifier")
-    reader = _trained_against(artefact) if classifier is None else _named(artefact, classifier, mean, std)
+    reader = _load_training_classifier(artifact) if classifier is None else _load_named(artifact, classifier, mean, std)
     rows: list[dict[str, Any]] = []
     taken: set[str] = set()
     for path in [picture for given in paths for picture in find_pictures(given)]:
         try:
-            clean = open_picture(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
+            clean = load_image(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
         except GapError as error:
             warnings.warn(f"left out: {error}", GapWarning, stacklevel=2)
             continue
         labels = torch.zeros(1, dtype=torch.int64)
-        adversarial = quantised(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
-        name = _free_name(path.stem, taken)
-        mark(out)
+        adversarial = quantize_checked(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
+        name = _unique_name(path.stem, taken)
+        write_marker(out)
         save_picture(adversarial[0], out / f"{name}.png")
         before, after = _read(reader, clean), _read(reader, adversarial)
-        save_image(side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_beside(name)}.png")
+        save_image(
+            side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_comparison_name(name)}.png"
+        )
         rows.append(
             {
                 "picture": str(path),
@@ -74,21 +76,21 @@ def perturb_files(
     return rows
 
 
-def _named(artefact: Artefact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
+def _load_named(artifact: Artifact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
     """The classifier that the user named to read the pictures."""
-    told = artefact.read(AttackCard).classifiers[0]
+    told = artifact.read(AttackCard).classifiers[0]
     reader = load_classifier(name, channels=told.channels, size=told.size, classes=told.classes, mean=mean, std=std)
-    if reader.facts.channels != told.channels:
-        raise GapError(f"{name} takes {reader.facts.channels} channels, {artefact.folder} makes {told.channels}")
+    if reader.spec.channels != told.channels:
+        raise GapError(f"{name} takes {reader.spec.channels} channels, {artifact.folder} makes {told.channels}")
     return reader
 
 
-def _trained_against(artefact: Artefact) -> Classifier | None:
+def _load_training_classifier(artifact: Artifact) -> Classifier | None:
     """The classifier that the attack was trained against, where it is still there."""
-    told = artefact.read(AttackCard).classifiers[0]
-    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
+    told = artifact.read(AttackCard).classifiers[0]
+    if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
         warnings.warn(
-            f"no labels: {artefact.folder} was trained against {told.name}, code that only a card names;"
+            f"no labels: {artifact.folder} was trained against {told.name}, code that only a card names;"
             " name it with --classifier",
             GapWarning,
             stacklevel=3,
@@ -101,9 +103,9 @@ def _trained_against(artefact: Artefact) -> Classifier | None:
     except GapError as error:
         warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
         return None
-    if not told.is_about(reader):
+    if not told.matches(reader):
         warnings.warn(
-            f"{told.name} has changed since {artefact.folder} was trained against it", GapWarning, stacklevel=3
+            f"{told.name} has changed since {artifact.folder} was trained against it", GapWarning, stacklevel=3
         )
     return reader
 
@@ -121,14 +123,14 @@ def _words(reading: dict[str, Any]) -> str:
     return "" if reading[""] is None else f"{reading['']} ({reading['_confidence']:.0%})"
 
 
-def _free_name(stem: str, taken: set[str]) -> str:
+def _unique_name(stem: str, taken: set[str]) -> str:
     """A name for a picture that is free, and so is that of what is written beside it; both are then taken."""
     name, number = stem, 2
-    while not taken.isdisjoint((name, _beside(name))):
+    while not taken.isdisjoint((name, _comparison_name(name))):
         name, number = f"{stem}-{number}", number + 1
-    taken.update((name, _beside(name)))
+    taken.update((name, _comparison_name(name)))
     return name
 
 
-def _beside(name: str) -> str:
+def _comparison_name(name: str) -> str:
     return f"{name}.side-by-side"

@@ -9,7 +9,7 @@ def wilson(successes: int, trials: int, z: float = 1.959964) -> tuple[float, flo
         return 0.0, 1.0
     share = successes / trials
     spread = 1 + z * z / trials
-    centre = (share + z * z / (2 * trials)) / spread
+    center = (share + z * z / (2 * trials)) / spread
     half = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials)) / spread
-    low = 0.0 if successes == 0 else max(0.0, centre - half)
-    return low, 1.0 if successes == trials else min(1.0, centre + half)
+    low = 0.0 if successes == 0 else max(0.0, center - half)
+    return low, 1.0 if successes == trials else min(1.0, center + half)

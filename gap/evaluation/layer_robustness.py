@@ -10,12 +10,12 @@ from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient
-from gap.models.feature_extractor import Taps
+from gap.models.feature_extractor import FeatureExtractor
 from gap.threat import Budget
 
 STEPS = 20
 # Resamplings of the images for an interval.
-RESAMPLED = 1000
+BOOTSTRAP_SAMPLES = 1000
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ def layer_robustness(
     """
     if len(images) < 2:
         raise GapError("layer robustness compares pictures with each other; give two or more")
-    taps = Taps(classifier.network, layers, run=classifier)
+    extractor = FeatureExtractor(classifier.network, layers, run=classifier)
     with frozen(classifier), torch.random.fork_rng():
         torch.manual_seed(seed)
-        found = [_robustness(taps, layer, images, budget, steps, batch_size, seed) for layer in layers]
+        found = [_robustness(extractor, layer, images, budget, steps, batch_size, seed) for layer in layers]
     return found
 
 
 def _robustness(
-    taps: Taps, layer: str, images: Tensor, budget: Budget, steps: int, batch_size: int, seed: int
+    extractor: FeatureExtractor, layer: str, images: Tensor, budget: Budget, steps: int, batch_size: int, seed: int
 ) -> LayerRobustness:
-    moved = torch.cat([_largest_move(taps, layer, part, budget, steps) for part in images.split(batch_size)])
+    moved = torch.cat([_max_displacement(extractor, layer, part, budget, steps) for part in images.split(batch_size)])
     with torch.no_grad():
-        outputs = torch.cat([taps(part)[layer].float().flatten(1) for part in images.split(batch_size)])
+        outputs = torch.cat([extractor(part)[layer].float().flatten(1) for part in images.split(batch_size)])
         apart = (outputs - outputs.roll(1, dims=0)).norm(dim=1)
     if not apart.mean() > 0:
         raise GapError(f"layer {layer} gives the same for every picture; there is nothing to compare")
     generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randint(len(images), (RESAMPLED, len(images)), generator=generator)
+    drawn = torch.randint(len(images), (BOOTSTRAP_SAMPLES, len(images)), generator=generator)
     moved, apart = moved.cpu(), apart.cpu()
     resampled = moved[drawn].mean(dim=1) / apart[drawn].mean(dim=1)
     if not resampled.isfinite().all():
@@ -72,16 +72,16 @@ def _robustness(
     return LayerRobustness(layer, (moved.mean() / apart.mean()).item(), low, high)
 
 
-def _largest_move(taps: Taps, layer: str, images: Tensor, budget: Budget, steps: int) -> Tensor:
+def _max_displacement(extractor: FeatureExtractor, layer: str, images: Tensor, budget: Budget, steps: int) -> Tensor:
     """The largest L2 distance that steps of steepest ascent found, N values."""
     with torch.no_grad():
-        output = taps(images)[layer].float()
+        output = extractor(images)[layer].float()
     moved = (images + budget.sample(images)).clamp(0, 1)
     largest = torch.zeros(len(images), device=images.device)
     for step in range(steps + 1):
         moved.requires_grad_(True)
         with torch.enable_grad():
-            distance = (taps(moved)[layer].float() - output).flatten(1).norm(dim=1)
+            distance = (extractor(moved)[layer].float() - output).flatten(1).norm(dim=1)
         if not distance.requires_grad:
             raise GapError(f"layer {layer} passes no gradient to the images; name one outside of a checkpoint")
         largest = largest.maximum(distance.detach())

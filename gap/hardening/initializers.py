@@ -12,64 +12,64 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.gradient import loss_gradient
-from gap.attacks.losses import Goal, capped_cross_entropy
+from gap.attacks.losses import Criterion, capped_cross_entropy
 from gap.threat import L2, Budget
-from gap.training.task import Backward, Player
+from gap.training.task import Backward, OptimizedModule
 
 
-class Start(ABC):
-    """Puts images (N x C x H x W in [0, 1]) where an attack within a budget begins; those that learn have a player."""
+class Initializer(ABC):
+    """Puts images (N x C x H x W in [0, 1]) where an attack within a budget begins; those that learn have a module."""
 
-    player: Player | None = None
+    module: OptimizedModule | None = None
 
     @abstractmethod
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        """The starting points in [0, 1]; with a graph to the player's weights where there is a player."""
+        """The starting points in [0, 1]; with a graph to the module's weights where there is one."""
 
-    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:  # noqa: B027  # chance learns nothing
+    def update(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:  # noqa: B027  # chance learns nothing
         """Learn from `gradient`, that of the attack's loss by the images at `start`."""
 
-    def renew(self, turn: int) -> None:  # noqa: B027  # only populations are renewed
+    def reset_member(self, turn: int) -> None:  # noqa: B027  # only populations are renewed
         """Start one member of a population anew."""
 
 
-class RandomStart(Start):
-    """Uniform in the budget's ball, or, with `reach`, in a ball that many times as large."""
+class RandomInit(Initializer):
+    """Uniform in the budget's ball, or, with `radius_scale`, in a ball that many times as large."""
 
-    def __init__(self, reach: float = 1.0) -> None:
-        self.reach = reach
+    def __init__(self, radius_scale: float = 1.0) -> None:
+        self.radius_scale = radius_scale
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        return (images + self.reach * budget.sample(images)).clamp(0, 1)
+        return (images + self.radius_scale * budget.sample(images)).clamp(0, 1)
 
 
-class LearnedStart(Start):
-    """A start that a player finds; `noise` is the share of the budget mixed in at random."""
+class LearnedInit(Initializer):
+    """A start that a network finds; `noise` is the share of the budget mixed in at random."""
 
-    player: Player
+    module: OptimizedModule
 
-    def __init__(self, player: Player, noise: float = 0.0) -> None:
-        self.player = player
+    def __init__(self, module: OptimizedModule, noise: float = 0.0) -> None:
+        self.module = module
         self.noise = noise
 
     @abstractmethod
-    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        """Where the player puts the images, inside the budget and [0, 1]."""
+    def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        """Where the network puts the images, inside the budget and [0, 1]."""
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        placed = self.place(classifier, images, labels, budget)
+        placed = self.initialize(classifier, images, labels, budget)
         if not self.noise:
             return placed
         noise = self.noise * budget.sample(images)
         return (images + budget.project(placed - images + noise)).clamp(0, 1)
 
-    def learn(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
-        """Move the player down the gradient, that of each image scaled to length 1."""
+    def update(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
+        """Move the network down the gradient, that of each image scaled to length 1."""
         even = gradient / L2.length(gradient).clamp_min(1e-12).view(-1, 1, 1, 1)
-        self.player.learn((start * even).sum() / len(start), backward)
+        self.module.update((start * even).sum() / len(start), backward)
 
 
-class Generators(nn.Module):
+class GeneratorPopulation(nn.Module):
     """A population of `count` generators that `make` makes: each takes its part of a batch.
 
     What they are renewed to depends on where the global random numbers stand when the population is made."""
@@ -90,7 +90,7 @@ class Generators(nn.Module):
         ]
         return torch.cat(made)
 
-    def renew(self, turn: int) -> nn.Module:
+    def reset_member(self, turn: int) -> nn.Module:
         """Make one member anew, each in its turn, the same on every process; return it."""
         member = self.members[turn % len(self.members)]
         with torch.random.fork_rng():
@@ -99,30 +99,30 @@ class Generators(nn.Module):
         return member
 
 
-class GeneratorStart(LearnedStart):
+class GeneratorInit(LearnedInit):
     """What a generator, or a population of them, makes of the images, tanh-bounded."""
 
-    def renew(self, turn: int) -> None:
-        population = self.player.bare
-        assert isinstance(population, Generators)
-        for weight in population.renew(turn).parameters():
-            self.player.optimizer.state.pop(weight, None)
+    def reset_member(self, turn: int) -> None:
+        population = self.module.unwrapped
+        assert isinstance(population, GeneratorPopulation)
+        for weight in population.reset_member(turn).parameters():
+            self.module.optimizer.state.pop(weight, None)
 
-    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        return budget.perturb(images, self.player.network(images))
+    def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        return budget.apply(images, self.module.network(images))
 
 
-class FedGeneratorStart(GeneratorStart):
+class GradientGeneratorInit(GeneratorInit):
     """A generator fed the image and the classifier's input gradient there, scaled to a mean square of 1: one pass."""
 
-    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        _, gradient = loss_gradient(classifier, images, None, Goal(labels), capped_cross_entropy)
+    def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        _, gradient = loss_gradient(classifier, images, None, Criterion(labels), capped_cross_entropy)
         gradient = L2.steepest(gradient) * images[0].numel() ** 0.5
-        raw = self.player.network(torch.cat([images, gradient / 4 + 0.5], dim=1))[:, : images.shape[1]]
-        return budget.perturb(images, raw)
+        raw = self.module.network(torch.cat([images, gradient / 4 + 0.5], dim=1))[:, : images.shape[1]]
+        return budget.apply(images, raw)
 
 
-class Universals(nn.Module):
+class PerturbationBank(nn.Module):
     """The raw outputs of several perturbations, count x C x H x W; called with which of them each image gets."""
 
     def __init__(self, count: int, channels: int, size: tuple[int, int]) -> None:
@@ -133,10 +133,10 @@ class Universals(nn.Module):
         return self.raw[which]
 
 
-class UniversalStart(LearnedStart):
+class UniversalInit(LearnedInit):
     """One of several perturbations for all images, drawn for each."""
 
-    def place(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        count = len(next(self.player.bare.parameters()))
+    def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        count = len(next(self.module.unwrapped.parameters()))
         which = torch.randint(count, (len(images),), device=images.device)
-        return (images + budget.bound(self.player.network(which))).clamp(0, 1)
+        return (images + budget.bound(self.module.network(which))).clamp(0, 1)

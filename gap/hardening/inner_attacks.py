@@ -1,4 +1,4 @@
-"""What the classifier spars with: attacks made of a start and a few gradient steps, each with its share of a batch."""
+"""What the classifier trains against: attacks of a start and a few gradient steps, each with its share of a batch."""
 
 import re
 from contextlib import nullcontext
@@ -9,15 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.attacks.gradient import loss_gradient
-from gap.attacks.losses import Goal, Loss
-from gap.core.errors import GapError, unknown
+from gap.attacks.losses import Criterion, Loss
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import is_folder
-from gap.hardening.initializers import Start
+from gap.hardening.initializers import Initializer
 from gap.threat import Budget
 from gap.training.task import Backward
 
 # The names of `--attack`, and what each is.
-KINDS = {
+INNER_ATTACKS = {
     "generator": "a U-Net fed the image, trained jointly; no gradient steps (the plain form: watch the probe)",
     "generator-gradient": "a U-Net fed the image and the classifier's input gradient, trained jointly",
     "generator-start": "gradient steps from what such a U-Net makes, with noise of half the budget",
@@ -29,15 +29,15 @@ KINDS = {
     "trades-start": "the same from what a U-Net makes, with noise of half the budget",
 }
 # Those whose generator may be one that `gap train` left, and those that take as many gradient steps as they are given.
-FROM_ARTEFACTS = ("generator", "generator-start", "trades-start")
-GENERATING = ("generator-gradient", *FROM_ARTEFACTS)
+FROM_ARTIFACTS = ("generator", "generator-start", "trades-start")
+GENERATING = ("generator-gradient", *FROM_ARTIFACTS)
 STEPPING = ("generator-start", "universal-start", "pgd", "trades", "trades-start")
 KEEPING = ("trades", "trades-start")
-MOST_GIVEN = 50
+MAX_INITIAL_STEPS = 50
 
 
 @dataclass
-class Sparring:
+class InnerAttack:
     """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on.
 
     With `beta`, it drives the prediction away from that of the clean image, whatever the label, and what the
@@ -47,7 +47,7 @@ class Sparring:
 
     name: str
     share: float
-    start: Start
+    start: Initializer
     steps: int
     projected: bool = True
     beta: float | None = None
@@ -66,7 +66,7 @@ class Sparring:
         budget: Budget,
         loss: Loss,
         backward: Backward | None = None,
-    ) -> "Bout":
+    ) -> "AttackBatch":
         """Adversarial images (N x C x H x W in [0, 1]) against a classifier held still; with `backward`, a start that
         learns does so from the first of the gradient steps.
 
@@ -78,57 +78,57 @@ class Sparring:
         exactly = torch.autocast(images.device.type, enabled=False)
         with exactly if self.beta is not None else nullcontext():
             if self.beta is not None:
-                loss = closeness
+                loss = negative_kl
                 with torch.no_grad():
                     clean = classifier(images)
             for step in range(self.steps):
-                _, gradient = loss_gradient(classifier, adversarial, clean, Goal(labels), loss)
+                _, gradient = loss_gradient(classifier, adversarial, clean, Criterion(labels), loss)
                 if step == 0 and backward:
-                    self.start.learn(start, gradient, backward)
+                    self.start.update(start, gradient, backward)
                 moved = adversarial - images - self.step_size * budget.epsilon * budget.norm.steepest(gradient)
                 adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
-        return Bout(self, images, labels, start, adversarial)
+        return AttackBatch(self, images, labels, start, adversarial)
 
 
 @dataclass
-class Bout:
+class AttackBatch:
     """The images an attack made. Where it took no gradient step, its start is still to learn from what the classifier's
     own training finds out about them."""
 
-    sparring: Sparring
+    inner_attack: InnerAttack
     images: Tensor
     labels: Tensor
     start: Tensor
     adversarial: Tensor
 
     @property
-    def seen(self) -> Tensor:
-        """What the classifier is to look at to learn from this bout."""
-        return torch.cat([self.images, self.adversarial]) if self.sparring.beta is not None else self.adversarial
+    def classifier_inputs(self) -> Tensor:
+        """What the classifier is to look at to learn from these images."""
+        return torch.cat([self.images, self.adversarial]) if self.inner_attack.beta is not None else self.adversarial
 
-    def lesson(self, logits: Tensor, smoothing: float) -> Tensor:
+    def classifier_loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
         """The classifier's loss by its logits of what it saw, summed over the images.
 
         Where the start learns from this loss, its labels are not smoothed: an attack that followed a smoothed one would
         make a sure classifier surer.
         """
-        beta = self.sparring.beta
+        beta = self.inner_attack.beta
         if self.adversarial.requires_grad:
-            smoothing = 0.0
+            label_smoothing = 0.0
         if beta is None:
-            return F.cross_entropy(logits, self.labels, label_smoothing=smoothing, reduction="sum")
+            return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing, reduction="sum")
         clean, attacked = logits.chunk(2)
-        right = F.cross_entropy(clean, self.labels, label_smoothing=smoothing, reduction="sum")
-        return right - beta * closeness(attacked, clean, None).sum()
+        right = F.cross_entropy(clean, self.labels, label_smoothing=label_smoothing, reduction="sum")
+        return right - beta * negative_kl(attacked, clean, None).sum()
 
-    def learn(self, backward: Backward) -> None:
+    def update(self, backward: Backward) -> None:
         """Learn from the gradient of the classifier's loss by these images, which the attack wants high."""
         if self.adversarial.grad is not None:
-            self.sparring.start.learn(self.start, -self.adversarial.grad, backward)
+            self.inner_attack.start.update(self.start, -self.adversarial.grad, backward)
 
 
-def closeness(logits: Tensor, clean_logits: Tensor | None, goal: Goal | None) -> Tensor:
+def negative_kl(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion | None) -> Tensor:
     """Minus the divergence of each prediction from the clean one, in nats: N values, 0 where they are the same."""
     assert clean_logits is not None
     clean, attacked = clean_logits.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
@@ -136,7 +136,7 @@ def closeness(logits: Tensor, clean_logits: Tensor | None, goal: Goal | None) ->
 
 
 @dataclass(frozen=True)
-class Named:
+class InnerAttackSpec:
     """What the name of an attack says: its kind, the folder of its generator and its gradient steps, where it does."""
 
     kind: str
@@ -149,7 +149,7 @@ class Named:
         return f"{self.kind}{folder}:steps={self.steps}" if self.steps else f"{self.kind}{folder}"
 
 
-def parse_name(text: str) -> Named:
+def parse_inner_attack(text: str) -> InnerAttackSpec:
     """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
     kind, at, folder = text.partition("@")
     given = steps = ""
@@ -158,26 +158,26 @@ def parse_name(text: str) -> Named:
         kind, at, folder = (head if given else text).partition("@")
     if ":" in kind:
         raise GapError(f"cannot read the attack {text!r}; write NAME, NAME:steps=3 or NAME@FOLDER:steps=3")
-    if kind not in KINDS:
-        raise unknown("attack to train against", kind, KINDS)
-    if at and (kind not in FROM_ARTEFACTS or not folder):
-        raise GapError(f"only {', '.join(FROM_ARTEFACTS)} come from a folder, as generator-start@runs/per-image")
+    if kind not in INNER_ATTACKS:
+        raise unknown_name_error("attack to train against", kind, INNER_ATTACKS)
+    if at and (kind not in FROM_ARTIFACTS or not folder):
+        raise GapError(f"only {', '.join(FROM_ARTIFACTS)} come from a folder, as generator-start@runs/per-image")
     if given and kind not in STEPPING:
         raise GapError(f"only {', '.join(STEPPING)} are given steps, not {kind}")
-    if given and not (re.fullmatch(r"\d{1,9}", steps, re.ASCII) and 1 <= int(steps) <= MOST_GIVEN):
-        raise GapError(f"the steps of {text!r}, at its end, must be a whole number from 1 to {MOST_GIVEN}")
-    return Named(kind, folder or None, int(steps) if given else None)
+    if given and not (re.fullmatch(r"\d{1,9}", steps, re.ASCII) and 1 <= int(steps) <= MAX_INITIAL_STEPS):
+        raise GapError(f"the steps of {text!r}, at its end, must be a whole number from 1 to {MAX_INITIAL_STEPS}")
+    return InnerAttackSpec(kind, folder or None, int(steps) if given else None)
 
 
-def parse_mix(texts: list[str]) -> dict[str, float]:
+def parse_mixture(texts: list[str]) -> dict[str, float]:
     """`["generator-start=0.3", "pgd:steps=7=0.7"]` as shares that sum to 1, by name; without a weight it is 1.
 
-    Raises GapError for a name that `parse_name` does not know, a weight below 0, and weights that sum to 0.
+    Raises GapError for a name that `parse_inner_attack` does not know, a weight below 0, and weights that sum to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
-        written, weight = _weighed(text)
-        name = str(parse_name(written))
+        written, weight = _split_weight(text)
+        name = str(parse_inner_attack(written))
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
@@ -187,7 +187,7 @@ def parse_mix(texts: list[str]) -> dict[str, float]:
     return {name: weight / total for name, weight in weights.items() if weight}
 
 
-def _weighed(text: str) -> tuple[str, float]:
+def _split_weight(text: str) -> tuple[str, float]:
     """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name, and steps have one."""
     name, equals, number = text.rpartition("=")
     if not equals or name.endswith(":steps") or is_folder(text.partition("@")[2]):
@@ -200,17 +200,17 @@ def _weighed(text: str) -> tuple[str, float]:
         raise GapError(f"cannot read the weight of --attack {text!r}; write --attack {name}=0.5") from error
 
 
-def portions(count: int, shares: list[float]) -> list[int]:
+def allocate(count: int, shares: list[float]) -> list[int]:
     """How many of `count` images each share gets: they sum to `count`, and none is off by 1 or more."""
     edges = [round(count * sum(shares[: index + 1])) for index in range(len(shares))]
     edges[-1] = count
     return [edge - before for edge, before in zip(edges, [0, *edges], strict=False)]
 
 
-def check_shares(count: int, clean: float, mix: dict[str, float]) -> None:
-    """Raise GapError where an attack of a mix would get none of `count` images, and never play."""
-    counts = portions(count, [clean, *((1 - clean) * share for share in mix.values())])
-    for name, portion in zip(mix, counts[1:], strict=True):
+def check_mixture(count: int, clean: float, mixture: dict[str, float]) -> None:
+    """Raise GapError where an attack of a mixture would get none of `count` images, and never play."""
+    counts = allocate(count, [clean, *((1 - clean) * share for share in mixture.values())])
+    for name, portion in zip(mixture, counts[1:], strict=True):
         if not portion:
             raise GapError(
                 f"{name} would get none of the {count} images of a batch; give it more weight, or leave it out"

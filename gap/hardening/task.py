@@ -1,4 +1,4 @@
-"""The job of hardening: a classifier learns on what attacks make of its images while the attacks learn on it."""
+"""Adversarial training: a classifier learns on what attacks make of its images while the attacks learn on it."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -14,180 +14,204 @@ from gap.attacks.gradient import PGD
 from gap.attacks.losses import capped_cross_entropy
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
-from gap.hardening.inner_attacks import Bout, Sparring, portions
+from gap.hardening.inner_attacks import AttackBatch, InnerAttack, allocate
 from gap.threat import Budget
-from gap.training.task import Backward, Job, Player
+from gap.training.task import Backward, OptimizedModule, TrainingTask
 
-# An accuracy under the probe this far below the best one, or below that under the sparring attacks, is a collapse.
+# An accuracy under the probe this far below the best one, or below that under the attacks in training, is a collapse.
 FALL, LAG = 0.2, 0.3
 # Beyond this many gradient steps a collapse gives an attack no more.
-MOST_STEPS = 10
+MAX_STEPS = 10
 
 
-class HardenJob(Job):
-    """Adversarial training (Madry et al., 2018) against a mix of attacks, some of which learn jointly.
+class AdversarialTraining(TrainingTask):
+    """Adversarial training (Madry et al., 2018) against a mixture of attacks, some of which learn jointly.
 
     Batches are augmented before anyone sees them. Attacks see the classifier in eval mode; then it learns on their
-    images with `smoothing` of its labels, but not where a start learns by the same pass. Epsilon rises linearly over
-    the first `warmup` steps. Every `renewal` steps one generator of each attack starts anew. What is judged and kept is
-    the average of the weights, and of the statistics of norms, with `decay`. `lean` gives the classifier in eval mode
-    in a form that runs faster.
+    images with `label_smoothing` of its labels, but not where a start learns by the same pass. Epsilon rises linearly
+    over the first `epsilon_warmup` steps. Every `reset_interval` steps one generator of each attack starts anew. What
+    is validated and kept is the average of the weights, and of the statistics of norms, with `decay`.
+    `fused_classifier` gives the classifier in eval mode in a form that runs faster.
 
     After each epoch a short PGD with a margin loss, which trains nobody, attacks some held-out images: the weights kept
-    are those that withstood it best. With `watched`, a collapse of the classifier under it restores them and gives
+    are those that withstood it best. With `recover`, a collapse of the classifier under it restores them and gives
     every attack one more gradient step, as does a classifier that withstands only the attacks it trains with; after the
     `last` step there are none to give.
     """
 
     def __init__(
         self,
-        classifier: Player,
-        mix: Sequence[Sparring],
+        classifier: OptimizedModule,
+        mixture: Sequence[InnerAttack],
         budget: Budget,
         *,
-        clean: float = 0.0,
-        smoothing: float = 0.0,
-        warmup: int = 0,
+        clean_fraction: float = 0.0,
+        label_smoothing: float = 0.0,
+        epsilon_warmup: int = 0,
         last: int | None = None,
-        renewal: int = 0,
+        reset_interval: int = 0,
         decay: float = 0.99,
-        watched: bool = True,
+        recover: bool = True,
         augmentation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008  # holds no state
-        lean: Callable[[], nn.Module] | None = None,
+        fused_classifier: Callable[[], nn.Module] | None = None,
     ) -> None:
-        learners = {sparring.name: sparring.start.player for sparring in mix if sparring.start.player}
-        self.players = {"classifier": classifier, **learners}
-        self.mix = list(mix)
-        self.budget, self.clean, self.smoothing = budget, clean, smoothing
-        self.warmup, self.last, self.renewal, self.watched = warmup, last, renewal, watched
+        learners = {
+            inner_attack.name: inner_attack.start.module for inner_attack in mixture if inner_attack.start.module
+        }
+        self.modules = {"classifier": classifier, **learners}
+        self.mixture = list(mixture)
+        self.budget, self.clean_fraction, self.label_smoothing = budget, clean_fraction, label_smoothing
+        self.epsilon_warmup, self.last, self.reset_interval, self.recover = (
+            epsilon_warmup,
+            last,
+            reset_interval,
+            recover,
+        )
         self.augmentation = augmentation
-        self.lean = lean or (lambda: classifier.bare)
+        self.fused_classifier = fused_classifier or (lambda: classifier.unwrapped)
         self.loss = capped_cross_entropy
-        self.probe = PGD(budget, steps=10, step_scales=(0.25,), confidence=0.0, name="probe")
+        self.probe = PGD(budget, steps=10, relative_step_sizes=(0.25,), confidence=0.0, name="probe")
         self.averaged = AveragedModel(
             classifier.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True
         ).requires_grad_(False)
         self.taken = 0
         self.best: dict[str, Tensor] = {}
-        self.best_figures: dict[str, float] = {}
-        self.mended: list[str] = []
+        self.best_metrics: dict[str, float] = {}
+        self.recoveries: list[str] = []
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
-        classifier = self.players["classifier"]
+    def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        classifier = self.modules["classifier"]
         images = self.augmentation(images)
-        bouts = self._bouts(self.lean(), images, labels, self._budget_now(), backward)
-        clean = len(images) - sum(len(bout.images) for bout in bouts)
-        seen = [images[:clean], *(bout.seen for bout in bouts)]
-        logits = classifier.network(torch.cat(seen)).float()
-        untouched, *parts = logits.split([len(part) for part in seen])
-        lessons = [F.cross_entropy(untouched, labels[:clean], label_smoothing=self.smoothing, reduction="sum")]
-        lessons += [bout.lesson(part, self.smoothing) for bout, part in zip(bouts, parts, strict=True)]
-        loss = torch.stack(lessons).sum() / len(images)
-        classifier.learn(loss, backward)
-        for bout in bouts:
-            bout.learn(backward)
-        self.averaged.update_parameters(classifier.bare)
+        attack_batches = self._attack_batches(self.fused_classifier(), images, labels, self._budget_now(), backward)
+        num_clean = len(images) - sum(len(attack_batch.images) for attack_batch in attack_batches)
+        classifier_inputs = [
+            images[:num_clean],
+            *(attack_batch.classifier_inputs for attack_batch in attack_batches),
+        ]
+        logits = classifier.network(torch.cat(classifier_inputs)).float()
+        untouched, *parts = logits.split([len(part) for part in classifier_inputs])
+        classifier_losses = [
+            F.cross_entropy(untouched, labels[:num_clean], label_smoothing=self.label_smoothing, reduction="sum")
+        ]
+        classifier_losses += [
+            attack_batch.classifier_loss(part, self.label_smoothing)
+            for attack_batch, part in zip(attack_batches, parts, strict=True)
+        ]
+        loss = torch.stack(classifier_losses).sum() / len(images)
+        classifier.update(loss, backward)
+        for attack_batch in attack_batches:
+            attack_batch.update(backward)
+        self.averaged.update_parameters(classifier.unwrapped)
         self.taken += 1
-        if self.renewal and self.taken % self.renewal == 0:
-            for sparring in self.mix:
-                sparring.start.renew(self.taken // self.renewal)
-        attacked = torch.cat([untouched, *(part[-len(bout.images) :] for bout, part in zip(bouts, parts, strict=True))])
-        return {"loss": loss, "accuracy_in_training": (attacked.argmax(dim=1) == labels).float().mean()}
+        if self.reset_interval and self.taken % self.reset_interval == 0:
+            for inner_attack in self.mixture:
+                inner_attack.start.reset_member(self.taken // self.reset_interval)
+        attacked = torch.cat(
+            [
+                untouched,
+                *(part[-len(attack_batch.images) :] for attack_batch, part in zip(attack_batches, parts, strict=True)),
+            ]
+        )
+        return {"loss": loss, "train_robust_accuracy": (attacked.argmax(dim=1) == labels).float().mean()}
 
-    def _bouts(
+    def _attack_batches(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget, backward: Backward | None
-    ) -> list[Bout]:
+    ) -> list[AttackBatch]:
         """The attacks on a batch, each on its portion; the first images are left clean."""
-        counts = portions(len(images), [self.clean, *((1 - self.clean) * each.share for each in self.mix)])
+        counts = allocate(
+            len(images), [self.clean_fraction, *((1 - self.clean_fraction) * each.share for each in self.mixture)]
+        )
         parts = zip(images.split(counts), labels.split(counts), strict=True)
         next(parts)
         with frozen(classifier):
             return [
-                sparring.attack(classifier, part, own, budget, self.loss, backward)
-                for sparring, (part, own) in zip(self.mix, parts, strict=True)
+                inner_attack.attack(classifier, part, own, budget, self.loss, backward)
+                for inner_attack, (part, own) in zip(self.mixture, parts, strict=True)
                 if len(part)
             ]
 
     def _budget_now(self) -> Budget:
-        share = min(1.0, (self.taken + 1) / (self.warmup + 1))
+        share = min(1.0, (self.taken + 1) / (self.epsilon_warmup + 1))
         return Budget(self.budget.norm, self.budget.epsilon * share)
 
-    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         classifier = self.averaged.module.eval()
-        figures = {
+        metrics = {
             "accuracy": classifier(images).argmax(dim=1) == labels,
-            "probe_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
+            "val_pgd_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
         }
         with frozen(classifier):
-            inside = [replace(each, projected=True) for each in self.mix]
-            sparred = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
-        withstood = [classifier(adversarial).argmax(dim=1) == labels for adversarial in sparred]
-        figures["sparring_accuracy"] = torch.stack(withstood).all(dim=0)
-        return figures
+            inside = [replace(each, projected=True) for each in self.mixture]
+            attacked = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
+        withstood = [classifier(adversarial).argmax(dim=1) == labels for adversarial in attacked]
+        metrics["val_train_attack_accuracy"] = torch.stack(withstood).all(dim=0)
+        return metrics
 
-    def judged_networks(self) -> list[nn.Module]:
-        return [*super().judged_networks(), self.averaged.module]
+    def synced_modules(self) -> list[nn.Module]:
+        return [*super().synced_modules(), self.averaged.module]
 
-    def judged(self, figures: Mapping[str, float]) -> None:
+    def on_validation_end(self, metrics: Mapping[str, float]) -> None:
         """Keep the weights if they withstood the probe best; where they collapsed, bring back those that did."""
-        probe = figures["probe_accuracy"]
-        if self.taken < self.warmup:
+        probe = metrics["val_pgd_accuracy"]
+        if self.taken < self.epsilon_warmup:
             return
         fallen = probe < self.best_probe - FALL
-        deceived = figures["sparring_accuracy"] - probe > LAG
+        deceived = metrics["val_train_attack_accuracy"] - probe > LAG
         if probe > self.best_probe:
-            self.best_figures = dict(figures)
+            self.best_metrics = dict(metrics)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
-        if self.watched and (fallen or deceived):
-            self._mend("fell" if fallen else "withstands only the attacks it trains with", probe)
+        if self.recover and (fallen or deceived):
+            self._recover("fell" if fallen else "withstands only the attacks it trains with", probe)
 
-    def _mend(self, what: str, probe: float) -> None:
+    def _recover(self, what: str, probe: float) -> None:
         """Bring back the best weights, if these are not they, and let every attack take one more gradient step."""
         done = []
         if probe < self.best_probe:
-            classifier = self.players["classifier"]
-            classifier.bare.load_state_dict(self.best)
+            classifier = self.modules["classifier"]
+            classifier.unwrapped.load_state_dict(self.best)
             self.averaged.module.load_state_dict(self.best)
             classifier.optimizer.state.clear()  # its moments are those of the weights that fell
             done.append(f"back to the weights with {self.best_probe:.1%}")
-        growing = [each for each in self.mix if each.steps < MOST_STEPS and self.taken != self.last]
-        for sparring in growing:
-            sparring.steps += 1
+        growing = [each for each in self.mixture if each.steps < MAX_STEPS and self.taken != self.last]
+        for inner_attack in growing:
+            inner_attack.steps += 1
         if growing:
-            done.append("gradient steps from now on: " + ", ".join(f"{each.steps} of {each.name}" for each in self.mix))
+            done.append(
+                "gradient steps from now on: " + ", ".join(f"{each.steps} of {each.name}" for each in self.mixture)
+            )
         told = f"the classifier {what}: {probe:.1%} left under the probe; {'; '.join(done) or 'nothing is left to try'}"
-        self.mended.append(f"step {self.taken}: {told}")
+        self.recoveries.append(f"step {self.taken}: {told}")
         warnings.warn(told, GapWarning, stacklevel=2)
 
     @property
     def best_probe(self) -> float:
         """The highest accuracy under the probe so far; below 0 where there is none yet."""
-        return self.best_figures.get("probe_accuracy", -1.0)
+        return self.best_metrics.get("val_pgd_accuracy", -1.0)
 
     @torch.no_grad()
-    def pictures(self, images: Tensor) -> Mapping[str, Tensor]:
+    def sample_images(self, images: Tensor) -> Mapping[str, Tensor]:
         classifier = self.averaged.module.eval()
         labels = classifier(images).argmax(dim=1)
         with frozen(classifier):
             made = {
                 each.name: each.attack(classifier, images, labels, self.budget, self.loss).adversarial
-                for each in self.mix
+                for each in self.mixture
             }
         return {"clean": images, **made}
 
-    def state(self) -> dict[str, Any]:
+    def state_dict(self) -> dict[str, Any]:
         return {
             "taken": self.taken,
-            "steps": [sparring.steps for sparring in self.mix],
+            "steps": [inner_attack.steps for inner_attack in self.mixture],
             "averaged": self.averaged.state_dict(),
             "best": self.best,
-            "best_figures": self.best_figures,
-            "mended": self.mended,
+            "best_metrics": self.best_metrics,
+            "recoveries": self.recoveries,
         }
 
-    def load_state(self, state: dict[str, Any]) -> None:
-        self.taken, self.best, self.best_figures = state["taken"], state["best"], state["best_figures"]
-        self.mended = state["mended"]
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.taken, self.best, self.best_metrics = state["taken"], state["best"], state["best_metrics"]
+        self.recoveries = state["recoveries"]
         self.averaged.load_state_dict(state["averaged"])
-        for sparring, steps in zip(self.mix, state["steps"], strict=True):
-            sparring.steps = steps
+        for inner_attack, steps in zip(self.mixture, state["steps"], strict=True):
+            inner_attack.steps = steps

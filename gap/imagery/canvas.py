@@ -10,7 +10,7 @@ from gap.threat import Budget
 
 # How the red, green and blue of photographs vary together: a square root of their covariance, its longest column scaled
 # to 1. Measured on 1,000 ImageNet photos at 64 pixels.
-COLOURS = ((0.56, 0.22, 0.06), (0.58, 0.00, -0.12), (0.59, -0.21, 0.06))
+COLORS = ((0.56, 0.22, 0.06), (0.58, 0.00, -0.12), (0.59, -0.21, 0.06))
 
 
 class Canvas(nn.Module):
@@ -22,51 +22,51 @@ class Canvas(nn.Module):
     def forward(self) -> Tensor:
         """The images."""
 
-    def settle(self) -> None:
+    def project_(self) -> None:
         """Bring the weights back to where they may be, after a move."""
 
     @torch.no_grad()
-    def drawn(self) -> Tensor:
+    def image(self) -> Tensor:
         """The images as they are, apart from the canvas."""
         return self().detach().clone()
 
 
-class Pixels(Canvas):
+class PixelCanvas(Canvas):
     """Moved pixel by pixel; with a budget, never further from where they began."""
 
-    def __init__(self, start: Tensor, budget: Budget | None = None) -> None:
+    def __init__(self, init: Tensor, budget: Budget | None = None) -> None:
         super().__init__()
-        self.start = start.detach().clone()
+        self.init = init.detach().clone()
         self.budget = budget
-        self.weights = nn.Parameter(start.detach().clone())
+        self.weights = nn.Parameter(init.detach().clone())
 
     def forward(self) -> Tensor:
         return self.weights.clone()
 
-    def settle(self) -> None:
-        moved = self.weights.data - self.start
+    def project_(self) -> None:
+        moved = self.weights.data - self.init
         if self.budget is not None:
             moved = self.budget.project(moved)
-        self.weights.data = (self.start + moved).clamp(0, 1)
+        self.weights.data = (self.init + moved).clamp(0, 1)
 
 
-class Fourier(Canvas):
-    """Drawn from a spectrum whose fine waves are scaled down as those of photographs are, in colours that vary together
-    as theirs do (Olah et al., 2017): what an objective moves is even, so no frequency and no colour shouts.
+class FourierCanvas(Canvas):
+    """Drawn from a spectrum whose fine waves are scaled down as those of photographs are, in colors that vary together
+    as theirs do (Olah et al., 2017): what an objective moves is even, so no frequency and no color shouts.
 
-    Begins as faint noise around grey; a sigmoid keeps the images inside [0, 1].
+    Begins as faint noise around gray; a sigmoid keeps the images inside [0, 1].
     """
 
     def __init__(self, count: int, channels: int, size: tuple[int, int], seed: int = 0) -> None:
         super().__init__()
         self.size = size
         self.scale: Tensor
-        self.colours: Tensor
+        self.colors: Tensor
         height, width = size
         down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
         frequency = (down.square() + across.square()).sqrt().clamp_min(1 / max(size))
         self.register_buffer("scale", (height * width) ** 0.5 / (frequency * max(size)))
-        self.register_buffer("colours", torch.tensor(COLOURS) if channels == 3 else torch.eye(channels))
+        self.register_buffer("colors", torch.tensor(COLORS) if channels == 3 else torch.eye(channels))
         generator = torch.Generator().manual_seed(seed)
         shape = (count, channels, height, width // 2 + 1, 2)
         self.weights = nn.Parameter(0.01 * torch.randn(shape, generator=generator))
@@ -74,11 +74,11 @@ class Fourier(Canvas):
     def forward(self) -> Tensor:
         spectrum = torch.view_as_complex(self.weights) * self.scale
         waves = torch.fft.irfft2(spectrum, s=self.size, norm="ortho")
-        coloured = torch.einsum("ij,njhw->nihw", self.colours, waves)
-        return (4 * coloured).sigmoid()
+        colored = torch.einsum("ij,njhw->nihw", self.colors, waves)
+        return (4 * colored).sigmoid()
 
 
-def within(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int, int]:
+def fit_size(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int, int]:
     """A size of the picture's own shape whose longer side has so many pixels; a smaller one may keep its size."""
     height, width = picture.shape[-2:]
     factor = side / max(height, width)
@@ -86,7 +86,7 @@ def within(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int, i
     return max(1, round(height * factor)), max(1, round(width * factor))
 
 
-def resized(picture: Tensor, size: tuple[int, int]) -> Tensor:
+def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
     """A picture C x H x W in [0, 1] at another size."""
     if picture.shape[-2:] == size:
         return picture

@@ -6,8 +6,8 @@ from itertools import product
 
 from torch import Tensor
 
-from gap.imagery.comparison.methods import Judge
-from gap.imagery.style_transfer import Manner
+from gap.imagery.comparison.methods import PerceptualMetric
+from gap.imagery.style_transfer import StyleTransferConfig
 
 WEIGHTS = (3.0, 30.0, 300.0)
 
@@ -29,15 +29,15 @@ class Trial:
 
 
 def search(
-    draw: Callable[[Manner], Tensor],
-    judge: Judge,
+    draw: Callable[[StyleTransferConfig], Tensor],
+    judge: PerceptualMetric,
     usual: Sequence[str],
-    manner: Manner,
+    config: StyleTransferConfig,
     weights: Sequence[float] = WEIGHTS,
 ) -> Iterator[Trial]:
-    """Draw once for each style weight and each of `layer_sets`, of the manner's layers or the `usual`."""
-    for layers, weight in product(layer_sets(list(manner.layers or usual)), weights):
-        picture = draw(replace(manner, layers=layers, style_weight=weight))
+    """Draw once for each style weight and each of `layer_sets`, of the config's layers or the `usual`."""
+    for layers, weight in product(layer_sets(list(config.layers or usual)), weights):
+        picture = draw(replace(config, layers=layers, style_weight=weight))
         yield Trial(weight, layers, picture, *judge(picture))
 
 

@@ -8,16 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gap.core.errors import GapError
-from gap.imagery.objectives import Look, Objective
+from gap.imagery.objectives import Activations, Objective
 from gap.models.feature_extractor import LOGITS
 
 # Against division by what is nothing: far below any activation that matters.
 TINY = 1e-12
 # Of random directions, for the sliced distance.
-BASES = 4
+NUM_BASES = 4
 
 
-class Content(Objective):
+class ContentLoss(Objective):
     """The squared distance of a layer's output to that of a picture, as a share of the latter's variance.
 
     `target` is 1 x C x H x W or one for each image.
@@ -32,12 +32,12 @@ class Content(Objective):
     def name(self) -> str:
         return f"content at {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        moved = maps(look, self.layers[0]) - self.target
+    def __call__(self, activations: Activations) -> Tensor:
+        moved = feature_maps(activations, self.layers[0]) - self.target
         return moved.square().flatten(1).mean(dim=1) / self.scale
 
 
-class Style(Objective):
+class GramLoss(Objective):
     """The squared distance of a layer's Gram matrix to a picture's, as a share of the latter (Gatys et al., 2016).
 
     `target` is the output, 1 x C x H x W, for the picture of any size; with a mask (1 x 1 x H x W in [0, 1]) only that
@@ -46,39 +46,39 @@ class Style(Objective):
 
     def __init__(self, layer: str, target: Tensor, mask: Tensor | None = None) -> None:
         self.layers = (layer,)
-        self.gram = gram(target.detach())
-        self.scale = self.gram.square().sum(dim=(1, 2)).clamp_min(TINY)
+        self.gram_matrix = gram_matrix(target.detach())
+        self.scale = self.gram_matrix.square().sum(dim=(1, 2)).clamp_min(TINY)
         self.mask = mask
 
     @property
     def name(self) -> str:
         return f"style at {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        found = gram(maps(look, self.layers[0]), self.mask)
-        return (found - self.gram).square().sum(dim=(1, 2)) / self.scale
+    def __call__(self, activations: Activations) -> Tensor:
+        found = gram_matrix(feature_maps(activations, self.layers[0]), self.mask)
+        return (found - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
 
 
-class Colours(Objective):
+class ColorGramLoss(Objective):
     """The squared distance of the Gram matrix of the pixels themselves, with a channel of ones beside them for their
-    means, to a picture's, as a share of the latter: layers alone hardly tell one colour from another.
+    means, to a picture's, as a share of the latter: layers alone hardly tell one color from another.
 
     `target` is the picture, 1 x C x H x W of any size; the mask is as for Style.
     """
 
-    name = "colours"
+    name = "colors"
 
     def __init__(self, target: Tensor, mask: Tensor | None = None) -> None:
-        self.gram = gram(_with_ones(target.detach()))
-        self.scale = self.gram.square().sum(dim=(1, 2)).clamp_min(TINY)
+        self.gram_matrix = gram_matrix(_with_ones(target.detach()))
+        self.scale = self.gram_matrix.square().sum(dim=(1, 2)).clamp_min(TINY)
         self.mask = mask
 
-    def __call__(self, look: Look) -> Tensor:
-        found = gram(_with_ones(look.images), self.mask)
-        return (found - self.gram).square().sum(dim=(1, 2)) / self.scale
+    def __call__(self, activations: Activations) -> Tensor:
+        found = gram_matrix(_with_ones(activations.images), self.mask)
+        return (found - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
 
 
-class Moments(Objective):
+class MomentLoss(Objective):
     """The squared distance of each channel's mean and standard deviation to a picture's (Huang and Belongie, 2017)."""
 
     def __init__(self, layer: str, target: Tensor) -> None:
@@ -90,12 +90,12 @@ class Moments(Objective):
     def name(self) -> str:
         return f"moments at {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        found = _moments(maps(look, self.layers[0]))
+    def __call__(self, activations: Activations) -> Tensor:
+        found = _moments(feature_maps(activations, self.layers[0]))
         return (found - self.target).square().sum(dim=1) / self.scale
 
 
-class Sliced(Objective):
+class SlicedWassersteinLoss(Objective):
     """The sliced Wasserstein distance of a layer's outputs, taken as points of as many coordinates as channels, to a
     picture's (Heitz et al., 2021): along random directions, both sorted, their squared distance.
 
@@ -107,7 +107,7 @@ class Sliced(Objective):
         self.layers = (layer,)
         points = target.detach().float().flatten(2)
         generator = torch.Generator().manual_seed(seed)
-        bases = torch.linalg.qr(torch.randn(BASES, points.shape[1], points.shape[1], generator=generator)).Q
+        bases = torch.linalg.qr(torch.randn(NUM_BASES, points.shape[1], points.shape[1], generator=generator)).Q
         self.axes = bases.mT.flatten(0, 1).to(points.device)
         self.target = (self.axes @ points).sort(dim=2).values
         self.scale = self.target.flatten(1).var(dim=1).clamp_min(TINY)
@@ -116,8 +116,8 @@ class Sliced(Objective):
     def name(self) -> str:
         return f"sliced Wasserstein at {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        found = (self.axes @ maps(look, self.layers[0]).flatten(2)).sort(dim=2).values
+    def __call__(self, activations: Activations) -> Tensor:
+        found = (self.axes @ feature_maps(activations, self.layers[0]).flatten(2)).sort(dim=2).values
         target = F.interpolate(self.target, found.shape[2], mode="linear", align_corners=True)
         return (found - target).square().flatten(1).mean(dim=1) / self.scale
 
@@ -131,8 +131,8 @@ class Logit(Objective):
     def __init__(self, classes: Tensor) -> None:
         self.classes = classes
 
-    def __call__(self, look: Look) -> Tensor:
-        return -look.layers[LOGITS].float().gather(1, self.classes.view(-1, 1)).squeeze(1)
+    def __call__(self, activations: Activations) -> Tensor:
+        return -activations.layers[LOGITS].float().gather(1, self.classes.view(-1, 1)).squeeze(1)
 
 
 class Channel(Objective):
@@ -146,8 +146,8 @@ class Channel(Objective):
     def name(self) -> str:
         return f"channel of {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        output = maps(look, self.layers[0])
+    def __call__(self, activations: Activations) -> Tensor:
+        output = feature_maps(activations, self.layers[0])
         return -output.flatten(2).mean(dim=2).gather(1, self.channels.view(-1, 1)).squeeze(1)
 
 
@@ -158,8 +158,8 @@ class Neuron(Channel):
     def name(self) -> str:
         return f"neuron of {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        output = maps(look, self.layers[0])
+    def __call__(self, activations: Activations) -> Tensor:
+        output = feature_maps(activations, self.layers[0])
         middle = output[:, :, output.shape[2] // 2, output.shape[3] // 2]
         return -middle.gather(1, self.channels.view(-1, 1)).squeeze(1)
 
@@ -175,8 +175,8 @@ class Direction(Objective):
     def name(self) -> str:
         return f"direction of {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        return -(maps(look, self.layers[0]).flatten(2).mean(dim=2) * self.direction).sum(dim=1)
+    def __call__(self, activations: Activations) -> Tensor:
+        return -(feature_maps(activations, self.layers[0]).flatten(2).mean(dim=2) * self.direction).sum(dim=1)
 
 
 class Diversity(Objective):
@@ -189,15 +189,15 @@ class Diversity(Objective):
     def name(self) -> str:
         return f"diversity at {self.layers[0]}"
 
-    def __call__(self, look: Look) -> Tensor:
-        grams = F.normalize(gram(maps(look, self.layers[0])).flatten(1), dim=1)
+    def __call__(self, activations: Activations) -> Tensor:
+        grams = F.normalize(gram_matrix(feature_maps(activations, self.layers[0])).flatten(1), dim=1)
         others = max(1, len(grams) - 1)
         return ((grams @ grams.T).sum(dim=1) - 1) / others
 
 
-def maps(look: Look, layer: str) -> Tensor:
+def feature_maps(activations: Activations, layer: str) -> Tensor:
     """What a layer gives, N x C x H x W in float32; raises GapError where that is neither maps nor N x C values."""
-    output = look.layers[layer].float()
+    output = activations.layers[layer].float()
     if output.ndim == 2:
         return output[:, :, None, None]
     if output.ndim != 4:
@@ -206,7 +206,7 @@ def maps(look: Look, layer: str) -> Tensor:
     return output
 
 
-def gram(output: Tensor, mask: Tensor | None = None) -> Tensor:
+def gram_matrix(output: Tensor, mask: Tensor | None = None) -> Tensor:
     """The Gram matrix of each N x C x H x W: N x C x C, the mean over pixels, in float32.
 
     A mask (1 x 1 x H' x W' in [0, 1]) is brought to the layer's size and weighs the pixels.

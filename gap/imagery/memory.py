@@ -8,22 +8,22 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 from gap.core.errors import GapError
-from gap.imagery.backbone import View
+from gap.imagery.backbone import MultiFeatureExtractor
 from gap.imagery.optimize import HISTORY
 
 # The side of a part of the picture that is looked at to learn what each pixel costs.
-SIDE = 256
+CROP = 256
 # What is held at the worst moment, as a multiple of what a way back needs.
-BESIDES = 1.5
-# Pictures that the optimiser remembers: steps and gradients, and what it works on.
-REMEMBERED = 2 * HISTORY + 6
+SAFETY_FACTOR = 1.5
+# Pictures that the optimizer remembers: steps and gradients, and what it works on.
+OPTIMIZER_COPIES = 2 * HISTORY + 6
 LIMIT = Path("/sys/fs/cgroup/memory.max")
 
 
-def check_memory(view: View, images: Tensor, size: tuple[int, int]) -> None:
+def check_memory(extractors: MultiFeatureExtractor, images: Tensor, size: tuple[int, int]) -> None:
     """Raise GapError where drawing at a size (H, W) needs more memory than there is; images (N x C x H' x W') of
     another size show what it costs."""
-    needed, free = estimate(view, images, size), available(images.device)
+    needed, free = estimate(extractors, images, size), available(images.device)
     if needed > free:
         what = f"{len(images)} drawings" if len(images) > 1 else "a drawing"
         fewer = "; make it smaller (--size)" if len(images) == 1 else "; draw fewer at once, or smaller ones (--size)"
@@ -33,9 +33,9 @@ def check_memory(view: View, images: Tensor, size: tuple[int, int]) -> None:
         )
 
 
-def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
+def estimate(extractors: MultiFeatureExtractor, images: Tensor, size: tuple[int, int]) -> float:
     """Bytes that drawing images like these at a size needs, by what a look at a part of them keeps for its way back."""
-    part = images[:1, :, :SIDE, :SIDE].detach().clone().requires_grad_(True)
+    part = images[:1, :, :CROP, :CROP].detach().clone().requires_grad_(True)
     kept: dict[int, int] = {}
 
     def keep(tensor: Tensor) -> Tensor:
@@ -43,13 +43,13 @@ def estimate(view: View, images: Tensor, size: tuple[int, int]) -> float:
             kept[tensor.data_ptr()] = tensor.nbytes
         return tensor.detach()  # a graph that held its own outputs would never be freed
 
-    with torch.no_grad(), view.still():
-        view(part)  # it learns where it may stop
-    with torch.enable_grad(), view.still(), saved_tensors_hooks(keep, lambda tensor: tensor):
-        seen = view(part)
+    with torch.no_grad(), extractors.frozen():
+        extractors(part)  # it learns where it may stop
+    with torch.enable_grad(), extractors.frozen(), saved_tensors_hooks(keep, lambda tensor: tensor):
+        seen = extractors(part)
         held = sum(output.nbytes for output in seen.values())
     scale = len(images) * size[0] * size[1] / part[0, 0].numel()
-    return scale * (BESIDES * (sum(kept.values()) + held) + REMEMBERED * part.nbytes)
+    return scale * (SAFETY_FACTOR * (sum(kept.values()) + held) + OPTIMIZER_COPIES * part.nbytes)
 
 
 def available(device: torch.device) -> float:

@@ -10,7 +10,7 @@ from gap.core.errors import GapError
 
 
 @dataclass(frozen=True)
-class Look:
+class Activations:
     """What an objective looks at: the images, N x C x H x W in [0, 1], and the outputs of layers, by name."""
 
     images: Tensor
@@ -29,18 +29,18 @@ class Objective(ABC):
         """What it is called where it is told."""
 
     @abstractmethod
-    def __call__(self, look: Look) -> Tensor:
+    def __call__(self, activations: Activations) -> Tensor:
         """N values."""
 
-    def told(self, look: Look) -> str:
+    def told(self, activations: Activations) -> str:
         """The name and the mean value; of a sum or a multiple, those of its parts beneath."""
-        return f"{self.name}: {self(look).mean().item():.4g}"
+        return f"{self.name}: {self(activations).mean().item():.4g}"
 
     def __add__(self, other: "Objective") -> "Objective":
         return Sum((*_parts(self), *_parts(other)))
 
     def __mul__(self, factor: float) -> "Objective":
-        return Multiple(self, factor)
+        return Scaled(self, factor)
 
     __rmul__ = __mul__
 
@@ -58,15 +58,15 @@ class Sum(Objective):
         self.parts = parts
         self.layers = tuple(dict.fromkeys(layer for part in parts for layer in part.layers))
 
-    def __call__(self, look: Look) -> Tensor:
-        first, *rest = (part(look) for part in self.parts)
+    def __call__(self, activations: Activations) -> Tensor:
+        first, *rest = (part(activations) for part in self.parts)
         return sum(rest, start=first)
 
-    def told(self, look: Look) -> str:
-        return "\n".join([super().told(look), *(_indented(part.told(look)) for part in self.parts)])
+    def told(self, activations: Activations) -> str:
+        return "\n".join([super().told(activations), *(_indented(part.told(activations)) for part in self.parts)])
 
 
-class Multiple(Objective):
+class Scaled(Objective):
     """So many times an objective."""
 
     def __init__(self, part: Objective, factor: float) -> None:
@@ -77,16 +77,16 @@ class Multiple(Objective):
     def name(self) -> str:
         return f"{self.factor:g} x {self.part.name}"
 
-    def __call__(self, look: Look) -> Tensor:
-        return self.factor * self.part(look)
+    def __call__(self, activations: Activations) -> Tensor:
+        return self.factor * self.part(activations)
 
-    def told(self, look: Look) -> str:
-        own, *beneath = self.part.told(look).splitlines()
-        value = self.part(look).mean().item()
+    def told(self, activations: Activations) -> str:
+        own, *beneath = self.part.told(activations).splitlines()
+        value = self.part(activations).mean().item()
         return "\n".join([f"{own}, times {self.factor:g}: {self.factor * value:.4g}", *beneath])
 
 
-class Leash(Objective):
+class PixelDistance(Objective):
     """The squared L2 distance, in pixels of [0, 1], to pictures N x C x H x W."""
 
     name = "leash"
@@ -94,20 +94,20 @@ class Leash(Objective):
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = pictures
 
-    def __call__(self, look: Look) -> Tensor:
-        return (look.images - self.pictures).float().square().flatten(1).sum(dim=1)
+    def __call__(self, activations: Activations) -> Tensor:
+        return (activations.images - self.pictures).float().square().flatten(1).sum(dim=1)
 
 
-class Variation(Objective):
-    """Total variation: the mean squared difference of neighbouring pixels.
+class TotalVariation(Objective):
+    """Total variation: the mean squared difference of neighboring pixels.
 
-    A picture of one row has no neighbours above each other, and that direction adds 0. So it is with one column.
+    A picture of one row has no neighbors above each other, and that direction adds 0. So it is with one column.
     """
 
     name = "total variation"
 
-    def __call__(self, look: Look) -> Tensor:
-        images = look.images.float()
+    def __call__(self, activations: Activations) -> Tensor:
+        images = activations.images.float()
         return _mean_square(images.diff(dim=2)) + _mean_square(images.diff(dim=3))
 
 
@@ -117,15 +117,15 @@ def _mean_square(differences: Tensor) -> Tensor:
     return squares.sum(dim=1) / max(1, squares.shape[1])
 
 
-def check_gradients(objective: Objective, look: Look) -> None:
+def check_gradients(objective: Objective, activations: Activations) -> None:
     """Raise GapError naming the first part of an objective whose value carries no gradient to the images of a look."""
     match objective:
         case Sum():
             for part in objective.parts:
-                check_gradients(part, look)
-        case Multiple():
-            check_gradients(objective.part, look)
-        case _ if not objective(look).requires_grad:
+                check_gradients(part, activations)
+        case Scaled():
+            check_gradients(objective.part, activations)
+        case _ if not objective(activations).requires_grad:
             raise GapError(
                 f"{objective.name} passes no gradient to the image: nothing can be drawn with it;"
                 " name a layer outside of a checkpoint, or use a network that passes gradients"

@@ -12,7 +12,7 @@ from torch import Tensor
 from gap.core.errors import GapError
 from gap.core.gradients import input_gradient
 from gap.imagery.canvas import Canvas
-from gap.imagery.objectives import Look, Objective, check_gradients
+from gap.imagery.objectives import Activations, Objective, check_gradients
 from gap.threat import L2, Budget
 
 # What the layers of one network, or several, make of images, by name.
@@ -21,73 +21,73 @@ Method = Literal["lbfgs", "adam"]
 # How many of its steps L-BFGS remembers.
 HISTORY = 20
 # For so many evaluations it searches along its steps: until it has met some curvature, they are far too long.
-SEARCHED = 10
+LINE_SEARCH_EVALUATIONS = 10
 # Over so many evaluations it is seen whether anything is still gained, where a drawing may stop early.
 PATIENCE = 20
 # The length of all steps together, as a multiple of how far they may lead.
-PATH = 3.0
+PATH_RATIO = 3.0
 # How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
-REACH = 0.25
+BUDGET_RATIO = 0.25
 
 
 @dataclass(frozen=True)
-class DrawingProgress:
-    """What a listener sees at each of `steps` evaluations: the images as they are, the look at them, N values."""
+class OptimizationProgress:
+    """What a callback sees at each of `steps` evaluations: the images as they are, their activations, N values."""
 
     step: int
     steps: int
-    look: Look
+    activations: Activations
     values: Tensor
 
 
-def ignore(progress: DrawingProgress) -> None:
-    """The listener that nobody is."""
+def no_callback(progress: OptimizationProgress) -> None:
+    """The callback that does nothing."""
 
 
-def reach(images: Tensor) -> Budget:
+def default_budget(images: Tensor) -> Budget:
     """How far a drawing leads where nobody says."""
-    return Budget("l2", round(REACH * math.sqrt(images[0].numel()), 2))
+    return Budget("l2", round(BUDGET_RATIO * math.sqrt(images[0].numel()), 2))
 
 
-def stride(budget: Budget, images: Tensor, steps: int) -> float:
+def step_length(budget: Budget, images: Tensor, steps: int) -> float:
     """The L2 length of each of so many steps that can lead to the far end of a budget, and some way around."""
-    return PATH * budget.norm.longest_l2(budget.epsilon, images[0].numel()) / steps
+    return PATH_RATIO * budget.norm.longest_l2(budget.epsilon, images[0].numel()) / steps
 
 
-def descend(
+def normalized_gradient_descent(
     canvas: Canvas,
     objective: Objective,
-    view: Outputs,
+    extractors: Outputs,
     *,
     steps: int,
     size: float,
-    tell: Callable[[DrawingProgress], None] = ignore,
+    tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> None:
     """Move each image of a canvas `steps` times, by an L2 length of `size`, down its own gradient of an objective.
 
     Steps of one length are what drawing on robust networks uses (Santurkar et al., 2019): no prior shapes the picture.
-    The listener hears of the start too. Raises GapError when the network passes no gradient.
+    The callback hears of the start too. Raises GapError when the network passes no gradient.
     """
     for step in range(steps + 1):
-        progress = _look(canvas, objective, view, step, steps + 1)
+        progress = _evaluate(canvas, objective, extractors, step, steps + 1)
         tell(progress)
         if step == steps:
             return
         gradient = _gradient(canvas, progress.values.sum(), objective)
         canvas.weights.data = canvas.weights.data - size * L2.steepest(gradient)
-        canvas.settle()
+        canvas.project_()
 
 
-def optimise(
+def optimize(
     canvas: Canvas,
     objective: Objective,
-    view: Outputs,
+    extractors: Outputs,
     *,
     evaluations: int,
     method: Method = "lbfgs",
     lr: float | None = None,
     tolerance: float = 0.0,
-    tell: Callable[[DrawingProgress], None] = ignore,
+    tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> int:
     """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
 
@@ -102,10 +102,10 @@ def optimise(
 
     def evaluate() -> float:
         nonlocal seen, best, least
-        if seen == evaluations or _stalls(reached, tolerance):
-            raise _SpentError
-        canvas.settle()
-        progress = _look(canvas, objective, view, seen, evaluations)
+        if seen == evaluations or _has_plateaued(reached, tolerance):
+            raise _EvaluationLimitError
+        canvas.project_()
+        progress = _evaluate(canvas, objective, extractors, seen, evaluations)
         tell(progress)
         seen += 1
         # The values are shares, about 1: L-BFGS wants the gradient by a pixel, not the value, to be of that order.
@@ -117,7 +117,7 @@ def optimise(
         return value.item()
 
     optimizer = _optimizer(canvas, method, lr, evaluations)
-    with suppress(_SpentError):
+    with suppress(_EvaluationLimitError):
         while True:
             optimizer.step(evaluate)
             if method == "lbfgs":
@@ -126,7 +126,7 @@ def optimise(
     return seen
 
 
-def _stalls(reached: Sequence[float], tolerance: float) -> bool:
+def _has_plateaued(reached: Sequence[float], tolerance: float) -> bool:
     """Whether the last PATIENCE evaluations gained less than a share; never where the share is 0."""
     if not tolerance or len(reached) <= PATIENCE:
         return False
@@ -134,7 +134,7 @@ def _stalls(reached: Sequence[float], tolerance: float) -> bool:
     return before - reached[-1] < tolerance * abs(before)
 
 
-class _SpentError(Exception):
+class _EvaluationLimitError(Exception):
     """The evaluations are used up, or no longer of use."""
 
 
@@ -145,7 +145,7 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
         [canvas.weights],
         lr=1.0 if lr is None else lr,
         max_iter=evaluations,
-        max_eval=SEARCHED,
+        max_eval=LINE_SEARCH_EVALUATIONS,
         history_size=HISTORY,
         tolerance_grad=0.0,
         tolerance_change=0.0,
@@ -153,16 +153,16 @@ def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: in
     )
 
 
-def _look(canvas: Canvas, objective: Objective, view: Outputs, step: int, steps: int) -> DrawingProgress:
+def _evaluate(canvas: Canvas, objective: Objective, extractors: Outputs, step: int, steps: int) -> OptimizationProgress:
     with torch.enable_grad():
         images = canvas()
-        look = Look(images, view(images))
-        values = objective(look)
+        activations = Activations(images, extractors(images))
+        values = objective(activations)
         if step == 0:
-            check_gradients(objective, look)
+            check_gradients(objective, activations)
     if not values.isfinite().all():
         raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower --lr")
-    return DrawingProgress(step, steps, look, values)
+    return OptimizationProgress(step, steps, activations, values)
 
 
 def _gradient(canvas: Canvas, value: Tensor, objective: Objective) -> Tensor:

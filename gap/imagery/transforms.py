@@ -5,14 +5,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 # What lies around a picture that is padded.
-GREY = 0.5
+GRAY = 0.5
 
 
-class Shaken(nn.Module):
+class RandomTransform(nn.Module):
     """Images N x C x H x W moved by up to `jitter` pixels, turned by up to `rotate` degrees and scaled by up to `scale`
     (a share), each in its own way at each call, the edge repeated (Olah et al., 2017).
 
-    `pad` pixels of grey are put around them first, for what happens at the border of a picture is the padding's doing;
+    `pad` pixels of gray are put around them first, for what happens at the border of a picture is the padding's doing;
     at last up to `crop` rows and columns go, so that no pixel lies at the same place of a stride every time.
     """
 
@@ -21,7 +21,7 @@ class Shaken(nn.Module):
         self.jitter, self.rotate, self.scale, self.pad, self.crop = jitter, rotate, scale, pad, crop
 
     def forward(self, images: Tensor) -> Tensor:
-        images = F.pad(images, [self.pad] * 4, value=GREY)
+        images = F.pad(images, [self.pad] * 4, value=GRAY)
         height, width = images.shape[-2:]
         moves: list[nn.Module] = []
         if self.jitter or self.rotate or self.scale:

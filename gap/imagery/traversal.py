@@ -7,21 +7,27 @@ import torch
 from torch import Tensor
 
 from gap.classifiers.classifier import Classifier
-from gap.imagery.backbone import View
-from gap.imagery.canvas import Pixels
+from gap.imagery.backbone import MultiFeatureExtractor
+from gap.imagery.canvas import PixelCanvas
 from gap.imagery.losses import Logit
 from gap.imagery.memory import check_memory
-from gap.imagery.optimize import DrawingProgress, descend, ignore, reach, stride
-from gap.models.feature_extractor import LOGITS, Taps
+from gap.imagery.optimize import (
+    OptimizationProgress,
+    default_budget,
+    no_callback,
+    normalized_gradient_descent,
+    step_length,
+)
+from gap.models.feature_extractor import LOGITS, FeatureExtractor
 from gap.threat import Budget
 
 
 @dataclass(frozen=True)
-class Walk:
+class Traversal:
     """The pictures of a walk, T x N x C x H x W in [0, 1], the start among them, and their probabilities, T x N x K."""
 
     pictures: Tensor
-    shares: Tensor
+    probabilities: Tensor
 
 
 def traverse(
@@ -31,8 +37,8 @@ def traverse(
     *,
     budget: Budget | None = None,
     steps: int = 60,
-    tell: Callable[[DrawingProgress], None] = ignore,
-) -> Walk:
+    tell: Callable[[OptimizationProgress], None] = no_callback,
+) -> Traversal:
     """Walk images (N x C x H x W in [0, 1]) up the logit of a class for each (N integers), before the softmax.
 
     Steps have one L2 length; with an L2 budget they end inside it, by default a quarter of the largest distance between
@@ -40,18 +46,20 @@ def traverse(
     change before it is sure. The walk is kept on the CPU. Raises GapError when the classifier passes no gradient, and
     before it begins where memory will not suffice.
     """
-    budget = budget or reach(images)
-    canvas = Pixels(images, budget)
-    view = View({"": Taps(classifier.network, [LOGITS], run=classifier)})
+    budget = budget or default_budget(images)
+    canvas = PixelCanvas(images, budget)
+    extractors = MultiFeatureExtractor({"": FeatureExtractor(classifier.network, [LOGITS], run=classifier)})
     pictures: list[Tensor] = []
-    shares: list[Tensor] = []
+    probabilities: list[Tensor] = []
 
-    def keep(progress: DrawingProgress) -> None:
-        pictures.append(progress.look.images.detach().to("cpu", copy=True))
-        shares.append(progress.look.layers[LOGITS].detach().float().softmax(dim=1).cpu())
+    def keep(progress: OptimizationProgress) -> None:
+        pictures.append(progress.activations.images.detach().to("cpu", copy=True))
+        probabilities.append(progress.activations.layers[LOGITS].detach().float().softmax(dim=1).cpu())
         tell(progress)
 
-    check_memory(view, images, (images.shape[2], images.shape[3]))
-    with view.still():
-        descend(canvas, Logit(classes), view, steps=steps, size=stride(budget, images, steps), tell=keep)
-    return Walk(torch.stack(pictures), torch.stack(shares))
+    check_memory(extractors, images, (images.shape[2], images.shape[3]))
+    with extractors.frozen():
+        normalized_gradient_descent(
+            canvas, Logit(classes), extractors, steps=steps, size=step_length(budget, images, steps), tell=keep
+        )
+    return Traversal(torch.stack(pictures), torch.stack(probabilities))

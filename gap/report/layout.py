@@ -12,7 +12,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 PAPER, INK, MUTED, EDGE = "#ffffff", "#1c2024", "#5b6470", "#d5d9de"
 
 
-def framed(image: Image.Image, at_least: int, at_most: int | None = None) -> Image.Image:
+def with_border(image: Image.Image, at_least: int, at_most: int | None = None) -> Image.Image:
     """The picture enlarged by a whole number until its longer side is `at_least` pixels, with a hairline around it."""
     times = max(1, math.ceil(at_least / max(image.size)))
     size = (times * image.width, times * image.height)
@@ -27,7 +27,7 @@ def label(
     font: ImageFont.FreeTypeFont,
     width: int,
     *,
-    colour: str = INK,
+    color: str = INK,
     align: Literal["left", "center"] = "center",
     height: int = 0,
 ) -> Image.Image:
@@ -39,7 +39,7 @@ def label(
     x, anchor = (0, "la") if align == "left" else (width // 2, "ma")
     top = (label.height - line_height * len(lines)) // 2
     for number, line in enumerate(lines):
-        draw.text((x, top + number * line_height), line, fill=colour, font=font, anchor=anchor)
+        draw.text((x, top + number * line_height), line, fill=color, font=font, anchor=anchor)
     return label
 
 

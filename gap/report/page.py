@@ -62,7 +62,7 @@ class Slider:
 
 
 @dataclass(frozen=True)
-class Act:
+class Section:
     """One section of the page: what was done (paragraphs parted by blank lines), what it looks like, the figures."""
 
     title: str
@@ -77,7 +77,7 @@ class Act:
         return [paragraph.strip() for paragraph in self.text.split("\n\n") if paragraph.strip()]
 
 
-def write_page(path: str | Path, title: str, lead: str, acts: Sequence[Act]) -> Path:
+def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
     """Write the page at once, whole, and return its path. All text is escaped.
 
     Raises GapError when a figure is not a PNG or the file cannot be written.
@@ -90,9 +90,9 @@ def write_page(path: str | Path, title: str, lead: str, acts: Sequence[Act]) -> 
         lstrip_blocks=True,
     )
     template = environment.get_template("page.html.jinja")
-    script = SCRIPT if any(act.sliders for act in acts) else ""
+    script = SCRIPT if any(section.sliders for section in sections) else ""
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode("ascii")
     page = template.render(
-        title=title, lead=lead, acts=acts, html_table=html_table, script=Markup(script), digest=digest
+        title=title, lead=lead, sections=sections, html_table=html_table, script=Markup(script), digest=digest
     )
     return write_bytes(path, page.encode("utf-8", errors="replace"))

@@ -1,7 +1,7 @@
 """Perturbations made visible: beside the picture they change, and on sheets of thumbnails.
 
-Pictures come in as tensors C x H x W or N x C x H x W, floats in [0, 1] or uint8. One channel is drawn grey and three
-as RGB; two are drawn as their grey mean, more than three by their first three.
+Pictures come in as tensors C x H x W or N x C x H x W, floats in [0, 1] or uint8. One channel is drawn gray and three
+as RGB; two are drawn as their gray mean, more than three by their first three.
 """
 
 import io
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gap.core.errors import GapError
 from gap.core.files import write_bytes
-from gap.report.layout import MUTED, PAPER, font, framed, grid, label, stack
+from gap.report.layout import MUTED, PAPER, font, grid, label, stack, with_border
 
 PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
 THUMBNAIL = 84  # the least side of a thumbnail of `contact_sheet`
@@ -24,7 +24,7 @@ NO_PERTURBATION = 1e-6  # far below one 8-bit level: nothing to amplify
 
 
 @dataclass(frozen=True, eq=False)
-class SheetRow:
+class ContactRow:
     """One attack on a contact sheet: `clean` and `adversarial` are N x C x H x W, `captions` has N entries."""
 
     title: str
@@ -34,7 +34,7 @@ class SheetRow:
 
 
 def amplify(perturbation: Tensor, factor: float | None = None) -> tuple[Tensor, float]:
-    """Show a perturbation (signed floats of any shape) around mid grey: `0.5 + factor * perturbation`, cut to [0, 1].
+    """Show a perturbation (signed floats of any shape) around mid gray: `0.5 + factor * perturbation`, cut to [0, 1].
 
     Without a factor, the largest whole number is taken that keeps the largest pixel inside the range (at least 1, and 1
     where there is nothing to see). The factor is one for the whole batch. Returns the picture and the factor.
@@ -63,16 +63,16 @@ def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) ->
     amplification under the middle one. Raises GapError when the two pictures differ in shape.
     """
     clean, perturbation, adversarial, factor = _trio(clean, adversarial)
-    panels = [framed(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
+    panels = [with_border(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
     width = max(PANEL, panels[0].width)
     size = max(14, width // 18)
     names = ("clean", "perturbation", "perturbed")
-    captions = (before, f"\N{MULTIPLICATION SIGN} {factor:g}, around grey", after)
+    captions = (before, f"\N{MULTIPLICATION SIGN} {factor:g}, around gray", after)
     laid = grid(
         [
             panels,
             [label(name, font(size, bold=True), width) for name in names],
-            [label(caption, font(size), width, colour=MUTED) for caption in captions],
+            [label(caption, font(size), width, color=MUTED) for caption in captions],
         ],
         across=size,
         down=size // 3,
@@ -80,7 +80,7 @@ def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) ->
     return ImageOps.expand(laid, size, PAPER)
 
 
-def contact_sheet(rows: Sequence[SheetRow]) -> Image.Image:
+def contact_sheet(rows: Sequence[ContactRow]) -> Image.Image:
     """Per attack, under its title: a line of clean thumbnails, their perturbations amplified, and the perturbed ones.
 
     All pictures of a row stand in one line, so hand over about ten at most; one factor of amplification holds for the
@@ -103,18 +103,18 @@ def save_image(image: Image.Image, path: str | Path) -> Path:
     return write_bytes(path, to_png_bytes(image))
 
 
-def _sheet_row(row: SheetRow) -> Image.Image:
+def _sheet_row(row: ContactRow) -> Image.Image:
     clean, perturbation, adversarial, factor = _trio(row.clean, row.adversarial)
     if len(row.captions) != len(clean):
         raise GapError(f"the row {row.title!r} has {len(clean)} pictures but {len(row.captions)} captions")
     lines = [
-        [framed(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
+        [with_border(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
         for pictures in (clean, perturbation, adversarial)
     ]
     width, height = max(THUMBNAIL, lines[0][0].width), lines[0][0].height
     names = ("clean", f"perturbation\n\N{MULTIPLICATION SIGN} {factor:g}", "perturbed")
     named = [
-        [label(name, font(12), 92, colour=MUTED, align="left", height=height), *line]
+        [label(name, font(12), 92, color=MUTED, align="left", height=height), *line]
         for name, line in zip(names, lines, strict=True)
     ]
     captions = [label("", font(12), 92), *(label(caption, font(12), width) for caption in row.captions)]

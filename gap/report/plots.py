@@ -1,6 +1,6 @@
 """Plots as PNG bytes, drawn with matplotlib's object interface: no window, no global state.
 
-Colours are those of Okabe and Ito (2008), told apart by colour-blind readers; markers say the same once more.
+Colors are those of Okabe and Ito (2008), told apart by color-blind readers; markers say the same once more.
 """
 
 import io
@@ -16,7 +16,7 @@ from matplotlib.ticker import PercentFormatter
 
 from gap.core.errors import GapError
 
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#4d4d4d")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 DASHES = ("-", "--", ":")
 
@@ -54,7 +54,7 @@ def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: s
     figure, axes = _figure(values, title, width=max(7.0, 0.75 * len(values) + 1))
     shares, lows, highs = ([100 * share for share in column] for column in zip(*values.values(), strict=True))
     places = range(len(values))
-    axes.bar(places, shares, width=0.62, color=COLOURS[0], zorder=2)
+    axes.bar(places, shares, width=0.62, color=COLORS[0], zorder=2)
     axes.vlines(places, lows, highs, color="#1c2024", linewidth=1.4, zorder=3)
     for place, share, high in zip(places, shares, highs, strict=True):
         above = max(share, high)
@@ -79,8 +79,8 @@ def grouped_bars(series: Mapping[str, Mapping[str, tuple[float, float, float]]],
     for number, (label, values) in enumerate(series.items()):
         places = [names.index(name) + (number - (len(series) - 1) / 2) * width for name in values]
         heights, lows, highs = zip(*values.values(), strict=True)
-        colour = COLOURS[number % len(COLOURS)]
-        drawn.append(axes.bar(places, heights, width=0.92 * width, color=colour, zorder=2, label=_plain(label)))
+        color = COLORS[number % len(COLORS)]
+        drawn.append(axes.bar(places, heights, width=0.92 * width, color=color, zorder=2, label=_plain(label)))
         axes.vlines(places, lows, highs, color="#1c2024", linewidth=1.2, zorder=3)
     _name_bars(axes, names, letters=BAR_LETTERS // min(len(names), 8))
     axes.set(ylabel=_plain(ylabel))
@@ -127,9 +127,9 @@ def _figure(
 
 def _style(number: int) -> dict[str, Any]:
     return {
-        "color": COLOURS[number % len(COLOURS)],
+        "color": COLORS[number % len(COLORS)],
         "marker": MARKERS[number % len(MARKERS)],
-        "linestyle": DASHES[number // len(COLOURS) % len(DASHES)],
+        "linestyle": DASHES[number // len(COLORS) % len(DASHES)],
         "linewidth": 1.8,
         "markersize": 5.5,
         "markeredgecolor": "white",

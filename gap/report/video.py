@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.core.files import whole
+from gap.core.files import atomic_write
 
 KINDS = (".mp4", ".gif")
 
@@ -20,7 +20,7 @@ def check_video(path: Path) -> None:
 def save_video(frames: Sequence[Image.Image], path: Path, *, fps: int = 20) -> Path:
     """Write RGB frames of one size as H.264 (`.mp4`) or as a looping GIF; raises GapError for another suffix."""
     check_video(path)
-    with whole(path) as part:
+    with atomic_write(path) as part:
         if path.suffix == ".gif":
             first, *rest = frames
             first.save(part, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
@@ -32,7 +32,7 @@ def save_video(frames: Sequence[Image.Image], path: Path, *, fps: int = 20) -> P
 def _write_mp4(frames: Sequence[Image.Image], part: Path, fps: int) -> None:
     import imageio_ffmpeg
 
-    width, height = (side + side % 2 for side in frames[0].size)  # H.264 halves the resolution of colour
+    width, height = (side + side % 2 for side in frames[0].size)  # H.264 halves the resolution of color
     writer = imageio_ffmpeg.write_frames(
         str(part),
         (width, height),

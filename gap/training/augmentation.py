@@ -53,10 +53,10 @@ def make_augmentation(
     if crop < 1:
         ratio = (width / height, width / height)
         parts.append(K.RandomResizedCrop(size, scale=(crop**2, 1.0), ratio=ratio, cropping_mode="resample"))
-    return Exact(*parts)
+    return Float32Sequential(*parts)
 
 
-class Exact(nn.Sequential):
+class Float32Sequential(nn.Sequential):
     """A chain that computes in the precision of its images also where networks multiply in bfloat16: rounded to 8 bits,
     coordinates are off by whole pixels."""
 

@@ -1,4 +1,4 @@
-"""What hears a training run: the terminal, TensorBoard, and the log in the artefact."""
+"""What hears a training run: the terminal, TensorBoard, and the log in the artifact."""
 
 import json
 import sys
@@ -13,13 +13,13 @@ from rich.progress import Progress as Bar
 from torch.utils.tensorboard import SummaryWriter
 
 from gap.core.artifact import METRICS
-from gap.core.files import write_text, writing
-from gap.core.process import speaks
-from gap.training.trainer import Progress
+from gap.core.files import reraise_write_errors, write_text
+from gap.core.process import is_main_process
+from gap.training.trainer import TrainingProgress
 
 
-class Terminal:
-    """A progress bar with the figures that matter; plain lines, now and then, where there is no terminal.
+class ProgressBar:
+    """A progress bar with the metrics that matter; plain lines, now and then, where there is no terminal.
 
     Of several processes, only one shows anything.
     """
@@ -28,19 +28,19 @@ class Terminal:
         self.what = what
         self.every = every
         self.told = time.monotonic()
-        self.quiet = not speaks()
+        self.quiet = not is_main_process()
         self.console = Console(stderr=True, quiet=self.quiet)
         self.bar = Bar(
             TextColumn("{task.description}"),
             BarColumn(),
-            TextColumn("{task.fields[figures]}"),
+            TextColumn("{task.fields[metrics]}"),
             TimeRemainingColumn(),
             console=self.console,
             disable=self.quiet or not self.console.is_terminal,
         )
-        self.task = self.bar.add_task(what, total=None, figures="")
+        self.task = self.bar.add_task(what, total=None, metrics="")
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> "ProgressBar":
         self.bar.start()
         return self
 
@@ -49,43 +49,45 @@ class Terminal:
     ) -> None:
         self.bar.stop()
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrainingProgress) -> None:
         if self.quiet:
             return
-        if not progress.figures:
+        if not progress.metrics:
             self.bar.update(self.task, completed=progress.step, total=progress.steps)
             return
-        figures = _words(progress)
-        self.bar.update(self.task, completed=progress.step, total=progress.steps, figures=figures)
+        metrics = _format_metrics(progress)
+        self.bar.update(self.task, completed=progress.step, total=progress.steps, metrics=metrics)
         now = time.monotonic()
-        due = progress.judged or now - self.told > self.every
-        if progress.judged and self.console.is_terminal:
-            self.console.print(f"{self.what} epoch {progress.epoch:.0f}: {_judged(progress)}", highlight=False)
+        due = progress.validation_metrics or now - self.told > self.every
+        if progress.validation_metrics and self.console.is_terminal:
+            self.console.print(
+                f"{self.what} epoch {progress.epoch:.0f}: {_format_validation(progress)}", highlight=False
+            )
         elif due and not self.console.is_terminal:
-            judged = f" | {_judged(progress)}" if progress.judged else ""
-            sys.stderr.write(f"{self.what} {progress.step}/{progress.steps} {figures}{judged}\n")
+            validation_metrics = f" | {_format_validation(progress)}" if progress.validation_metrics else ""
+            sys.stderr.write(f"{self.what} {progress.step}/{progress.steps} {metrics}{validation_metrics}\n")
         if due:
             self.told = now
 
 
 class MetricsLog:
-    """One JSON object a line in the artefact's metrics.jsonl; a resumed run goes on where its checkpoint was."""
+    """One JSON object a line in the artifact's metrics.jsonl; a resumed run goes on where its checkpoint was."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
 
-    def __call__(self, progress: Progress) -> None:
-        if not progress.figures:
+    def __call__(self, progress: TrainingProgress) -> None:
+        if not progress.metrics:
             self._drop_after(progress.step)
             return
         line = {
             "step": progress.step,
             "epoch": round(progress.epoch, 4),
             "images_per_second": round(progress.images_per_second, 1),
-            **progress.figures,
-            **{f"validation_{name}": value for name, value in progress.judged.items()},
+            **progress.metrics,
+            **{f"validation_{name}": value for name, value in progress.validation_metrics.items()},
         }
-        with writing(self.path), self.path.open("a", encoding="utf-8") as log:
+        with reraise_write_errors(self.path), self.path.open("a", encoding="utf-8") as log:
             log.write(json.dumps(line) + "\n")
 
     def _drop_after(self, step: int) -> None:
@@ -101,17 +103,17 @@ class TensorBoard:
         self.folder = folder / "tensorboard"
         self.writer: SummaryWriter | None = None
 
-    def __call__(self, progress: Progress) -> None:
-        with writing(self.folder):
+    def __call__(self, progress: TrainingProgress) -> None:
+        with reraise_write_errors(self.folder):
             self._write(progress)
 
-    def _write(self, progress: Progress) -> None:
+    def _write(self, progress: TrainingProgress) -> None:
         if self.writer is None:
             self.writer = SummaryWriter(self.folder, purge_step=progress.step + 1)
             return
-        for name, value in progress.figures.items():
+        for name, value in progress.metrics.items():
             self.writer.add_scalar(f"training/{name}", value, progress.step)
-        for name, value in progress.judged.items():
+        for name, value in progress.validation_metrics.items():
             self.writer.add_scalar(f"validation/{name}", value, progress.step)
         self.writer.add_scalar("training/images_per_second", progress.images_per_second, progress.step)
         for name, pictures in progress.pictures.items():
@@ -132,10 +134,10 @@ def _drawable(pictures: torch.Tensor) -> torch.Tensor:
     return pictures[:, :1] if pictures.shape[1] == 2 else pictures
 
 
-def _words(progress: Progress) -> str:
-    parts = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in progress.figures.items()]
+def _format_metrics(progress: TrainingProgress) -> str:
+    parts = [f"{name.replace('_', ' ')} {value:.3g}" for name, value in progress.metrics.items()]
     return "  ".join([f"epoch {progress.epoch:.2f}", *parts, f"{progress.images_per_second:.0f} images/s"])
 
 
-def _judged(progress: Progress) -> str:
-    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in progress.judged.items())
+def _format_validation(progress: TrainingProgress) -> str:
+    return "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in progress.validation_metrics.items())

@@ -1,4 +1,4 @@
-"""Where a job runs: device, precision, determinism, processes."""
+"""Where a training runs: device, precision, determinism, processes."""
 
 import atexit
 import gc
@@ -19,7 +19,7 @@ from gap.core.options import Options
 Precision = Literal["auto", "fp32", "bf16"]
 
 
-class MachineOptions(Options):
+class RuntimeOptions(Options):
     """Where and how exactly to compute."""
 
     group = "Machine"
@@ -28,7 +28,7 @@ class MachineOptions(Options):
     deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
 
 
-class TrainingMachineOptions(MachineOptions):
+class TrainRuntimeOptions(RuntimeOptions):
     """The same where networks learn, and may multiply in less than float32; what is measured never does."""
 
     group = "Machine"
@@ -37,7 +37,7 @@ class TrainingMachineOptions(MachineOptions):
     ] = "auto"
 
 
-def make_accelerator(options: MachineOptions) -> Accelerator:
+def make_accelerator(options: RuntimeOptions) -> Accelerator:
     """An accelerator for these options; works alone and under `accelerate launch` or `torchrun`.
 
     Precision `auto` takes bfloat16 where the hardware multiplies in it, since elsewhere it is several times slower.
@@ -54,11 +54,11 @@ def make_accelerator(options: MachineOptions) -> Accelerator:
     cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
     torch.backends.cudnn.allow_tf32 = False
-    precision = options.precision if isinstance(options, TrainingMachineOptions) else "fp32"
-    half = is_half(precision, torch.device("cpu" if cpu else "cuda"))
+    precision = options.precision if isinstance(options, TrainRuntimeOptions) else "fp32"
+    half = use_bf16(precision, torch.device("cpu" if cpu else "cuda"))
     # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
-    atexit.register(_leave_group)
+    atexit.register(_destroy_process_group)
     return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
 
 
@@ -67,7 +67,7 @@ def allow_unused_weights(accelerator: Accelerator) -> None:
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
-def _leave_group() -> None:
+def _destroy_process_group() -> None:
     """End the process group with its threads: one that is still there when Python ends may abort the process.
 
     They go with the last reference to the group, which networks hold.
@@ -92,7 +92,7 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
             accelerator.wait_for_everyone()
 
 
-def is_half(precision: Precision, device: torch.device) -> bool:
+def use_bf16(precision: Precision, device: torch.device) -> bool:
     """Whether networks are to multiply in bfloat16 on a device."""
     return precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
 

@@ -1,4 +1,4 @@
-"""The one loop that every training job uses: batches, learning rates, checkpoints, resume, and leaving cleanly."""
+"""The one loop that every training uses: batches, learning rates, checkpoints, resume, and leaving cleanly."""
 
 import math
 import os
@@ -17,31 +17,37 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, extract_model_from_parallel
 from torch import Tensor
 
-from gap.classifiers.checkpoints import DamagedError, check_finite, fit_optimizer, fit_weights, read_plain
-from gap.classifiers.provenance import check_same
+from gap.classifiers.checkpoints import (
+    DamagedError,
+    check_finite,
+    load_optimizer_checked,
+    load_state_dict_checked,
+    load_untrusted,
+)
+from gap.classifiers.provenance import check_fingerprints
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError, first_line
-from gap.core.files import whole
+from gap.core.files import atomic_write
 from gap.core.network import NetworkError
-from gap.core.process import Stopped
-from gap.data.dataset import Split, in_order
-from gap.training.task import Job
+from gap.core.process import TrainingInterrupted
+from gap.data.dataset import Split, sequential_batches
+from gap.training.task import TrainingTask
 
 # What to do about a checkpoint that cannot be used.
 START_AGAIN = "start again with --overwrite"
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrainSchedule:
     """How long and in what portions: `batch_size` counts all processes; the learning rate warms up, then falls to 0.
 
-    After each epoch the first `judged` held-out images are judged on; where that is None, all.
+    After each epoch the first `validation_images` held-out images are used for validation; where that is None, all.
     """
 
     epochs: float
     batch_size: int
     seed: int = 0
-    judged: int | None = None
+    validation_images: int | None = None
     warmup: float = 0.05
     checkpoint_seconds: float = 30.0
 
@@ -51,166 +57,169 @@ class Plan:
 
 
 @dataclass(frozen=True)
-class Progress:
-    """What every listener hears: a terminal, TensorBoard, a log. Rates are in images a second over all processes.
+class TrainingProgress:
+    """What every callback hears: a terminal, TensorBoard, a log. Rates are in images a second over all processes.
 
-    The first one comes before anything is learned and holds no figures. `judged` holds the figures on held-out images
-    where this is the end of an epoch; else it is empty.
+    The first one comes before anything is learned and holds no metrics. `validation_metrics` holds those on held-out
+    images where this is the end of an epoch; else it is empty.
     """
 
     step: int
     steps: int
     epoch: float
-    figures: dict[str, float]
+    metrics: dict[str, float]
     images_per_second: float
-    judged: dict[str, float] = field(default_factory=dict)
+    validation_metrics: dict[str, float] = field(default_factory=dict)
     pictures: dict[str, Tensor] = field(default_factory=dict)
 
 
-Listener = Callable[[Progress], None]
+Callback = Callable[[TrainingProgress], None]
 
 
 def train(
-    job: Job,
+    training: TrainingTask,
     split: Split,
     held_out: Split,
-    plan: Plan,
+    schedule: TrainSchedule,
     folder: Path,
     accelerator: Accelerator,
-    listeners: Sequence[Listener] = (),
+    callbacks: Sequence[Callback] = (),
     *,
     resume: bool = False,
-    identity: Mapping[str, str] | None = None,
+    fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
-    """Run a job to its end and return its last figures on `held_out`.
+    """Run a training to its end and return its last metrics on `held_out`.
 
-    `identity` says what the work is made of, as hashes by name: it is kept with the checkpoint, and resuming on
+    `fingerprints` says what the work is made of, as hashes by name: it is kept with the checkpoint, and resuming on
     something else is refused.
     Every step is a function of (seed, step, process): an interrupted run, resumed, ends where an unbroken one ends.
-    Raises Stopped after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer finite.
+    Raises TrainingInterrupted after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer
+    finite.
     """
-    return _Run(job, split, held_out, plan, folder, accelerator, listeners, identity or {}).go(resume)
+    return _Trainer(training, split, held_out, schedule, folder, accelerator, callbacks, fingerprints or {}).run(resume)
 
 
-class _Run:
+class _Trainer:
     def __init__(
         self,
-        job: Job,
+        training: TrainingTask,
         split: Split,
         held_out: Split,
-        plan: Plan,
+        schedule: TrainSchedule,
         folder: Path,
         accelerator: Accelerator,
-        listeners: Sequence[Listener],
-        identity: Mapping[str, str],
+        callbacks: Sequence[Callback],
+        fingerprints: Mapping[str, str],
     ) -> None:
-        self.job, self.split, self.held_out, self.plan = job, split, held_out, plan
-        self.folder, self.accelerator, self.identity = folder, accelerator, dict(identity)
-        self.listeners = listeners if accelerator.is_main_process else ()
+        self.training, self.split, self.held_out, self.schedule = training, split, held_out, schedule
+        self.folder, self.accelerator, self.fingerprints = folder, accelerator, dict(fingerprints)
+        self.callbacks = callbacks if accelerator.is_main_process else ()
         world = accelerator.num_processes
-        if plan.batch_size % world:
-            raise GapError(f"--batch-size {plan.batch_size} does not divide over {world} processes")
+        if schedule.batch_size % world:
+            raise GapError(f"--batch-size {schedule.batch_size} does not divide over {world} processes")
         if len(split) == 0:
             raise GapError("there are no training images; use data with at least five pictures")
-        self.batch = min(plan.batch_size, len(split) // world * world)
+        self.batch = min(schedule.batch_size, len(split) // world * world)
         if self.batch == 0:
             raise GapError(f"{len(split)} training images are too few for {world} processes")
         self.per_epoch = len(split) // self.batch
-        self.steps = max(1, round(plan.epochs * self.per_epoch))
+        self.steps = max(1, round(schedule.epochs * self.per_epoch))
         self.step = 0
-        for name, player in job.players.items():
-            for group in player.optimizer.param_groups:
+        for name, module in training.modules.items():
+            for group in module.optimizer.param_groups:
                 group["base_lr"] = group["lr"]
-            player.network, player.optimizer = accelerator.prepare(player.network, player.optimizer)
-            # Autocast is for learning, where this loop turns it on; what is judged and saved is judged in float32.
-            extract_model_from_parallel(player.network, keep_fp32_wrapper=False)
-            job.players[name] = player
+            module.network, module.optimizer = accelerator.prepare(module.network, module.optimizer)
+            # Autocast is for learning, where this loop turns it on; validation, and what is saved, is in float32.
+            extract_model_from_parallel(module.network, keep_fp32_wrapper=False)
+            training.modules[name] = module
 
-    def go(self, resume: bool) -> dict[str, float]:
+    def run(self, resume: bool) -> dict[str, float]:
         path = self.folder / CHECKPOINT
         if resume and path.is_file():
             self._load(path)
-        judged: dict[str, float] = {}
-        self._tell({}, 0.0)
-        with _signals() as signalled:
-            saved = rated = time.monotonic()
+        validation_metrics: dict[str, float] = {}
+        self._notify({}, 0.0)
+        with _signals() as signals:
+            saved = rated_at = time.monotonic()
             seen = 0
-            for images, labels in self.split.batches(self._order(), self.accelerator.device):
-                figures = self._learn(images, labels)
+            for images, labels in self.split.batches(self._batch_indices(), self.accelerator.device):
+                metrics = self._train_step(images, labels)
                 self.step += 1
                 seen += self.batch
                 ended = self.step % self.per_epoch == 0 or self.step == self.steps
                 now = time.monotonic()
                 if ended:
-                    values = self._finite(figures)
-                    judged = self._judge()
-                    self.job.judged(judged)
-                    self._tell(values, seen / (now - rated), judged)
-                    rated, seen = time.monotonic(), 0
+                    values = self._finite(metrics)
+                    validation_metrics = self._validate()
+                    self.training.on_validation_end(validation_metrics)
+                    self._notify(values, seen / (now - rated_at), validation_metrics)
+                    rated_at, seen = time.monotonic(), 0
                 elif self.step % 20 == 0:
-                    self._tell(self._finite(figures), seen / (now - rated))
-                stop = self._anyone(bool(signalled))
+                    self._notify(self._finite(metrics), seen / (now - rated_at))
+                stop = self._any_rank(bool(signals))
                 if (
                     stop
                     or (ended and self.step < self.steps)
-                    or self._anyone(now - saved > self.plan.checkpoint_seconds)
+                    or self._any_rank(now - saved > self.schedule.checkpoint_seconds)
                 ):
-                    self._finite(figures)
+                    self._finite(metrics)
                     self._save(path)
                     saved = time.monotonic()
                 if stop:
-                    raise Stopped(self.step, self.steps, self.folder, signalled[0] if signalled else signal.SIGTERM)
+                    raise TrainingInterrupted(
+                        self.step, self.steps, self.folder, signals[0] if signals else signal.SIGTERM
+                    )
         self._check_weights()
-        return judged or self._judge()
+        return validation_metrics or self._validate()
 
     def _check_weights(self) -> None:
         """Raise GapError where the last update, which no loss has seen, left weights that are no numbers."""
-        for name, player in self.job.players.items():
-            if not _finite_state(player.bare.state_dict()):
+        for name, module in self.training.modules.items():
+            if not _finite_state(module.unwrapped.state_dict()):
                 raise GapError(
                     f"the weights of the {name} are no longer numbers after step {self.step}; try a smaller --lr,"
                     " or see whether the classifier's gradient is a number (gap evaluate fgsm says so)"
                 )
 
-    def _learn(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        seed_all(self.plan.seed, self.step, self.accelerator.process_index)
-        share = _schedule(self.step, self.steps, self.plan.warmup)
-        for player in self.job.players.values():
-            player.network.train()
-            for group in player.optimizer.param_groups:
+    def _train_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+        seed_all(self.schedule.seed, self.step, self.accelerator.process_index)
+        share = _schedule(self.step, self.steps, self.schedule.warmup)
+        for module in self.training.modules.values():
+            module.network.train()
+            for group in module.optimizer.param_groups:
                 group["lr"] = group["base_lr"] * share
         try:
             with self.accelerator.autocast():
-                return self.job.step(images, labels, self.accelerator.backward)
+                return self.training.training_step(images, labels, self.accelerator.backward)
         except NetworkError as error:
             if len(images) > 1:
                 raise
             raise NetworkError(f"{error}; a --batch-size of 2 or more for each process may help") from error
 
-    def _order(self) -> Iterator[Tensor]:
+    def _batch_indices(self) -> Iterator[Tensor]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         first = self.step
         for step in range(first, self.steps):
             epoch, position = divmod(step, self.per_epoch)
             if position == 0 or step == first:
-                shuffle = torch.Generator().manual_seed(self.plan.seed * 100_003 + epoch)
+                shuffle = torch.Generator().manual_seed(self.schedule.seed * 100_003 + epoch)
                 order = torch.randperm(len(self.split), generator=shuffle)
             yield order[position * self.batch : (position + 1) * self.batch][rank::world]
 
     @torch.no_grad()
-    def _judge(self) -> dict[str, float]:
-        """The mean of each figure over the held-out images: sums and counts are added up over the processes."""
+    def _validate(self) -> dict[str, float]:
+        """The mean of each metric over the held-out images: sums and counts are added up over the processes."""
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=device, dtype=torch.float64)
-        seed_all(self.plan.seed, self.steps + self.step, rank)
-        for network in self.job.judged_networks():
+        seed_all(self.schedule.seed, self.steps + self.step, rank)
+        for network in self.training.synced_modules():
             for buffer in network.buffers():
                 broadcast(buffer)
-        order = in_order(self.held_out, 256, rank, world, first=self.plan.judged)
-        with self._bare_players():
+        order = sequential_batches(self.held_out, 256, rank, world, first=self.schedule.validation_images)
+        with self._unwrapped_modules():
             for images, labels in self.held_out.batches(order, device):
-                for name, values in self.job.judge(images, labels).items():
+                for name, values in self.training.validation_step(images, labels).items():
                     sums[name] = sums.get(name, torch.zeros_like(count)) + values.double().sum()
                 count += len(images)
         names = sorted(self._names(sums))
@@ -219,29 +228,29 @@ class _Run:
         return {name: (total / totals[0]).item() for name, total in zip(names, totals[1:], strict=True)}
 
     @contextmanager
-    def _bare_players(self) -> Iterator[None]:
-        """The players' networks in eval mode and unwrapped, so that no process waits for another at each call."""
-        wrapped = {name: player.network for name, player in self.job.players.items()}
-        for player in self.job.players.values():
-            player.network = player.bare.eval()
+    def _unwrapped_modules(self) -> Iterator[None]:
+        """The networks that learn, in eval mode and unwrapped, so that no process waits for another at each call."""
+        wrapped = {name: module.network for name, module in self.training.modules.items()}
+        for module in self.training.modules.values():
+            module.network = module.unwrapped.eval()
         try:
             yield
         finally:
             for name, network in wrapped.items():
-                self.job.players[name].network = network
+                self.training.modules[name].network = network
 
     def _names(self, sums: dict[str, Tensor]) -> list[str]:
-        """The figures' names, also on a process that got no held-out image."""
+        """The metrics' names, also on a process that got no held-out image."""
         if self.accelerator.num_processes == 1:
             return list(sums)
         from accelerate.utils import gather_object
 
         return sorted(set(gather_object(list(sums))))
 
-    def _finite(self, figures: dict[str, Tensor]) -> dict[str, float]:
-        names = sorted(figures)
+    def _finite(self, metrics: dict[str, Tensor]) -> dict[str, float]:
+        names = sorted(metrics)
         values = self.accelerator.reduce(
-            torch.stack([figures[name].detach().float() for name in names]), "mean"
+            torch.stack([metrics[name].detach().float() for name in names]), "mean"
         ).tolist()
         if not all(math.isfinite(value) for value in values):
             kept = (
@@ -255,23 +264,27 @@ class _Run:
             )
         return dict(zip(names, values, strict=True))
 
-    def _tell(self, figures: dict[str, float], rate: float, judged: dict[str, float] | None = None) -> None:
+    def _notify(
+        self, metrics: dict[str, float], rate: float, validation_metrics: dict[str, float] | None = None
+    ) -> None:
         with self._main_only() as here:
             if here:
-                self._tell_listeners(figures, rate, judged or {})
+                self._call_callbacks(metrics, rate, validation_metrics or {})
 
-    def _tell_listeners(self, figures: dict[str, float], rate: float, judged: dict[str, float]) -> None:
+    def _call_callbacks(self, metrics: dict[str, float], rate: float, validation_metrics: dict[str, float]) -> None:
         pictures: dict[str, Tensor] = {}
-        if self.listeners and judged and len(self.held_out):
+        if self.callbacks and validation_metrics and len(self.held_out):
             few = torch.arange(min(8, len(self.held_out)))
             images, _ = next(iter(self.held_out.batches([few], self.accelerator.device)))
-            with self._bare_players():
-                pictures = dict(self.job.pictures(images))
-        progress = Progress(self.step, self.steps, self.step / self.per_epoch, figures, rate, judged, pictures)
-        for listener in self.listeners:
-            listener(progress)
+            with self._unwrapped_modules():
+                pictures = dict(self.training.sample_images(images))
+        progress = TrainingProgress(
+            self.step, self.steps, self.step / self.per_epoch, metrics, rate, validation_metrics, pictures
+        )
+        for callback in self.callbacks:
+            callback(progress)
 
-    def _anyone(self, flag: bool) -> bool:
+    def _any_rank(self, flag: bool) -> bool:
         """Whether the flag is up on any process: all must save together."""
         if self.accelerator.num_processes == 1:
             return flag
@@ -285,7 +298,7 @@ class _Run:
             yield self.accelerator.is_main_process
         except GapError as error:
             failure = error
-        if self._anyone(failure is not None):
+        if self._any_rank(failure is not None):
             raise failure or GapError("the main process could not go on; its own message says why")
 
     def _save(self, path: Path) -> None:
@@ -297,52 +310,52 @@ class _Run:
         state = {
             "step": self.step,
             "steps": self.steps,
-            "players": {
+            "modules": {
                 name: {
-                    "network": player.bare.state_dict(),
-                    "optimizer": player.optimizer.state_dict(),
+                    "network": module.unwrapped.state_dict(),
+                    "optimizer": module.optimizer.state_dict(),
                 }
-                for name, player in self.job.players.items()
+                for name, module in self.training.modules.items()
             },
-            "job": self.job.state(),
-            "identity": self.identity,
+            "training": self.training.state_dict(),
+            "fingerprints": self.fingerprints,
         }
-        if all(_finite_state(player["network"]) for player in state["players"].values()):
-            with whole(path) as part:
+        if all(_finite_state(module["network"]) for module in state["modules"].values()):
+            with atomic_write(path) as part:
                 torch.save(state, part)
 
     def _load(self, path: Path) -> None:
         state = read_checkpoint(path)
         try:
-            self._check_same(state["identity"], path)
-            for name, player in self.job.players.items():
-                fit_weights(player.bare, state["players"][name]["network"], path, START_AGAIN)
-                fit_optimizer(player.optimizer, state["players"][name]["optimizer"])
-            self.job.load_state(state["job"])
+            self._check_same(state["fingerprints"], path)
+            for name, module in self.training.modules.items():
+                load_state_dict_checked(module.unwrapped, state["modules"][name]["network"], path, START_AGAIN)
+                load_optimizer_checked(module.optimizer, state["modules"][name]["optimizer"])
+            self.training.load_state_dict(state["training"])
             self.step, steps = state["step"], state["steps"]
         except (LookupError, TypeError, RuntimeError, ValueError, AttributeError) as error:
             raise GapError(f"{path} is not a checkpoint of this work: {first_line(error)}") from error
         if steps != self.steps:
             raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
 
-    def _check_same(self, identity: Mapping[str, str], path: Path) -> None:
-        """On the main process, which kept the identity: on another machine, copies of files have other times."""
+    def _check_same(self, fingerprints: Mapping[str, str], path: Path) -> None:
+        """On the main process, which kept the fingerprints: on another machine, copies of files have other times."""
         with self._main_only() as here:
             if here:
-                check_same(self.identity, identity, path)
+                check_fingerprints(self.fingerprints, fingerprints, path)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
     try:
-        state = read_plain(path)
+        state = load_untrusted(path)
     except pickle.UnpicklingError as error:
         raise GapError(
             f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
         ) from error
     except DamagedError as error:
         raise GapError(f"{path} is cut short or damaged; {START_AGAIN}") from error
-    if not isinstance(state, dict) or not {"step", "players", "job"} <= state.keys():
+    if not isinstance(state, dict) or not {"step", "modules", "training"} <= state.keys():
         raise GapError(f"{path} is not a checkpoint of gap")
     if type(state["step"]) is not int or state["step"] < 0:
         raise GapError(f"{path} is damaged: its step is {state['step']!r}; {START_AGAIN}")
@@ -369,7 +382,7 @@ def _finite_state(state: dict[str, Any]) -> bool:
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
 
-IMPATIENT = b"\ngap: interrupted twice: ended at once, with nothing saved since the last checkpoint\n"
+SECOND_INTERRUPT_MESSAGE = b"\ngap: interrupted twice: ended at once, with nothing saved since the last checkpoint\n"
 
 
 @contextmanager
@@ -378,20 +391,20 @@ def _signals() -> Iterator[list[int]]:
 
     A second SIGINT ends it at once: someone is impatient. A launcher repeats SIGTERM, and the work is still saved.
     """
-    came: list[int] = []
+    received: list[int] = []
 
     def note(number: int, frame: FrameType | None) -> None:
-        if number == signal.SIGINT and number in came:
-            os.write(2, IMPATIENT)
+        if number == signal.SIGINT and number in received:
+            os.write(2, SECOND_INTERRUPT_MESSAGE)
             os._exit(128 + number)
-        came.append(number)
+        received.append(number)
 
     try:
         before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     except ValueError:  # only the main thread may set handlers; elsewhere the caller keeps its own
         before = {}
     try:
-        yield came
+        yield received
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -7,7 +7,7 @@ from torch import nn
 
 from gap.attacks.deepfool import DeepFool
 from gap.core.errors import GapError
-from gap.threat import Budget, quantise_towards, to_8bit
+from gap.threat import Budget, quantize_towards, to_8bit
 
 
 def affine(classes, pixels=9, seed=0):
@@ -39,9 +39,9 @@ def test_affine_distance_is_exact(norm, classes):
     with torch.no_grad():
         path = deepfool.path_to_boundary(net, images, labels)
     # The path ends at the boundary, up to the overshoot that the last step may have used already.
-    assert Budget(norm, 1.0).measure(path)[near].tolist() == pytest.approx(nearest[near].tolist(), rel=1e-4)
+    assert Budget(norm, 1.0).norm_of(path)[near].tolist() == pytest.approx(nearest[near].tolist(), rel=1e-4)
     adversarial = deepfool(net, images, labels)
-    measured = Budget(norm, 1.0).measure(adversarial - images)
+    measured = Budget(norm, 1.0).norm_of(adversarial - images)
     assert (measured[near] > 1.0199 * nearest[near]).all()
     assert bool((net(adversarial).argmax(dim=1) != labels)[near].all())
 
@@ -60,7 +60,7 @@ def test_curved_distance_agrees_with_foolbox(norm, pictures):
     expected = theirs().run(model, pictures.images, pictures.labels)
     ours = unrounded(DeepFool(norm=norm), pictures)
     assert pictures.accuracy(ours) == pictures.accuracy(expected) == 0
-    mean = Budget(norm, 1.0).measure
+    mean = Budget(norm, 1.0).norm_of
     expected_mean = mean(expected - pictures.images).mean().item()
     assert mean(ours - pictures.images).mean().item() == pytest.approx(expected_mean, rel=0.03)
 
@@ -74,7 +74,7 @@ def test_a_budget_cuts_what_is_farther_away(pictures):
     near = needed < 0.99 * budget.epsilon
     assert torch.allclose(bounded[near], free[near], atol=1e-6)
     # Growing in steps passes the least length by up to 5%, and the budget is hit without that.
-    assert 0.4 <= pictures.accuracy(budget.quantise(images, bounded)) <= 0.5
+    assert 0.4 <= pictures.accuracy(budget.quantize(images, bounded)) <= 0.5
 
 
 @pytest.mark.parametrize("budget", [None, Budget("linf", 0.1), Budget("l2", 1.0)])
@@ -83,13 +83,13 @@ def test_deepfool_rounded_to_8_bits_stays_misclassified(budget, pictures):
     images = to_8bit(pictures.images)
     deepfool = DeepFool(budget, norm="l2")
     adversarial = deepfool(pictures.net, images, pictures.labels)
-    rounded = budget.quantise(images, adversarial) if budget else quantise_towards(images, adversarial)
+    rounded = budget.quantize(images, adversarial) if budget else quantize_towards(images, adversarial)
     assert pictures.accuracy(rounded) == 0
     with torch.no_grad():
         path = deepfool.path_to_boundary(pictures.net, images, pictures.labels)
     plain = (images + (1 + deepfool.overshoot) * path).clamp(0, 1)
     assert pictures.accuracy(plain) == 0
-    assert pictures.accuracy(quantise_towards(images, plain)) > 0.3
+    assert pictures.accuracy(quantize_towards(images, plain)) > 0.3
 
 
 def test_the_norm_of_the_budget_is_the_norm_of_the_walk(pictures):
@@ -111,7 +111,7 @@ def test_an_almost_flat_classifier_is_walked_along_its_slope(norm):
 
     images = torch.full((2, 1, 4, 4), 0.5)
     change = DeepFool(Budget(norm, 0.1))(AlmostFlat(), images, torch.zeros(2, dtype=torch.long)) - images
-    assert Budget(norm, 0.1).measure(change).tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
+    assert Budget(norm, 0.1).norm_of(change).tolist() == pytest.approx([0.1, 0.1], rel=1e-4)
     assert (change > 0).all()
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from gap.attacks.gradient import FGSM, PGD
-from gap.attacks.losses import Goal, margin
+from gap.attacks.losses import Criterion, margin
 from gap.core.errors import GapError
 from gap.threat import L2, Budget
 
@@ -61,13 +61,13 @@ def test_one_more_run_never_loses_a_success(budget, pictures):
             return pictures.net(adversarial).argmax(dim=1) != pictures.labels
 
     # Steps far too long throw images about; only keeping the best of all iterates and runs is safe from that.
-    one, two = PGD(budget, steps=5, step_scales=(0.5,)), PGD(budget, steps=5, step_scales=(0.5, 50.0))
+    one, two = PGD(budget, steps=5, relative_step_sizes=(0.5,)), PGD(budget, steps=5, relative_step_sizes=(0.5, 50.0))
     assert fooled(one).any()
     assert bool((fooled(two) | ~fooled(one)).all())
 
 
-@pytest.mark.parametrize(("restarts", "step_scales"), [(1, (1.0,)), (3, (1.0,)), (2, (0.25, 1.0))])
-def test_what_withstands_costs_every_step_of_every_run(restarts, step_scales):
+@pytest.mark.parametrize(("restarts", "relative_step_sizes"), [(1, (1.0,)), (3, (1.0,)), (2, (0.25, 1.0))])
+def test_what_withstands_costs_every_step_of_every_run(restarts, relative_step_sizes):
     class Steadfast(nn.Module):
         gradients = 0
 
@@ -76,8 +76,10 @@ def test_what_withstands_costs_every_step_of_every_run(restarts, step_scales):
             return torch.tensor([[9.0, 0.0]]) + 0 * images.flatten(1)[:, :1]
 
     net, images = Steadfast(), torch.rand(2, 1, 3, 3)
-    PGD(Budget("linf", 0.1), steps=4, restarts=restarts, step_scales=step_scales)(net, images, torch.tensor([0, 0]))
-    assert net.gradients == 4 * restarts * len(step_scales)
+    PGD(Budget("linf", 0.1), steps=4, restarts=restarts, relative_step_sizes=relative_step_sizes)(
+        net, images, torch.tensor([0, 0])
+    )
+    assert net.gradients == 4 * restarts * len(relative_step_sizes)
 
 
 @ids
@@ -99,11 +101,11 @@ def test_pgd_finds_its_way_off_a_plateau(budget):
 def test_pgd_keeps_the_lowest_margin_it_met(budget, pictures):
     """Steps that only throw images about must never leave one worse off than it began."""
     torch.manual_seed(0)
-    adversarial = PGD(budget, steps=3, step_scales=(100.0,))(pictures.net, pictures.images, pictures.labels)
+    adversarial = PGD(budget, steps=3, relative_step_sizes=(100.0,))(pictures.net, pictures.images, pictures.labels)
     with torch.no_grad():
         clean, attacked = pictures.net(pictures.images), pictures.net(adversarial)
-    goal = Goal(pictures.labels)
-    assert bool((margin(attacked, clean, goal) <= margin(clean, clean, goal)).all())
+    criterion = Criterion(pictures.labels)
+    assert bool((margin(attacked, clean, criterion) <= margin(clean, clean, criterion)).all())
 
 
 def test_pgd_goes_past_the_boundary_so_that_8_bits_do_not_undo_it(pictures):
@@ -114,7 +116,7 @@ def test_pgd_goes_past_the_boundary_so_that_8_bits_do_not_undo_it(pictures):
         attack = PGD(budget, confidence=confidence)
         adversarial = attack(pictures.net, pictures.images, pictures.labels)
         assert pictures.accuracy(adversarial) == 0
-        return pictures.accuracy(budget.quantise(pictures.images, adversarial))
+        return pictures.accuracy(budget.quantize(pictures.images, adversarial))
 
     assert left_after_8_bit(1.0) == 0
     assert left_after_8_bit(0.0) > 0.02
@@ -124,7 +126,7 @@ def test_pgd_gets_as_far_past_the_boundary_as_it_is_asked(pictures):
     torch.manual_seed(0)
     found = PGD(Budget("l2", 2.0), confidence=4.0)(pictures.net, pictures.images, pictures.labels)
     with torch.no_grad():
-        margins = margin(pictures.net(found), None, Goal(pictures.labels), confidence=100.0)
+        margins = margin(pictures.net(found), None, Criterion(pictures.labels), confidence=100.0)
     assert (margins <= -4.0).all()
     # It stops there: the whole budget would lead three times as far.
     assert margins.mean() > -7.0
@@ -159,20 +161,20 @@ def test_the_default_loss_breaks_a_classifier_whose_cross_entropy_has_no_gradien
 @ids
 def test_a_good_start_makes_few_steps_enough(budget, pictures):
     """From the end of a long search two steps lose next to nothing of it; from random starts they are far from it."""
-    long, few = PGD(budget), {"steps": 2, "step_scales": (0.25,)}
+    long, few = PGD(budget), {"steps": 2, "relative_step_sizes": (0.25,)}
 
     def left(attack):
         torch.manual_seed(0)
         adversarial = attack(pictures.net, pictures.images, pictures.labels)
-        assert budget.measure(adversarial - pictures.images).max() <= budget.epsilon * (1 + 1e-5)
+        assert budget.norm_of(adversarial - pictures.images).max() <= budget.epsilon * (1 + 1e-5)
         return pictures.accuracy(adversarial)
 
-    assert left(PGD(budget, **few, start=long)) <= left(long) + 0.01 < left(PGD(budget, **few)) - 0.05
+    assert left(PGD(budget, **few, init=long)) <= left(long) + 0.01 < left(PGD(budget, **few)) - 0.05
 
 
 def test_a_start_is_brought_inside_the_budget(pictures):
     budget, wide = Budget("linf", 0.02), PGD(Budget("linf", 0.3), steps=5)
-    adversarial = PGD(budget, steps=1, start=wide)(pictures.net, pictures.images, pictures.labels)
+    adversarial = PGD(budget, steps=1, init=wide)(pictures.net, pictures.images, pictures.labels)
     assert (adversarial - pictures.images).abs().max() <= 0.02 + 1e-6
 
 
@@ -191,7 +193,7 @@ def test_starts_fill_the_ball():
         (Budget("l1", 0.2), 0.25),
     ):
         starts = budget.sample(images)
-        lengths = budget.measure(starts)
+        lengths = budget.norm_of(starts)
         assert lengths.max() <= 0.2 * (1 + 1e-6)
         # In two dimensions half the radius holds a quarter of each ball.
         assert (lengths < 0.1).double().mean().item() == pytest.approx(share_within_half, abs=0.03)
@@ -208,8 +210,8 @@ def test_a_classifier_without_gradient_is_said_to_be_one():
 
 
 @pytest.mark.parametrize(
-    "options", [{"steps": 0}, {"restarts": 0}, {"step_scales": ()}, {"step_scales": (0.0,)}, {"confidence": -1.0},
-                {"confidence": float("nan")}, {"loss": "margins"}]
+    "options", [{"steps": 0}, {"restarts": 0}, {"relative_step_sizes": ()}, {"relative_step_sizes": (0.0,)},
+                {"confidence": -1.0}, {"confidence": float("nan")}, {"loss": "margins"}]
 )  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options):
     with pytest.raises(GapError):

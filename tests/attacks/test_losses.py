@@ -13,7 +13,7 @@ from gap.attacks.losses import (
     CROSS_ENTROPY_CAP,
     LOG_FLOOR,
     LOSSES,
-    Goal,
+    Criterion,
     capped_cross_entropy,
     find_loss,
     log_cross_entropy,
@@ -37,22 +37,22 @@ def random_case(seed, images=6, classes=5, scale=2.0):
 def test_cross_entropy_is_that_of_torch(seed, classes):
     logits, clean, labels = random_case(seed, classes=classes)
     expected = F.cross_entropy(logits, labels, reduction="none")
-    assert torch.allclose(capped_cross_entropy(logits, clean, Goal(labels, True)), expected, atol=1e-5)
+    assert torch.allclose(capped_cross_entropy(logits, clean, Criterion(labels, True)), expected, atol=1e-5)
     assert torch.allclose(
-        capped_cross_entropy(logits, clean, Goal(labels)), -expected.clamp_max(CROSS_ENTROPY_CAP), atol=1e-5
+        capped_cross_entropy(logits, clean, Criterion(labels)), -expected.clamp_max(CROSS_ENTROPY_CAP), atol=1e-5
     )
     floored = expected.clamp_min(LOG_FLOOR).log()
-    assert torch.allclose(log_cross_entropy(logits, clean, Goal(labels, True)), floored, atol=1e-4)
-    assert torch.allclose(log_cross_entropy(logits, clean, Goal(labels)), -floored, atol=1e-4)
+    assert torch.allclose(log_cross_entropy(logits, clean, Criterion(labels, True)), floored, atol=1e-4)
+    assert torch.allclose(log_cross_entropy(logits, clean, Criterion(labels)), -floored, atol=1e-4)
     change = F.cross_entropy(logits - clean, labels, reduction="none")
-    assert torch.allclose(relativistic(logits, clean, Goal(labels, True)), change, atol=1e-5)
+    assert torch.allclose(relativistic(logits, clean, Criterion(labels, True)), change, atol=1e-5)
 
 
 def test_margin_is_own_minus_best_other():
     logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 2.5, 4.0]])
     labels = torch.tensor([0, 1])
-    assert margin(logits, logits, Goal(labels)).tolist() == [0.5, -1.5]
-    assert margin(logits, logits, Goal(labels, True)).tolist() == [-0.5, 1.5]
+    assert margin(logits, logits, Criterion(labels)).tolist() == [0.5, -1.5]
+    assert margin(logits, logits, Criterion(labels, True)).tolist() == [-0.5, 1.5]
 
 
 @ALL
@@ -60,7 +60,7 @@ def test_margin_is_own_minus_best_other():
 def test_gradient_survives_a_logit_margin_of_40(loss, targeted):
     """Far from won: the label leads by 40, or the target trails by 40. Plain cross-entropy is 0 at the first."""
     logits = torch.tensor([[-20.0 if targeted else 20.0, 20.0 if targeted else -20.0, -25.0]], requires_grad=True)
-    loss(logits, torch.zeros(1, 3), Goal(torch.tensor([0]), targeted)).sum().backward()
+    loss(logits, torch.zeros(1, 3), Criterion(torch.tensor([0]), targeted)).sum().backward()
     assert logits.grad is not None
     assert logits.grad.isfinite().all()
     assert logits.grad[0, 0] != 0
@@ -72,7 +72,7 @@ def test_descending_the_loss_brings_the_goal_nearer(loss, targeted):
     """The gradient by the goal's own logit: untargeted it must fall, targeted it must rise."""
     logits, clean, labels = random_case(1, scale=0.3)
     logits.requires_grad_()
-    loss(logits, clean, Goal(labels, targeted)).sum().backward()
+    loss(logits, clean, Criterion(labels, targeted)).sum().backward()
     own = logits.grad.gather(1, labels[:, None])
     assert bool((own < 0).all() if targeted else (own > 0).all())
 
@@ -83,7 +83,7 @@ def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
     extremes = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0], [3e38, -3e38, 0.0]])
     for dtype in (torch.float32, torch.bfloat16):
         logits = extremes.to(dtype, copy=True).requires_grad_()
-        value = loss(logits, torch.zeros(4, 3), Goal(torch.zeros(4, dtype=torch.long), targeted))
+        value = loss(logits, torch.zeros(4, 3), Criterion(torch.zeros(4, dtype=torch.long), targeted))
         assert value.shape == (4,)
         assert value.dtype == torch.float32
         assert value[:3].isfinite().all()
@@ -94,18 +94,18 @@ def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
 
 def test_floor_and_cap_hold_and_what_is_past_them_is_left_alone():
     logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
-    goal = Goal(torch.tensor([0]))
-    assert margin(logits, logits, goal).item() == -CONFIDENCE
-    assert capped_cross_entropy(logits, logits, goal).item() == -CROSS_ENTROPY_CAP
-    assert relativistic(logits, torch.zeros(1, 2), goal).item() == -CROSS_ENTROPY_CAP
+    criterion = Criterion(torch.tensor([0]))
+    assert margin(logits, logits, criterion).item() == -CONFIDENCE
+    assert capped_cross_entropy(logits, logits, criterion).item() == -CROSS_ENTROPY_CAP
+    assert relativistic(logits, torch.zeros(1, 2), criterion).item() == -CROSS_ENTROPY_CAP
     for loss in (margin, capped_cross_entropy):
-        (gradient,) = torch.autograd.grad(loss(logits, logits, goal).sum(), logits)
+        (gradient,) = torch.autograd.grad(loss(logits, logits, criterion).sum(), logits)
         assert gradient.abs().max() == 0
 
 
 def test_log_cross_entropy_is_finite_where_cross_entropy_is_zero():
     logits = torch.tensor([[1e4, -1e4]])
-    value = log_cross_entropy(logits, logits, Goal(torch.tensor([0]), True)).item()
+    value = log_cross_entropy(logits, logits, Criterion(torch.tensor([0]), True)).item()
     assert math.isfinite(value)
     assert value <= math.log(LOG_FLOOR) + 1e-3
 
@@ -114,8 +114,8 @@ def test_relativistic_looks_at_the_change_and_sends_no_gradient_to_the_clean_sid
     logits, clean, labels = random_case(2)
     clean.requires_grad_()
     logits.requires_grad_()
-    shifted = relativistic(logits + 3, clean + 3, Goal(labels))
-    assert torch.allclose(shifted, relativistic(logits, clean, Goal(labels)), atol=1e-5)
+    shifted = relativistic(logits + 3, clean + 3, Criterion(labels))
+    assert torch.allclose(shifted, relativistic(logits, clean, Criterion(labels)), atol=1e-5)
     shifted.sum().backward()
     assert clean.grad is None
 
@@ -123,13 +123,15 @@ def test_relativistic_looks_at_the_change_and_sends_no_gradient_to_the_clean_sid
 @TARGETED
 def test_goal_is_met_by_the_predicted_class(targeted):
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
-    assert Goal(torch.tensor([0, 0]), targeted).met(logits).tolist() == ([True, False] if targeted else [False, True])
+    assert Criterion(torch.tensor([0, 0]), targeted).is_adversarial(logits).tolist() == (
+        [True, False] if targeted else [False, True]
+    )
 
 
 @pytest.mark.parametrize("confidence", [0.0, 2.0, 7.5])
 def test_the_margin_loss_pushes_as_far_as_it_is_told(confidence):
     logits = torch.tensor([[-20.0, 0.0, 0.0], [0.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
-    found = find_loss("margin", confidence)(logits, None, Goal(torch.zeros(3, dtype=torch.int64)))
+    found = find_loss("margin", confidence)(logits, None, Criterion(torch.zeros(3, dtype=torch.int64)))
     assert found.tolist() == [-confidence, max(-1.0, -confidence), 2.0]
 
 

@@ -9,34 +9,34 @@ from gap.core.errors import GapError
 from gap.threat import Budget
 
 BUDGETS = pytest.mark.parametrize("budget", [Budget("linf", 0.1), Budget("l2", 0.7)], ids=str)
-GREY = torch.full((3, 2, 6, 5), 0.5)
+GRAY = torch.full((3, 2, 6, 5), 0.5)
 LABELS = torch.zeros(3, dtype=torch.long)
 
 
 @BUDGETS
 @pytest.mark.parametrize("control", [Noise, Checkerboard])
 def test_the_whole_budget_is_used(control, budget):
-    change = control(budget)(nn.Identity(), GREY, LABELS) - GREY
-    assert budget.measure(change).tolist() == pytest.approx([budget.epsilon] * 3, rel=1e-5)
+    change = control(budget)(nn.Identity(), GRAY, LABELS) - GRAY
+    assert budget.norm_of(change).tolist() == pytest.approx([budget.epsilon] * 3, rel=1e-5)
 
 
 @BUDGETS
 def test_noise_differs_between_images_and_calls(budget):
     torch.manual_seed(0)
-    first, second = (Noise(budget)(nn.Identity(), GREY, LABELS) for _ in range(2))
+    first, second = (Noise(budget)(nn.Identity(), GRAY, LABELS) for _ in range(2))
     assert not torch.equal(first[0], first[1])
     assert not torch.equal(first, second)
 
 
 def test_linf_noise_is_signs():
-    change = Noise(Budget("linf", 0.1))(nn.Identity(), GREY, LABELS) - GREY
+    change = Noise(Budget("linf", 0.1))(nn.Identity(), GRAY, LABELS) - GRAY
     assert torch.allclose(change.abs(), torch.tensor(0.1))
     assert -0.05 < change.mean() < 0.05
 
 
 @BUDGETS
 def test_checkerboard_has_squares_of_its_side(budget):
-    change = Checkerboard(budget, side=2)(nn.Identity(), GREY, LABELS) - GREY
+    change = Checkerboard(budget, side=2)(nn.Identity(), GRAY, LABELS) - GRAY
     expected = torch.tensor([[1, 1, -1, -1, 1], [1, 1, -1, -1, 1], [-1, -1, 1, 1, -1]])
     assert torch.equal(change[0, 0, :3].sign().int(), expected.int())
     assert torch.equal(change[0, 0], change[2, 1])

@@ -13,9 +13,9 @@ from gap.attacks.universal import Universal, deepfool_uap, projected_sgd, sign_s
 from gap.threat import NORMS, Budget
 
 FITS = {"sign-sgd": sign_sgd, "sgd": projected_sgd, "deepfool-uap": deepfool_uap}
-MADE = {
+ATTACKS = {
     "pgd": lambda budget: PGD(budget, steps=3, restarts=2),
-    "pgd-ce": lambda budget: PGD(budget, steps=3, loss="capped-cross-entropy", step_scales=(2.0,)),
+    "pgd-ce": lambda budget: PGD(budget, steps=3, loss="capped-cross-entropy", relative_step_sizes=(2.0,)),
     "pgd-targeted": lambda budget: PGD(budget, steps=3, targeted=True),
     "fgsm": FGSM,
     "deepfool": lambda budget: DeepFool(budget, steps=3),
@@ -38,7 +38,7 @@ shapes = st.tuples(st.integers(1, 4), st.integers(1, 3), st.integers(2, 9), st.i
 def make(name, budget, net, images, labels):
     if name in FITS:
         return FITS[name](net, lambda: iter([(images, labels)]), budget, images_seen=6)
-    return MADE[name](budget)
+    return ATTACKS[name](budget)
 
 
 def random_pictures(shape, classes):
@@ -47,7 +47,7 @@ def random_pictures(shape, classes):
     return images, torch.randint(classes, (shape[0],))
 
 
-@pytest.mark.parametrize("name", [*MADE, *FITS])
+@pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(shape=shapes, classes=st.integers(2, 12), budget=budgets, seed=st.integers(0, 99))
 def test_stays_inside_the_ball_and_the_range_of_a_pixel(name, shape, classes, budget, seed, small_net):
@@ -62,11 +62,11 @@ def test_stays_inside_the_ball_and_the_range_of_a_pixel(name, shape, classes, bu
     assert adversarial.min() >= 0
     assert adversarial.max() <= 1
     # Adding to a pixel near 1 rounds at 6e-8, whatever the budget.
-    assert budget.measure(adversarial - images).max() <= budget.epsilon * (1 + 1e-6) + 1.2e-7
+    assert budget.norm_of(adversarial - images).max() <= budget.epsilon * (1 + 1e-6) + 1.2e-7
     assert torch.equal(images, kept)
 
 
-@pytest.mark.parametrize("name", [*MADE, *FITS])
+@pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("device", DEVICES)
 def test_leaves_the_classifier_as_it_was(name, device, small_net):
     torch.manual_seed(0)
@@ -87,7 +87,7 @@ def test_leaves_the_classifier_as_it_was(name, device, small_net):
     assert not any(module._forward_hooks for module in net.modules())
 
 
-@pytest.mark.parametrize("name", [*MADE, *FITS])
+@pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("budget", [Budget("linf", 0.05), Budget("l2", 0.5)], ids=str)
 def test_the_same_seed_gives_the_same_pictures(name, budget, pictures):
     def attacked():
@@ -98,7 +98,7 @@ def test_the_same_seed_gives_the_same_pictures(name, budget, pictures):
     assert torch.equal(attacked(), attacked())
 
 
-@pytest.mark.parametrize("name", [*MADE, *FITS])
+@pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 def test_a_caller_without_gradients_gets_the_same_pictures(name, pictures):
     def attacked():
         torch.manual_seed(7)
@@ -110,7 +110,7 @@ def test_a_caller_without_gradients_gets_the_same_pictures(name, pictures):
         assert torch.equal(attacked(), expected)
 
 
-@pytest.mark.parametrize("name", [*MADE, *FITS])
+@pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("norm", NORMS)
 def test_a_classifier_without_slope_gives_finite_pictures(name, norm):
     """Dead units are common in hardened networks; nothing may divide by their zero gradient."""
@@ -122,11 +122,11 @@ def test_a_classifier_without_slope_gives_finite_pictures(name, norm):
     images, labels = torch.rand(3, 1, 4, 4), torch.zeros(3, dtype=torch.long)
     adversarial = make(name, Budget(norm, 0.1), Flat(), images, labels)(Flat(), images, labels)
     assert adversarial.isfinite().all()
-    assert Budget(norm, 0.1).measure(adversarial - images).max() <= 0.1 + 1e-6
+    assert Budget(norm, 0.1).norm_of(adversarial - images).max() <= 0.1 + 1e-6
 
 
 def test_universal_is_projected_even_when_its_tensor_is_not():
     images = torch.full((2, 1, 4, 4), 0.5)
     attack = Universal(torch.ones(1, 1, 4, 4), Budget("l2", 0.3))
     adversarial = attack(nn.Identity(), images, torch.zeros(2, dtype=torch.long))
-    assert Budget("l2", 0.3).measure(adversarial - images).tolist() == pytest.approx([0.3, 0.3])
+    assert Budget("l2", 0.3).norm_of(adversarial - images).tolist() == pytest.approx([0.3, 0.3])

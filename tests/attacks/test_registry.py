@@ -8,7 +8,7 @@ import torch
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import FGSM, PGD
 from gap.attacks.noise import Checkerboard
-from gap.attacks.registry import attack_names, attack_options, named_attack, start_of
+from gap.attacks.registry import attack_options, create_attack, init_folder_of, list_attacks
 from gap.attacks.universal import Universal
 from gap.core.errors import GapError
 from gap.threat import Budget
@@ -17,50 +17,56 @@ BUDGET = Budget("linf", 0.1)
 
 
 def test_the_names_are_those_of_the_contract_and_say_what_they_are():
-    names = attack_names()
+    names = list_attacks()
     assert set(names) == {"pgd", "fgsm", "deepfool", "uap", "uap-sign-sgd", "uap-sgd", "noise", "checkerboard"}
     assert all(len(line) > 20 for line in names.values())
 
 
-@pytest.mark.parametrize("name", attack_names())
+@pytest.mark.parametrize("name", list_attacks())
 def test_every_name_makes_an_attack_that_carries_its_spec(name, pictures):
     spec = f"{name}:images_seen=60" if name.startswith("uap") else name
-    attack = named_attack(spec, BUDGET, pictures.net, pictures.batches)
+    attack = create_attack(spec, BUDGET, pictures.net, pictures.batches)
     assert attack.name == spec
     adversarial = attack(pictures.net, pictures.images[:4], pictures.labels[:4])
     assert (adversarial - pictures.images[:4]).abs().max() > 0
 
 
 def test_options_are_read_by_type():
-    spec = "pgd: steps=100, restarts=3,loss=capped-cross-entropy,step_scales=0.5/2,confidence=1e-1"
-    assert named_attack(spec, BUDGET) == PGD(
-        BUDGET, steps=100, restarts=3, loss="capped-cross-entropy", step_scales=(0.5, 2.0), confidence=0.1, name=spec
+    spec = "pgd: steps=100, restarts=3,loss=capped-cross-entropy,relative_step_sizes=0.5/2,confidence=1e-1"
+    assert create_attack(spec, BUDGET) == PGD(
+        BUDGET,
+        steps=100,
+        restarts=3,
+        loss="capped-cross-entropy",
+        relative_step_sizes=(0.5, 2.0),
+        confidence=0.1,
+        name=spec,
     )
-    assert named_attack("checkerboard:side=2", BUDGET) == Checkerboard(BUDGET, side=2, name="checkerboard:side=2")
-    assert named_attack("deepfool:overshoot=0.1", BUDGET) == DeepFool(
+    assert create_attack("checkerboard:side=2", BUDGET) == Checkerboard(BUDGET, side=2, name="checkerboard:side=2")
+    assert create_attack("deepfool:overshoot=0.1", BUDGET) == DeepFool(
         BUDGET, overshoot=0.1, name="deepfool:overshoot=0.1"
     )
-    assert named_attack("fgsm", BUDGET) == FGSM(BUDGET)
+    assert create_attack("fgsm", BUDGET) == FGSM(BUDGET)
 
 
 def test_options_reach_the_fit(pictures):
     def fitted(spec):
         torch.manual_seed(0)
-        attack = named_attack(spec, BUDGET, pictures.net, pictures.batches)
+        attack = create_attack(spec, BUDGET, pictures.net, pictures.batches)
         assert isinstance(attack, Universal)
         return attack.perturbation
 
     assert not torch.equal(fitted("uap-sgd:images_seen=60"), fitted("uap-sgd:images_seen=60,step=0.01"))
 
 
-@pytest.mark.parametrize("name", attack_names())
+@pytest.mark.parametrize("name", list_attacks())
 def test_the_options_listed_are_the_options_taken(name, pictures):
     options = attack_options(name)
     assert not {"budget", "name", "classifier", "batches", "targeted"} & set(options)
     if name.startswith("uap"):
         options["images_seen"] = "60"
     spec = f"{name}:" + ",".join(f"{option}={value}" for option, value in options.items() if value)
-    assert named_attack(spec, BUDGET, pictures.net, pictures.batches).name == spec
+    assert create_attack(spec, BUDGET, pictures.net, pictures.batches).name == spec
 
 
 @pytest.mark.parametrize(
@@ -72,7 +78,7 @@ def test_the_options_listed_are_the_options_taken(name, pictures):
         ("noise:steps=3", "unknown option of noise"),
         ("pgd:steps=many", "the option steps of pgd is a whole number, not 'many'"),
         ("pgd:steps=2.5", "whole number"),
-        ("pgd:step_scales=1/x", "numbers parted by /"),
+        ("pgd:relative_step_sizes=1/x", "numbers parted by /"),
         ("pgd:steps", "write pgd:option=value"),
         ("pgd:steps=", "write pgd:option=value"),
         ("pgd:steps=1,steps=2", "twice"),
@@ -80,13 +86,13 @@ def test_the_options_listed_are_the_options_taken(name, pictures):
         ("pgd:loss=margn", "did you mean margin"),
         ("pgd:budget=linf:1", "unknown option of pgd 'budget'"),
         ("pgd:__class__=1", "unknown option of pgd"),
-        ("pgd:start=nowhere", "nowhere"),
+        ("pgd:init=nowhere", "nowhere"),
         ("uap", "fitted to a classifier on training images"),
     ],
 )
 def test_mistakes_are_named(spec, message):
     with pytest.raises(GapError, match=message) as error:
-        named_attack(spec, BUDGET)
+        create_attack(spec, BUDGET)
     assert "\n" not in str(error.value)
 
 
@@ -94,13 +100,13 @@ def test_mistakes_are_named(spec, message):
 def test_a_folder_that_exists_keeps_the_separators_in_its_name(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
-    assert start_of(f"pgd:restarts=2,start={name},steps=2") == Path(name)
-    assert start_of(f"pgd:start={name}") == Path(name)
+    assert init_folder_of(f"pgd:restarts=2,init={name},steps=2") == Path(name)
+    assert init_folder_of(f"pgd:init={name}") == Path(name)
     with pytest.raises(GapError, match="is not a folder that gap left"):
-        named_attack(f"pgd:start={name},steps=2", BUDGET)
+        create_attack(f"pgd:init={name},steps=2", BUDGET)
     with pytest.raises(GapError, match="unknown option of pgd 'step'; did you mean steps"):
-        start_of(f"pgd:start={name},step=2")
+        init_folder_of(f"pgd:init={name},step=2")
 
 
 def test_a_folder_that_does_not_exist_ends_at_the_comma():
-    assert start_of("pgd:start=nowhere/a,steps=2") == Path("nowhere/a")
+    assert init_folder_of("pgd:init=nowhere/a,steps=2") == Path("nowhere/a")

@@ -33,7 +33,7 @@ def test_sgd_fools_most_images_where_noise_fools_none(fit, budget, pictures):
     found = fit(pictures.net, pictures.batches, budget, images_seen=2_000)
     assert pictures.accuracy(found(pictures.net, pictures.images, pictures.labels)) < 0.5
     assert pictures.accuracy(Noise(budget)(pictures.net, pictures.images, pictures.labels)) > 0.95
-    assert budget.measure(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
+    assert budget.norm_of(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
 
 
 def test_the_deepfool_form_fools_many_and_then_stops(pictures):
@@ -116,15 +116,18 @@ def test_no_budget_is_spent_where_the_clamp_undoes_it(fit):
 @pytest.mark.parametrize("budget", [Budget("linf", 0.1), Budget("l2", 0.7)], ids=str)
 def test_at_another_budget_the_same_pattern_uses_all_of_it(budget):
     pattern = torch.randn(1, 3, 5, 5, generator=torch.Generator().manual_seed(0))
-    found = Universal(Budget("l2", 0.2).project(pattern), Budget("l2", 0.2), name="mine").at(budget)
+    found = Universal(Budget("l2", 0.2).project(pattern), Budget("l2", 0.2), name="mine").rescaled_to(budget)
     assert found.name == "mine"
     assert found.budget == budget
-    assert budget.measure(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
+    assert budget.norm_of(found.perturbation).item() == pytest.approx(budget.epsilon, rel=1e-5)
     assert torch.cosine_similarity(found.perturbation.flatten(), pattern.flatten(), dim=0) > 0.9999
 
 
 def test_at_another_budget_nothing_stays_nothing():
-    assert Universal(torch.zeros(1, 1, 2, 2), Budget("l2", 1.0)).at(Budget("linf", 0.1)).perturbation.abs().max() == 0
+    assert (
+        Universal(torch.zeros(1, 1, 2, 2), Budget("l2", 1.0)).rescaled_to(Budget("linf", 0.1)).perturbation.abs().max()
+        == 0
+    )
 
 
 @pytest.mark.parametrize("size", [(4, 4), (16, 9)])
@@ -134,7 +137,7 @@ def test_another_size_is_resized_and_projected_again(size):
     images = torch.full((2, 1, *size), 0.4)
     change = attack(nn.Identity(), images, LABELS) - images
     assert change.shape == images.shape
-    assert (budget.measure(change) <= 0.5 * (1 + 1e-5)).all()
+    assert (budget.norm_of(change) <= 0.5 * (1 + 1e-5)).all()
     assert (change > 0).all()
 
 

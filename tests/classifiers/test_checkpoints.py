@@ -19,8 +19,14 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gap.classifiers.checkpoints import Normaliser, fit_optimizer, fit_weights, read_plain, read_weights
-from gap.classifiers.classifier import Classifier, Facts, load_classifier
+from gap.classifiers.checkpoints import (
+    Normalization,
+    load_optimizer_checked,
+    load_state_dict_checked,
+    load_untrusted,
+    read_weights,
+)
+from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifier
 from gap.classifiers.export import export
 from gap.core.errors import GapError, GapWarning
 
@@ -36,10 +42,10 @@ def net() -> nn.Module:
     return inner
 
 
-def load_weights(network: nn.Module, path: Path) -> Normaliser | None:
-    state, normaliser = read_weights(path, network)
-    fit_weights(network, state, str(path))
-    return normaliser
+def load_weights(network: nn.Module, path: Path) -> Normalization | None:
+    state, normalizer = read_weights(path, network)
+    load_state_dict_checked(network, state, str(path))
+    return normalizer
 
 
 def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
@@ -47,11 +53,11 @@ def prefixed(prefix: str) -> Callable[[dict[str, Tensor]], Any]:
 
 
 def robustness(state: dict[str, Tensor]) -> Any:
-    """As MadryLab's robustness saves: two copies, two normalisers, an optimizer, the epoch."""
+    """As MadryLab's robustness saves: two copies, two normalizers, an optimizer, the epoch."""
     attacker = {"module.attacker.normalize.new_mean": MEAN.view(3, 1, 1), "module.attacker.normalize.new_std": STD}
-    normaliser = {"module.normalizer.new_mean": MEAN.view(3, 1, 1), "module.normalizer.new_std": STD.view(3, 1, 1)}
+    normalizer = {"module.normalizer.new_mean": MEAN.view(3, 1, 1), "module.normalizer.new_std": STD.view(3, 1, 1)}
     copies = {**prefixed("module.model.")(state), **prefixed("module.attacker.model.")(state)}
-    return {"model": {**normaliser, **attacker, **copies}, "optimizer": {"lr": 0.1}, "epoch": 110}
+    return {"model": {**normalizer, **attacker, **copies}, "optimizer": {"lr": 0.1}, "epoch": 110}
 
 
 def robustbench(state: dict[str, Tensor]) -> Any:
@@ -59,7 +65,7 @@ def robustbench(state: dict[str, Tensor]) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("save", "normalised"),
+    ("save", "normalized"),
     [
         (lambda state: state, False),
         (prefixed("module."), False),
@@ -72,15 +78,15 @@ def robustbench(state: dict[str, Tensor]) -> Any:
         (robustness, True),
     ],
 )
-def test_the_forms_in_which_weights_are_published(save: Callable[..., Any], normalised: bool, tmp_path: Path) -> None:
+def test_the_forms_in_which_weights_are_published(save: Callable[..., Any], normalized: bool, tmp_path: Path) -> None:
     theirs, ours = net(), net()
     torch.save(save(theirs.state_dict()), tmp_path / "theirs.pt")
     found = load_weights(ours, tmp_path / "theirs.pt")
     assert all(torch.equal(value, ours.state_dict()[name]) for name, value in theirs.state_dict().items())
-    if not normalised:
+    if not normalized:
         assert found is None
     else:
-        assert isinstance(found, Normaliser)
+        assert isinstance(found, Normalization)
         assert torch.allclose(torch.tensor([found.mean, found.std]), torch.stack([MEAN, STD]))
 
 
@@ -99,7 +105,7 @@ def test_weights_say_how_many_classes_they_are_for(name: str, tmp_path: Path) ->
     theirs = load_classifier(fresh, classes=7)
     torch.save(prefixed("module.")(theirs.network.state_dict()), tmp_path / "theirs.pt")
     ours = load_classifier(f"{name}@{tmp_path / 'theirs.pt'}")
-    assert (ours.facts.classes, ours.fingerprint()) == (7, theirs.fingerprint())
+    assert (ours.spec.classes, ours.fingerprint()) == (7, theirs.fingerprint())
 
 
 @pytest.mark.parametrize("head", [torch.zeros(1).expand(10**13), torch.zeros(10**13, device="meta")])
@@ -109,19 +115,19 @@ def test_no_network_is_built_as_large_as_a_file_only_says(head: Tensor, tmp_path
         load_classifier(f"mnist-cnn@{tmp_path / 'theirs.pt'}")
 
 
-def test_the_normaliser_of_the_checkpoint_is_used(tmp_path: Path) -> None:
+def test_the_normalizer_of_the_checkpoint_is_used(tmp_path: Path) -> None:
     theirs = load_classifier("cifar-resnet18-narrow")
     torch.save(robustness(theirs.network.state_dict()), tmp_path / "theirs.pt")
     name, images = f"cifar-resnet18-narrow@{tmp_path / 'theirs.pt'}", torch.rand(2, 3, 32, 32)
     expected = theirs.network.eval()((images - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
     assert torch.allclose(load_classifier(name)(images), expected, atol=1e-5)
-    with pytest.raises(GapError, match="has its own normaliser, or none; leave out --mean and --std"):
+    with pytest.raises(GapError, match="has its own normalizer, or none; leave out --mean and --std"):
         load_classifier(name, mean=[0.0], std=[1.0])
     beside = load_classifier(name, mean=[0.0], std=[1.0], lenient=True)
     assert torch.allclose(beside(images), expected, atol=1e-5)
 
 
-def test_a_normaliser_of_the_network_itself_is_its_own(tmp_path: Path) -> None:
+def test_a_normalizer_of_the_network_itself_is_its_own(tmp_path: Path) -> None:
     theirs, ours = net(), net()
     for each in (theirs, ours):
         each.register_buffer("mean", torch.rand(3))
@@ -163,7 +169,7 @@ def test_norms_that_do_not_count_their_batches_are_as_good(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("given", [{}, {"mean": [0.0], "std": [1.0]}, {"mean": [0.2]}], ids=str)
 @pytest.mark.parametrize(("code", "supposes"), [(False, "as is usual for"), (True, "gets pixels from 0 to 1")])
-def test_a_normaliser_that_is_only_supposed_is_told(
+def test_a_normalizer_that_is_only_supposed_is_told(
     given: dict[str, Any], code: bool, supposes: str, tmp_path: Path
 ) -> None:
     architecture = "cifar-resnet18-narrow"
@@ -177,7 +183,7 @@ def test_a_normaliser_that_is_only_supposed_is_told(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         load_classifier(f"{architecture}@{tmp_path / 'theirs.pt'}", channels=3, size=(3, 3) if code else None, **given)
-    told = [str(each.message) for each in caught if "brings no normaliser" in str(each.message)]
+    told = [str(each.message) for each in caught if "brings no normalizer" in str(each.message)]
     assert [supposes in each for each in told] == ([] if given else [True])
 
 
@@ -245,7 +251,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_line(tmp_path: Path, kind: str
     for _ in range(400):
         path.write_bytes(damaged(content, chance))
         try:
-            read_plain(path)
+            load_untrusted(path)
         except (GapError, pickle.UnpicklingError):
             refused += 1
     assert refused > 100
@@ -261,12 +267,12 @@ def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monke
     torch.save({}, path)
     monkeypatch.setattr(Path, "read_bytes", refused)
     with pytest.raises(GapError, match=f"^cannot read {path}: Permission denied$"):
-        read_plain(path)
+        load_untrusted(path)
 
 
 def test_a_folder_is_not_called_damaged(tmp_path: Path) -> None:
     with pytest.raises(GapError, match=f"^cannot read {tmp_path}: Is a directory$"):
-        read_plain(tmp_path)
+        load_untrusted(tmp_path)
 
 
 def saved(state: Any, folder: Path, suffix: str = "pt") -> Path:
@@ -357,9 +363,9 @@ def test_a_network_without_sizes_yet_takes_those_of_the_file(tmp_path: Path) -> 
         ([], "std is not a finite"),
     ],
 )
-def test_a_normaliser_that_cannot_be_used_is_refused(tmp_path: Path, std: list[float], fault: str) -> None:
+def test_a_normalizer_that_cannot_be_used_is_refused(tmp_path: Path, std: list[float], fault: str) -> None:
     state = {**net().state_dict(), "normalize.mean": MEAN, "normalize.std": torch.tensor(std)}
-    with pytest.raises(GapError, match=f"the normaliser in .* cannot be used: normalize.{fault}"):
+    with pytest.raises(GapError, match=f"the normalizer in .* cannot be used: normalize.{fault}"):
         load_weights(net(), saved(state, tmp_path))
 
 
@@ -519,23 +525,23 @@ def test_an_optimizer_of_other_weights_is_refused() -> None:
         return optimizer
 
     state = trained(3).state_dict()
-    fit_optimizer(trained(3), state)
+    load_optimizer_checked(trained(3), state)
     with pytest.raises(ValueError, match="exp_avg of the optimizer's weight 0 is of another shape"):
-        fit_optimizer(trained(4), state)
+        load_optimizer_checked(trained(4), state)
     state["param_groups"][0]["lr"] = "fast"
     with pytest.raises(TypeError, match="the optimizer's lr is 'fast'"):
-        fit_optimizer(trained(3), state)
+        load_optimizer_checked(trained(3), state)
     del state["state"][0]["exp_avg"]
     with pytest.raises(ValueError, match="weight 1 has other moments than the first"):
-        fit_optimizer(trained(3), state)
+        load_optimizer_checked(trained(3), state)
 
 
 def test_a_network_with_extra_state_is_named_by_its_tensors_and_exported(tmp_path: Path) -> None:
-    facts = Facts(1, (1, 3), 2)
+    spec = ClassifierSpec(1, (1, 3), 2)
     plain = nn.Sequential(nn.Flatten(), nn.Linear(3, 2))
     remembering = nn.Sequential(nn.Flatten(), Remembering(3, 2))
     remembering.load_state_dict({**plain.state_dict(), "1._extra_state": {"version": "1"}})
-    ours, theirs = (Classifier(each, facts, name="net", architecture="net") for each in (plain, remembering))
+    ours, theirs = (Classifier(each, spec, name="net", architecture="net") for each in (plain, remembering))
     assert ours.fingerprint() == theirs.fingerprint()
     export(theirs, tmp_path / "net.safetensors")
     assert load_weights(plain, tmp_path / "net.safetensors") is None

@@ -10,8 +10,8 @@ import torchvision
 import yaml
 from torch import nn
 
-from gap.classifiers.classifier import Classifier, Facts, card_of, check_fits, load_classifier
-from gap.core.artifact import save_artefact
+from gap.classifiers.classifier import Classifier, ClassifierSpec, artifact_dir_of, check_compatible, load_classifier
+from gap.core.artifact import save_artifact
 from gap.core.errors import GapError, GapWarning
 
 SOURCE = """
@@ -62,29 +62,29 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_ours_by_name() -> None:
     classifier = load_classifier("mnist-cnn")
-    assert classifier.facts == Facts(1, (28, 28), 10, (0.0,), (1.0,))
+    assert classifier.spec == ClassifierSpec(1, (28, 28), 10, (0.0,), (1.0,))
     assert (classifier.name, classifier.architecture, classifier.training) == ("mnist-cnn", "mnist-cnn", False)
-    assert load_classifier("cifar-resnet18-narrow", channels=1, size=(9, 8), classes=4).facts.classes == 4
+    assert load_classifier("cifar-resnet18-narrow", channels=1, size=(9, 8), classes=4).spec.classes == 4
 
 
 def test_torchvision_without_weights() -> None:
     classifier = load_classifier("torchvision:resnet18@none", size=(32, 32))
-    assert classifier.facts.size == (32, 32)
-    assert classifier.facts.classes == 1000
+    assert classifier.spec.size == (32, 32)
+    assert classifier.spec.classes == 1000
     assert isinstance(classifier.network, torchvision.models.ResNet)
-    assert classifier.facts.mean == (0.485, 0.456, 0.406)
+    assert classifier.spec.mean == (0.485, 0.456, 0.406)
 
 
 def test_timm_without_weights() -> None:
     classifier = load_classifier("timm:resnet18@none")
-    assert (classifier.facts.channels, classifier.facts.size, classifier.facts.classes) == (3, (224, 224), 1000)
-    assert classifier.facts.std == (0.229, 0.224, 0.225)
+    assert (classifier.spec.channels, classifier.spec.size, classifier.spec.classes) == (3, (224, 224), 1000)
+    assert classifier.spec.std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize("factory", ["net", "Net", "ready"])
 def test_a_factory_in_a_file(source: Path, factory: str) -> None:
     classifier = load_classifier(f"{source}:{factory}", **LIKE)
-    assert classifier.facts == Facts(3, (2, 2), 3)
+    assert classifier.spec == ClassifierSpec(3, (2, 2), 3)
     assert classifier(torch.rand(5, 3, 2, 2)).shape == (5, 3)
 
 
@@ -95,7 +95,7 @@ def test_a_factory_in_a_package_of_the_current_folder(source: Path, monkeypatch:
     (package / "net.py").write_text(SOURCE)
     monkeypatch.chdir(source.parent)
     before = list(sys.path)
-    assert load_classifier("gap_test_nets.net:Net", **LIKE).facts.classes == 3
+    assert load_classifier("gap_test_nets.net:Net", **LIKE).spec.classes == 3
     assert sys.path[: len(before)] == before
 
 
@@ -148,31 +148,31 @@ def test_a_softmax_is_warned_about(source: Path) -> None:
         load_classifier(f"{source}:softmax", **LIKE)
 
 
-def test_the_normaliser_is_inside() -> None:
-    facts = Facts(3, (2, 2), 12, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
-    classifier = Classifier(nn.Flatten(), facts, name="flat", architecture="flat")
+def test_the_normalizer_is_inside() -> None:
+    spec = ClassifierSpec(3, (2, 2), 12, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
+    classifier = Classifier(nn.Flatten(), spec, name="flat", architecture="flat")
     images = torch.rand(4, 3, 2, 2)
     expected = torch.stack([(images[:, 0] - 0.1) / 0.5, images[:, 1] - 0.2, (images[:, 2] - 0.3) / 2], dim=1)
     assert torch.allclose(classifier(images), expected.flatten(1))
     assert not classifier.state_dict()
 
 
-def test_a_normaliser_can_be_given(source: Path) -> None:
+def test_a_normalizer_can_be_given(source: Path) -> None:
     name = f"{source}:ready"
     plain, given = load_classifier(name, **LIKE), load_classifier(name, **LIKE, mean=[0.5], std=[0.25, 0.5, 1.0])
     given.network.load_state_dict(plain.network.state_dict())
     images = torch.rand(4, 3, 2, 2)
     scaled = (images - 0.5) / torch.tensor([0.25, 0.5, 1.0]).view(1, 3, 1, 1)
     assert torch.allclose(given(images), plain(scaled), atol=1e-6)
-    assert given.facts.std == (0.25, 0.5, 1.0)
+    assert given.spec.std == (0.25, 0.5, 1.0)
 
 
-def test_a_second_normaliser_is_refused() -> None:
-    own = load_classifier("mnist-cnn").facts
-    with pytest.raises(GapError, match="mnist-cnn has its own normaliser"):
+def test_a_second_normalizer_is_refused() -> None:
+    own = load_classifier("mnist-cnn").spec
+    with pytest.raises(GapError, match="mnist-cnn has its own normalizer"):
         load_classifier("mnist-cnn", mean=[0.9])
-    assert load_classifier("mnist-cnn", mean=[0.9], lenient=True).facts == own
-    assert load_classifier("mnist-cnn", mean=own.mean, std=own.std).facts == own
+    assert load_classifier("mnist-cnn", mean=[0.9], lenient=True).spec == own
+    assert load_classifier("mnist-cnn", mean=own.mean, std=own.std).spec == own
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_second_normaliser_is_refused() -> None:
         ([float("nan")], None, "finite"),
     ],
 )
-def test_normalisers_that_cannot_be(source: Path, mean: list[float], std: list[float] | None, message: str) -> None:
+def test_normalizers_that_cannot_be(source: Path, mean: list[float], std: list[float] | None, message: str) -> None:
     with pytest.raises(GapError, match=message):
         load_classifier(f"{source}:net", **LIKE, mean=mean, std=std)
 
@@ -249,19 +249,19 @@ def test_the_fingerprint_is_of_the_weights() -> None:
     assert same.fingerprint() != before == classifier.fingerprint()
 
 
-def test_a_saved_artefact_is_the_same_classifier(tmp_path: Path) -> None:
+def test_a_saved_artifact_is_the_same_classifier(tmp_path: Path) -> None:
     made = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=7)
-    save_artefact(tmp_path, "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(tmp_path, "classifier", made.network.state_dict(), {"classifier": made.describe()})
     loaded = load_classifier(tmp_path)
-    assert loaded.facts == made.facts
+    assert loaded.spec == made.spec
     assert loaded.fingerprint() == made.fingerprint()
     assert loaded.architecture == "cifar-resnet18-narrow"
     assert loaded.name == str(tmp_path)
 
 
 def test_labels_have_names_where_known() -> None:
-    facts = Facts(1, (1, 1), 3, class_names=("cat", "dog"))
-    classifier = Classifier(nn.Flatten(), facts, name="x", architecture="x")
+    spec = ClassifierSpec(1, (1, 1), 3, class_names=("cat", "dog"))
+    classifier = Classifier(nn.Flatten(), spec, name="x", architecture="x")
     assert [classifier.label(index) for index in range(3)] == ["cat", "dog", "2"]
 
 
@@ -271,20 +271,20 @@ def test_labels_have_names_where_known() -> None:
 )
 def test_data_that_does_not_fit(channels: int, classes: int, message: str) -> None:
     with pytest.raises(GapError, match=message):
-        check_fits(load_classifier("mnist-cnn"), channels=channels, classes=classes, data="pictures")
+        check_compatible(load_classifier("mnist-cnn"), channels=channels, classes=classes, data="pictures")
 
 
 def test_indices_of_fewer_classes_fit_and_of_more_do_not() -> None:
     classifier = load_classifier("mnist-cnn")
     for classes in (1, 7, 10):
-        check_fits(classifier, channels=1, classes=classes, data="pictures", indexed=True)
+        check_compatible(classifier, channels=1, classes=classes, data="pictures", labels_index_model=True)
     with pytest.raises(GapError, match="pictures has the label 10, but mnist-cnn knows the classes 0 to 9"):
-        check_fits(classifier, channels=1, classes=11, data="pictures", indexed=True)
+        check_compatible(classifier, channels=1, classes=11, data="pictures", labels_index_model=True)
 
 
 def test_images_of_another_size_are_resized_with_gradients() -> None:
-    facts = Facts(1, (2, 2), 4)
-    classifier = Classifier(nn.Flatten(), facts, name="flat", architecture="flat")
+    spec = ClassifierSpec(1, (2, 2), 4)
+    classifier = Classifier(nn.Flatten(), spec, name="flat", architecture="flat")
     images = torch.rand(3, 1, 4, 4, requires_grad=True)
     flat = torch.full((1, 1, 8, 6), 0.25)
     assert torch.allclose(classifier(flat), torch.full((1, 4), 0.25))
@@ -308,14 +308,14 @@ def test_images_of_another_size_are_resized_with_gradients() -> None:
 def test_a_card_that_is_garbled(tmp_path: Path, change: dict[str, object], key: str) -> None:
     made = load_classifier("mnist-cnn")
     told = change if "classifier" in change else {"classifier": made.describe() | change}
-    save_artefact(tmp_path, "classifier", {}, told)
+    save_artifact(tmp_path, "classifier", {}, told)
     with pytest.raises(GapError, match=f"^{tmp_path / 'card.yaml'} is damaged at {key}: .*") as refused:
         load_classifier(tmp_path)
     assert "\n" not in str(refused.value)
 
 
 def test_a_card_that_says_nothing_of_its_classifier(tmp_path: Path) -> None:
-    save_artefact(tmp_path, "classifier", {}, {})
+    save_artifact(tmp_path, "classifier", {}, {})
     with pytest.raises(GapError, match="is damaged at classifier: field required"):
         load_classifier(tmp_path)
 
@@ -326,10 +326,10 @@ def test_code_that_the_user_names_takes_weights_and_facts_of_a_folder(
 ) -> None:
     made = load_classifier(f"{source}:net", **LIKE, mean=[0.5], std=[0.25])
     (tmp_path / "made").mkdir()
-    save_artefact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
     again = load_classifier(f"{source}:net@{tmp_path / 'made'}{behind}")
-    assert again.fingerprint() == made.fingerprint() and again.facts == made.facts
-    assert card_of(again) == tmp_path / "made"
+    assert again.fingerprint() == made.fingerprint() and again.spec == made.spec
+    assert artifact_dir_of(again) == tmp_path / "made"
     images = torch.rand(2, 3, 2, 2)
     assert torch.equal(again(images), made(images))
 
@@ -338,21 +338,21 @@ def test_only_the_card_of_that_very_classifier_is_found(tmp_path: Path) -> None:
     made, other = load_classifier("mnist-cnn"), load_classifier("mnist-cnn")
     for name, each in (("run@b", made), ("b", other)):
         (tmp_path / name).mkdir()
-        save_artefact(tmp_path / name, "classifier", each.network.state_dict(), {"classifier": each.describe()})
+        save_artifact(tmp_path / name, "classifier", each.network.state_dict(), {"classifier": each.describe()})
     weights = f"mnist-cnn@{tmp_path / 'b' / 'model.safetensors'}"
-    assert card_of(load_classifier(tmp_path / "run@b")) == tmp_path / "run@b"
-    assert card_of(load_classifier(weights)) == tmp_path / "b"
-    assert card_of(load_classifier(weights, mean=[0.5], std=[0.5])) is None
-    assert card_of(made) is None
+    assert artifact_dir_of(load_classifier(tmp_path / "run@b")) == tmp_path / "run@b"
+    assert artifact_dir_of(load_classifier(weights)) == tmp_path / "b"
+    assert artifact_dir_of(load_classifier(weights, mean=[0.5], std=[0.5])) is None
+    assert artifact_dir_of(made) is None
 
 
 def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
     trap = tmp_path / "trap.py"
     trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
-    facts = {"channels": 1, "size": [8, 8], "classes": 2, "mean": None, "std": None, "class_names": None}
+    spec = {"channels": 1, "size": [8, 8], "classes": 2, "mean": None, "std": None, "class_names": None}
     card = {
         "kind": "classifier",
-        "classifier": {"name": "mine", "fingerprint": "0", "architecture": f"{trap}:Net", **facts},
+        "classifier": {"name": "mine", "fingerprint": "0", "architecture": f"{trap}:Net", **spec},
     }
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "card.yaml").write_text(yaml.safe_dump(card))

@@ -10,14 +10,14 @@ import torch
 import torchvision
 from torch import Tensor, nn
 
-from gap.classifiers.classifier import Classifier, Facts, load_classifier
+from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifier
 from gap.classifiers.export import export
 from gap.core.errors import GapError
 
 
 @pytest.fixture(scope="module")
 def classifier() -> Classifier:
-    """With norms that have seen something, and a normaliser."""
+    """With norms that have seen something, and a normalizer."""
     torch.manual_seed(0)
     made = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=5)
     made.train()(torch.rand(16, 3, 16, 16))
@@ -47,7 +47,7 @@ def test_torchscript(classifier: Classifier, tmp_path: Path) -> None:
 @pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
 def test_a_state_dict_is_that_of_the_network(classifier: Classifier, suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"net{suffix}"
-    assert "normalised by mean" in export(classifier, path)
+    assert "normalized by mean" in export(classifier, path)
     state = safetensors.torch.load_file(path) if suffix == ".safetensors" else torch.load(path, weights_only=True)
     again = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=5)
     again.network.load_state_dict(state)
@@ -63,8 +63,8 @@ def test_the_libraries_load_the_state_dict_of_theirs(tmp_path: Path) -> None:
         ours = load_classifier(name, classes=5)
         export(ours, tmp_path / f"{library}.pt")
         theirs.load_state_dict(torch.load(tmp_path / f"{library}.pt", weights_only=True))
-        images = torch.rand(2, 3, *ours.facts.size)
-        assert torch.allclose(theirs.eval()(ours.normalised(images)), ours(images), atol=1e-5)
+        images = torch.rand(2, 3, *ours.spec.size)
+        assert torch.allclose(theirs.eval()(ours.normalize(images)), ours(images), atol=1e-5)
 
 
 class Chance(nn.Module):
@@ -76,7 +76,7 @@ class Chance(nn.Module):
 
 @pytest.mark.parametrize("suffix", [".ts", ".onnx"])
 def test_an_export_that_says_something_else_is_not_kept(suffix: str, tmp_path: Path) -> None:
-    odd = Classifier(Chance(), Facts(1, (4, 4), 3), name="odd", architecture="odd")
+    odd = Classifier(Chance(), ClassifierSpec(1, (4, 4), 3), name="odd", architecture="odd")
     with pytest.raises(GapError, match=r"other logits than the network itself|fails on 5 images"):
         export(odd, tmp_path / f"net{suffix}")
     assert not list(tmp_path.iterdir())

@@ -6,8 +6,8 @@ import torch
 from gap.models.generators import make_generator
 from torch import Tensor, nn
 
-from gap.classifiers.classifier import Classifier, Facts, load_classifier
-from gap.classifiers.fuse import Folding, folded
+from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifier
+from gap.classifiers.fuse import FusedCopy, fuse_conv_bn
 
 
 class Net(nn.Module):
@@ -75,7 +75,7 @@ def make(network: nn.Module) -> Classifier:
             module.running_mean = torch.randn(module.num_features)
             module.running_var = torch.rand(module.num_features) + 0.5
             nn.init.normal_(module.weight)
-    return Classifier(network, Facts(3, (16, 16), 5), name="net", architecture="net").eval()
+    return Classifier(network, ClassifierSpec(3, (16, 16), 5), name="net", architecture="net").eval()
 
 
 def norms(network: nn.Module) -> int:
@@ -85,7 +85,7 @@ def norms(network: nn.Module) -> int:
 def test_the_same_function_and_gradient_without_norms() -> None:
     torch.manual_seed(0)
     classifier = make(Net())
-    lean = folded(classifier, 3, classifier.facts.size)
+    lean = fuse_conv_bn(classifier, 3, classifier.spec.size)
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
     values = [network(images).logsumexp(dim=1).sum() for network in (classifier, lean)]
     gradients = [torch.autograd.grad(value, images)[0] for value in values]
@@ -112,14 +112,14 @@ def test_the_same_function_and_gradient_without_norms() -> None:
 def test_what_cannot_be_folded_is_left(kind: Any) -> None:
     torch.manual_seed(0)
     classifier = make(kind())
-    assert folded(classifier, classifier.facts.channels, classifier.facts.size) is classifier
+    assert fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size) is classifier
 
 
 def test_the_classifier_is_left_as_it_was() -> None:
     classifier = make(Net()).train()
     classifier.network.bn1.eval()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
-    folded(classifier, 3, (16, 16))
+    fuse_conv_bn(classifier, 3, (16, 16))
     assert classifier.training and not classifier.network.bn1.training
     assert all(weight.requires_grad for weight in classifier.parameters())
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
@@ -127,7 +127,7 @@ def test_the_classifier_is_left_as_it_was() -> None:
 
 def test_nothing_to_fold() -> None:
     classifier = load_classifier("mnist-cnn")
-    assert folded(classifier, classifier.facts.channels, classifier.facts.size) is classifier
+    assert fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size) is classifier
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet18-narrow", "timm:mobilenetv3_small_050@none"])
@@ -135,25 +135,25 @@ def test_real_networks(name: str) -> None:
     torch.manual_seed(0)
     classifier = make(load_classifier(name, channels=3, size=(32, 32), classes=5).network)
     images = torch.rand(2, 3, 32, 32)
-    lean = folded(classifier, 3, classifier.facts.size)
+    lean = fuse_conv_bn(classifier, 3, classifier.spec.size)
     assert norms(lean) == 0
     torch.testing.assert_close(lean(images), classifier(images), rtol=1e-2, atol=1e-3)
 
 
 def test_a_generator_is_folded_too() -> None:
     torch.manual_seed(0)
-    network = make_generator(1, encoder="strided-32", decoder=[16, 8], fold=2)
+    network = make_generator(1, encoder="strided-32", decoder=[16, 8], pixel_unshuffle=2)
     network(torch.rand(8, 1, 28, 28))
-    lean = folded(network.eval(), 1, (28, 28))
+    lean = fuse_conv_bn(network.eval(), 1, (28, 28))
     images = torch.rand(3, 1, 28, 28)
     assert norms(network) > 0 == norms(lean)
     torch.testing.assert_close(lean(images), network(images), rtol=1e-3, atol=1e-4)
 
 
-def test_the_twin_follows_training() -> None:
+def test_the_fused_copy_follows_training() -> None:
     torch.manual_seed(0)
     classifier = make(load_classifier("cifar-resnet18-narrow", channels=3, size=(32, 32), classes=5).network)
-    folding = Folding(classifier, 3, (32, 32))
+    folding = FusedCopy(classifier, 3, (32, 32))
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
     for _ in range(3):
         classifier.train()(torch.rand(8, 3, 32, 32)).square().mean().backward()
@@ -161,5 +161,5 @@ def test_the_twin_follows_training() -> None:
         optimizer.zero_grad()
     images = torch.rand(2, 3, 32, 32)
     stale = folding.lean(images)
-    torch.testing.assert_close(folding.fresh()(images), classifier.eval()(images), rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(folding.refresh()(images), classifier.eval()(images), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(stale, classifier(images), rtol=1e-1, atol=1e-2)

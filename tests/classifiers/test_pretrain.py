@@ -5,24 +5,26 @@ import torch
 from PIL import Image
 
 from gap.classifiers.classifier import load_classifier
-from gap.classifiers.pretrain import PretrainOptions, StandardJob, pretrain
-from gap.classifiers.task import DataOptions, load_setting
+from gap.classifiers.pretrain import ClassifierTraining, PretrainOptions, pretrain
+from gap.classifiers.task import DataOptions, load_task
 from gap.core.errors import GapError
 from gap.data.registry import load_data
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import TrainingMachineOptions, make_accelerator
-from gap.training.task import adam
-from gap.training.trainer import Plan, train
+from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.task import with_adamw
+from gap.training.trainer import TrainSchedule, train
 
 
 def test_a_classifier_learns_digits(tmp_path) -> None:
-    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
+    machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
     data = load_data("mnist-5k")
     classifier = load_classifier("mnist-cnn")
-    job = StandardJob(adam(classifier, 3e-3), smoothing=0.05, augmentation=make_augmentation((28, 28), shift=1))
-    figures = train(job, data.train, data.validation, Plan(epochs=0.6, batch_size=64), tmp_path, machine)
-    assert set(figures) == {"accuracy"}
-    assert figures["accuracy"] > 0.8
+    training = ClassifierTraining(
+        with_adamw(classifier, 3e-3), label_smoothing=0.05, augmentation=make_augmentation((28, 28), shift=1)
+    )
+    metrics = train(training, data.train, data.validation, TrainSchedule(epochs=0.6, batch_size=64), tmp_path, machine)
+    assert set(metrics) == {"accuracy"}
+    assert metrics["accuracy"] > 0.8
 
 
 def test_one_step_reports_loss_and_accuracy_and_moves_the_weights() -> None:
@@ -31,13 +33,13 @@ def test_one_step_reports_loss_and_accuracy_and_moves_the_weights() -> None:
     images, labels = torch.rand(8, 1, 28, 28), torch.arange(8)
     with torch.no_grad():
         logits = classifier(images)
-    job = StandardJob(adam(classifier, 1e-3), smoothing=0.1, augmentation=torch.nn.Identity())
+    training = ClassifierTraining(with_adamw(classifier, 1e-3), label_smoothing=0.1, augmentation=torch.nn.Identity())
     before = classifier.fingerprint()
-    figures = job.step(images, labels, torch.Tensor.backward)
+    metrics = training.training_step(images, labels, torch.Tensor.backward)
     logs = logits.log_softmax(dim=1)
     expected = -(0.9 * logs[torch.arange(8), labels] + 0.1 * logs.mean(dim=1)).mean()
-    assert figures["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
-    assert figures["accuracy"].item() == (logits.argmax(dim=1) == labels).float().mean().item()
+    assert metrics["loss"].item() == pytest.approx(expected.item(), abs=1e-5)
+    assert metrics["accuracy"].item() == (logits.argmax(dim=1) == labels).float().mean().item()
     assert classifier.fingerprint() != before
 
 
@@ -55,6 +57,6 @@ def test_pretrain_on_class_folders_leaves_a_classifier_that_knows_their_names(tm
     card = pretrain(options, tmp_path / "made").card
     assert card["classifier"]["class_names"] == ["9", "10"]
     made = str(tmp_path / "made")
-    assert load_classifier(made).facts.class_names == ("9", "10")
+    assert load_classifier(made).spec.class_names == ("9", "10")
     with pytest.raises(GapError, match="made does not know '11' "):
-        load_setting([made], DataOptions(data=class_folders(tmp_path / "other", "9", "11")))
+        load_task([made], DataOptions(data=class_folders(tmp_path / "other", "9", "11")))

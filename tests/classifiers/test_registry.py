@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from gap.classifiers.classifier import card_of, load_classifier
-from gap.classifiers.registry import is_code, is_fresh, split_name
-from gap.core.artifact import save_artefact
+from gap.classifiers.classifier import artifact_dir_of, load_classifier
+from gap.classifiers.registry import is_untrained, runs_user_code, split_name
+from gap.core.artifact import save_artifact
 from gap.core.errors import GapError
 
 SOURCE = "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
@@ -85,25 +85,25 @@ def test_code_and_weights_in_a_folder_with_separators_in_its_name_are_loaded(her
 
 
 @pytest.mark.parametrize("folder", ["me@lab", "a:b", "x.py:make"])
-def test_an_artefact_in_a_folder_with_separators_in_its_name_is_loaded(here: Path, folder: str) -> None:
+def test_an_artifact_in_a_folder_with_separators_in_its_name_is_loaded(here: Path, folder: str) -> None:
     made = load_classifier("mnist-cnn")
     Path(folder).mkdir()
-    save_artefact(Path(folder), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(Path(folder), "classifier", made.network.state_dict(), {"classifier": made.describe()})
     for name in (folder, f"mnist-cnn@{folder}/model.safetensors"):
         loaded = load_classifier(name)
         assert loaded.fingerprint() == made.fingerprint()
-        assert card_of(loaded) == Path(folder)
-        assert not is_code(split_name(name)[0])
+        assert artifact_dir_of(loaded) == Path(folder)
+        assert not runs_user_code(split_name(name)[0])
 
 
 @pytest.mark.parametrize("name", ["a:b", "C:\\runs\\mine", "net.py:make", "package.module:make"])
 def test_is_code_of_what_does_not_exist_expects_code(here: Path, name: str) -> None:
-    assert is_code(name)
+    assert runs_user_code(name)
 
 
 def test_is_fresh_splits_at_the_architecture() -> None:
-    assert is_fresh("torchvision:resnet18@none")
-    assert not is_fresh("torchvision:resnet18@me@none")
+    assert is_untrained("torchvision:resnet18@none")
+    assert not is_untrained("torchvision:resnet18@me@none")
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_names_that_mean_nothing_are_refused_in_a_line(here: Path, name: str, me
 def test_a_classifier_with_weights_behind_it_that_says_itself_which_it_is(here: Path) -> None:
     made = load_classifier("mnist-cnn")
     Path("run").mkdir()
-    save_artefact(Path("run"), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(Path("run"), "classifier", made.network.state_dict(), {"classifier": made.describe()})
     with pytest.raises(GapError, match=r"run says itself which network it is; leave out @w\.pt"):
         load_classifier("run@w.pt")
 

@@ -1,4 +1,4 @@
-"""The command line in this process, and small artefacts that it made."""
+"""The command line in this process, and small artifacts that it made."""
 
 import io
 import os
@@ -18,7 +18,7 @@ SMALL = (
     "--batch-size=64",
     "--set=generator.decoder=[16,16]",
     "--set=generator.encoder=strided-32",
-    "--set=generator.fold=4",
+    "--set=generator.pixel_unshuffle=4",
 )
 
 NETWORKS = """
@@ -26,7 +26,7 @@ from torch import nn
 
 
 class Net(nn.Module):
-    # Takes grey or colour pictures of any size, and has learned nothing.
+    # Takes gray or color pictures of any size, and has learned nothing.
 
     def __init__(self, say=lambda logits: logits):
         super().__init__()
@@ -73,7 +73,7 @@ def mean():
     return Mean()
 
 
-def colour():
+def color():
     return nn.Sequential(nn.Conv2d(3, 10, 28), nn.Flatten())
 """
 
@@ -134,10 +134,10 @@ def small() -> tuple[str, ...]:
 
 @pytest.fixture(scope="session")
 def made(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes an artefact, or fails saying why."""
+    """Makes an artifact, or fails saying why."""
 
     def make(name: str, *arguments: str | os.PathLike[str]) -> Path:
-        folder = tmp_path_factory.mktemp("artefacts") / name
+        folder = tmp_path_factory.mktemp("artifacts") / name
         ended = run(*arguments, "--out", folder)
         assert ended.code == 0, ended.err
         return folder
@@ -164,7 +164,9 @@ def universal(made: Callable[..., Path], classifier: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def direct(made: Callable[..., Path], classifier: Path) -> Path:
-    return made("direct", "train", "--classifier", classifier, "--direct", "--magnitude=l2:3", "--epochs=0.3", *SMALL)
+    return made(
+        "direct", "train", "--classifier", classifier, "--unbounded", "--target-norm=l2:3", "--epochs=0.3", *SMALL
+    )
 
 
 @pytest.fixture

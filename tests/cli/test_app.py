@@ -10,20 +10,20 @@ from typing import Any
 import pytest
 import torch
 
-from gap.cli import demo_sections as acts
+from gap.cli import demo_sections as sections
 from gap.cli.commands import configs
 from gap.core.errors import GapError
-from gap.core.process import Stopped
+from gap.core.process import TrainingInterrupted
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_in_the_demo_ends_it_in_one_line(
     run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, number: signal.Signals
 ) -> None:
-    def stopped(options: object, folder: Path, listeners: object, resume: bool) -> None:
-        raise Stopped(3, 9, folder, number)
+    def stopped(options: object, folder: Path, callbacks: object, resume: bool) -> None:
+        raise TrainingInterrupted(3, 9, folder, number)
 
-    monkeypatch.setattr(acts, "pretrain", stopped)
+    monkeypatch.setattr(sections, "pretrain", stopped)
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 128 + number
     assert ended.warnings == [

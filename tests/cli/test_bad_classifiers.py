@@ -37,7 +37,7 @@ def test_class_counts_that_do_not_match(
     [
         ("nan", "NaN"),
         ("spatial", "(2, 10, 1, 1)"),
-        ("colour", "fails on 2 images of 1x28x28"),
+        ("color", "fails on 2 images of 1x28x28"),
         ("needy", "without arguments"),
         ("number", "int, not a torch.nn.Module"),
         ("sofmax", "did you mean softmax"),

@@ -1,4 +1,4 @@
-"""Folders: artefacts that are damaged or of another kind, and outputs that cannot or must not be written."""
+"""Folders: artifacts that are damaged or of another kind, and outputs that cannot or must not be written."""
 
 import errno
 import json
@@ -15,7 +15,7 @@ import yaml
 from PIL import Image
 
 from gap.core import files
-from gap.core.artifact import MARK
+from gap.core.artifact import MARKER_FILE
 
 
 @contextmanager
@@ -30,14 +30,14 @@ def largest_file(size: int) -> Iterator[None]:
 
 
 def test_an_attack_is_no_classifier(run: Callable[..., Any], per_image: Path, classifier: Path, tmp_path: Path) -> None:
-    assert "holds a thresholded generator" in run("inspect", per_image).complaint
-    assert "holds a thresholded generator" in run("inspect", f"mnist-cnn@{per_image}").complaint
+    assert "holds a bounded_generator" in run("inspect", per_image).complaint
+    assert "holds a bounded_generator" in run("inspect", f"mnist-cnn@{per_image}").complaint
     assert "leave out cifar-resnet18@" in run("inspect", f"cifar-resnet18@{classifier}").complaint
     assert "holds a classifier" in run("perturb", classifier, tmp_path, "--out", tmp_path / "out").complaint
     assert not (tmp_path / "out").exists()
 
 
-def test_an_artefact_of_another_size_and_classifier_goes_on(
+def test_an_artifact_of_another_size_and_classifier_goes_on(
     run: Callable[..., Any], networks: Path, per_image: Path, universal: Path, tmp_path: Path
 ) -> None:
     given = ["--classifier", f"{networks}:Net", "--input=1x32x32", "--images=20", "--json", tmp_path / "table.json"]
@@ -49,11 +49,11 @@ def test_an_artefact_of_another_size_and_classifier_goes_on(
         assert sum(f"{folder} was trained against" in line for line in ended.warnings) == 1
 
 
-@pytest.mark.parametrize("artefact", ["per_image", "universal", "direct"])
-def test_an_artefact_of_other_channels(
-    run: Callable[..., Any], request: pytest.FixtureRequest, networks: Path, artefact: str, tmp_path: Path
+@pytest.mark.parametrize("artifact", ["per_image", "universal", "direct"])
+def test_an_artifact_of_other_channels(
+    run: Callable[..., Any], request: pytest.FixtureRequest, networks: Path, artifact: str, tmp_path: Path
 ) -> None:
-    folder = request.getfixturevalue(artefact)
+    folder = request.getfixturevalue(artifact)
     given = ["--classifier", f"{networks}:Net", "--input=3x28x28", "--images=20", "--json", tmp_path / "table.json"]
     ended = run("evaluate", folder, *given)
     assert ended.code == 2 and "Traceback" not in ended.err
@@ -79,7 +79,7 @@ def test_a_classifier_that_changed_or_went(
     assert row["before"] is None and row["linf"] > 0
 
 
-def test_an_artefact_cut_short(run: Callable[..., Any], per_image: Path, classifier: Path, tmp_path: Path) -> None:
+def test_an_artifact_cut_short(run: Callable[..., Any], per_image: Path, classifier: Path, tmp_path: Path) -> None:
     for whole, given in ((per_image, [classifier]), (classifier, [])):
         cut = tmp_path / whole.name
         shutil.copytree(whole, cut)
@@ -140,12 +140,12 @@ def test_an_output_can_be_written_again_and_strange_files_stay(
         ("budget", "linf:much"),
         ("generator", "unet"),
         ("generator", {"decodr": [16]}),
-        ("generator", {"fold": "four"}),
+        ("generator", {"pixel_unshuffle": "four"}),
         ("generator", {"encoder": "vgg99"}),
         ("channels", "many"),
         ("size", 28),
         ("classifiers", []),
-        ("goal", None),
+        ("criterion", None),
     ],
 )
 def test_a_card_that_is_garbled(
@@ -208,4 +208,4 @@ def test_no_space_for_pictures(run: Callable[..., Any], per_image: Path, tmp_pat
     with largest_file(100):
         ended = run("perturb", per_image, tmp_path / "picture.png", "--out", tmp_path / "out")
     assert "picture.png" in ended.complaint and "space" in ended.complaint
-    assert [path.name for path in (tmp_path / "out").iterdir()] == [MARK]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == [MARKER_FILE]

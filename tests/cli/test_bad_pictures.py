@@ -32,17 +32,17 @@ def pictures(tmp_path: Path) -> Path:
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = Image.effect_noise((40, 30), 80)
-    colour = Image.merge("RGB", [noise, noise.rotate(180), noise])
-    noise.save(folder / "good-grey.png")
-    colour.save(folder / "good-colour.png")
-    colour.convert("CMYK").save(folder / "good-cmyk.jpg")
-    colour.convert("RGBA").save(folder / "good-alpha.png")
-    colour.convert("P").save(folder / "good-palette.png")
+    color = Image.merge("RGB", [noise, noise.rotate(180), noise])
+    noise.save(folder / "good-gray.png")
+    color.save(folder / "good-color.png")
+    color.convert("CMYK").save(folder / "good-cmyk.jpg")
+    color.convert("RGBA").save(folder / "good-alpha.png")
+    color.convert("P").save(folder / "good-palette.png")
     noise.convert("1").save(folder / "good-bits.png")
     noise.convert("I;16").save(folder / "good-16-bit.png")
     noise.crop((0, 0, 1, 1)).save(folder / "good-pixel.png")
     noise.save(folder / "good-frames.gif", save_all=True, append_images=[noise.rotate(90)])
-    whole = (folder / "good-colour.png").read_bytes()
+    whole = (folder / "good-color.png").read_bytes()
     (folder / "bad-truncated.png").write_bytes(whole[: len(whole) // 2])
     (folder / "bad-huge.png").write_bytes(huge_png())
     (folder / "bad-text.png").write_text("this is no picture")
@@ -50,11 +50,11 @@ def pictures(tmp_path: Path) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("artefact", ["per_image", "universal", "direct"])
+@pytest.mark.parametrize("artifact", ["per_image", "universal", "direct"])
 def test_bad_pictures_are_left_out_and_good_ones_done(
-    run: Callable[..., Any], request: pytest.FixtureRequest, pictures: Path, tmp_path: Path, artefact: str
+    run: Callable[..., Any], request: pytest.FixtureRequest, pictures: Path, tmp_path: Path, artifact: str
 ) -> None:
-    ended = run("perturb", request.getfixturevalue(artefact), pictures, "--out", tmp_path / "out")
+    ended = run("perturb", request.getfixturevalue(artifact), pictures, "--out", tmp_path / "out")
     assert ended.code == 0, ended.err
     good = sorted(path.stem for path in pictures.glob("good-*"))
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]

@@ -89,7 +89,7 @@ def test_a_checkpoint_cut_short(run: Callable[..., Any], unfinished: Path, kept:
 def test_a_checkpoint_that_carries_code(
     run: Callable[..., Any], unfinished: Path, tmp_path: Path, evil: object, save: Callable[[object, Path], None]
 ) -> None:
-    save({"step": 1, "players": {}, "job": evil}, unfinished / "checkpoint.pt")
+    save({"step": 1, "modules": {}, "training": evil}, unfinished / "checkpoint.pt")
     complaint = run("train", "--resume", "--out", unfinished).complaint
     assert "checkpoint.pt" in complaint and "not opened" in complaint
     assert not (tmp_path / "ran").exists()

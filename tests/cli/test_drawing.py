@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gap.cli.drawing import Easel
+from gap.cli.drawing import DrawingProgressBar
 from gap.data.registry import load_data
-from gap.imagery.optimize import DrawingProgress
+from gap.imagery.optimize import OptimizationProgress
 from gap.report.pictures import save_image, to_image
 
 
@@ -26,7 +26,9 @@ def digit(tmp_path: Path) -> Path:
 
 def test_traverse(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
     out = tmp_path / "walk.gif"
-    ended = run("traverse", classifier, digit, "--beside", "mnist-cnn", "--to=0", "--steps=8", "--out", out)
+    ended = run(
+        "traverse", classifier, digit, "--compare-with", "mnist-cnn", "--target-class=0", "--steps=8", "--out", out
+    )
     assert ended.code == 0, ended.err
     assert "digit.png" in ended.out and "within l2:7" in ended.out
     said = [line for line in ended.out.splitlines() if "->" in line]
@@ -40,7 +42,7 @@ def test_where_a_walk_ends_short_of_its_class_it_says_so(
     run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path
 ) -> None:
     for budget, steps, short in (("l2:0.01", 1, True), ("l2:12", 40, False)):
-        given = ["--to=0", f"--budget={budget}", f"--steps={steps}", "--out", tmp_path / "walk.gif"]
+        given = ["--target-class=0", f"--budget={budget}", f"--steps={steps}", "--out", tmp_path / "walk.gif"]
         assert ("(not 0, " in run("traverse", classifier, digit, *given).out) == short
 
 
@@ -53,8 +55,8 @@ def test_no_drawing_takes_the_place_of_a_picture_it_is_made_from(
         ["stylize", *pictures, "--out", pictures[0]],
         ["stylize", *pictures, "--out", pictures[1]],
         ["texture", pictures[1], "--out", pictures[1]],
-        ["visualize", NET, "logit:0", "--start", pictures[0], "--out", pictures[0]],
-        ["traverse", classifier, frames, "--to=0", "--out", tmp_path / "walk.mp4"],
+        ["visualize", NET, "logit:0", "--init", pictures[0], "--out", pictures[0]],
+        ["traverse", classifier, frames, "--target-class=0", "--out", tmp_path / "walk.mp4"],
     ]
     for arguments in given:
         ended = run(*arguments)
@@ -66,18 +68,28 @@ def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
     run: Callable[..., Any], classifier: Path, digit: Path, networks: Path, tmp_path: Path
 ) -> None:
     own = f"{networks}:mean"
-    ended = run("traverse", classifier, digit, "--beside", own, "--to=0", "--steps=2", "--out", tmp_path / "walk.gif")
+    ended = run(
+        "traverse",
+        classifier,
+        digit,
+        "--compare-with",
+        own,
+        "--target-class=0",
+        "--steps=2",
+        "--out",
+        tmp_path / "walk.gif",
+    )
     assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--to=11", "--out=walk.gif"), "knows the classes 0 to 9, not 11"),
-        (("--to=zero", "--out=walk.gif"), "unknown class 'zero'"),
-        (("--to=0", "--out=walk.avi"), "end it in .mp4 or .gif"),
-        (("--to=0", "--out=walk.gif", "--budget=l2:40"), "allows every picture"),
-        (("--to=0", "--out=walk.gif", "--beside=efficientnet-lite0"), "differ in channels or classes"),
+        (("--target-class=11", "--out=walk.gif"), "knows the classes 0 to 9, not 11"),
+        (("--target-class=zero", "--out=walk.gif"), "unknown class 'zero'"),
+        (("--target-class=0", "--out=walk.avi"), "end it in .mp4 or .gif"),
+        (("--target-class=0", "--out=walk.gif", "--budget=l2:40"), "allows every picture"),
+        (("--target-class=0", "--out=walk.gif", "--compare-with=efficientnet-lite0"), "differ in channels or classes"),
     ],
 )
 def test_mistakes(
@@ -117,7 +129,7 @@ def test_stylize_with_two_styles_masks_and_another_content_network(
 ) -> None:
     content, style = pictures
     given = ["--backbone", NET, "--content-backbone", NET, "--layers=relu2_x,relu3_x", "--content-layers=relu4_x"]
-    more = ["--weights=2,1", "--mask", content, "--mask", content, "--keep-colours", "--optimiser=adam"]
+    more = ["--weights=2,1", "--mask", content, "--mask", content, "--keep-colors", "--optimizer=adam"]
     out = tmp_path / "s.png"
     ended = run("stylize", content, style, style, *given, *more, "--size=32", "--evaluations=3", "--out", out)
     assert ended.code == 0, ended.err
@@ -158,11 +170,11 @@ def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) 
     [
         (["logit:3", "layer2:0-2,5"], 5),
         (["layer1:0", "--prior=natural", "--size=16"], 1),
-        (["layer1:0,2@centre"], 2),
-        (["layer1:0,2", "--each=2", "--diversity=1"], 4),
+        (["layer1:0,2@center"], 2),
+        (["layer1:0,2", "--samples=2", "--diversity=1"], 4),
         (["layer1:0", "--jitter=2", "--pad=2", "--crop=3"], 1),
         (["relu2_x", "layer2", "--invert", "style.png"], 3),
-        (["logit:0", "--start", "style.png", "--budget=l2:1"], 1),
+        (["logit:0", "--init", "style.png", "--budget=l2:1"], 1),
         (["logit:cat,Ship"], 2),
     ],
 )
@@ -192,17 +204,17 @@ def test_visualize(
         ),
         (["stylize", "content.png", "style.png", "--lr=-1"], "a positive lr"),
         (["stylize", "content.png", "style.png", "--mask=style.png"], "of another shape than the content (32 x 23)"),
-        (["stylize", "content.png", "style.png", "--start=gone.png"], "gone.png does not exist"),
+        (["stylize", "content.png", "style.png", "--init=gone.png"], "gone.png does not exist"),
         (
-            ["stylize", "content.png", "style.png", "--grid", "--style-weight=3"],
-            "--grid does not go with --style-weigh",
+            ["stylize", "content.png", "style.png", "--grid-search", "--style-weight=3"],
+            "--grid-search does not go with --style-weigh",
         ),
-        (["stylize", "content.png", "style.png", "--fast=x", "--grid"], "--fast does not go with --"),
+        (["stylize", "content.png", "style.png", "--fast=x", "--grid-search"], "--fast does not go with --grid-search"),
         (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2", "--invert=style.png", "--pad=2"], "--invert begins at noise"),
-        (["visualize", NET, "layer2", "--invert=style.png", "--each=2"], "--invert begins at noise"),
-        (["visualize", NET, "layer2:0-3", "--diversity=1"], "ask for several, as --each 4"),
+        (["visualize", NET, "layer2", "--invert=style.png", "--samples=2"], "--invert begins at noise"),
+        (["visualize", NET, "layer2:0-3", "--diversity=1"], "ask for several, as --samples 4"),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "logit:cow"], "unknown class 'cow'"),
@@ -239,7 +251,7 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
 def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sweep.png"
     given = ["--budget=l2:0.5", "--images=4", "--steps=1", "--evaluations=2", "--size=28", "--content", digit]
-    ended = run("layers", classifier, *given, "--style", digit, "--sweep", sheet)
+    ended = run("layers", classifier, *given, "--style", digit, "--layer-sweep", sheet)
     assert ended.code == 0, ended.err
     assert [line.split(": R ")[0] for line in ended.err.splitlines() if ": R " in line] == [
         f"{classifier} 1",
@@ -247,13 +259,13 @@ def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path
     ]
     with Image.open(sheet) as drawn:
         assert drawn.width > 300
-    assert "need" in run("layers", classifier, *given, "--sweep", sheet).complaint
+    assert "need" in run("layers", classifier, *given, "--layer-sweep", sheet).complaint
 
 
 def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
     out = tmp_path / "s.png"
     given = ["--backbone", NET, "--size=32", "--evaluations=2", "--out", out]
-    ended = run("stylize", *pictures, "--grid", *given)
+    ended = run("stylize", *pictures, "--grid-search", *given)
     assert ended.code == 0, ended.err
     rows = json.loads((tmp_path / "s-grid" / "table.json").read_text())["rows"]
     assert len(rows) == 9 and all(row["score"] == row["content"] + row["style"] for row in rows)
@@ -294,13 +306,13 @@ def interruptible() -> Iterator[None]:
 def test_a_drawing_that_a_signal_ends_is_kept(
     run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def ended_in_the_middle(self: Easel, progress: DrawingProgress) -> None:
+    def ended_in_the_middle(self: DrawingProgressBar, progress: OptimizationProgress) -> None:
         listen(self, progress)
         if progress.step == 2:
             signal.raise_signal(number)
 
-    listen, before = Easel.__call__, signal.getsignal(number)
-    monkeypatch.setattr(Easel, "__call__", ended_in_the_middle)
+    listen, before = DrawingProgressBar.__call__, signal.getsignal(number)
+    monkeypatch.setattr(DrawingProgressBar, "__call__", ended_in_the_middle)
     out = tmp_path / "s.png"
     ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
     assert ended.code == 128 + number and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
@@ -319,12 +331,12 @@ def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_
     given = ["--input=1x28x28", "--mean=0.1", "--std=0.3", "--evaluations=2", "--size=28"]
     ended = run("stylize", digit, digit, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
     assert ended.code == 0, ended.err
-    assert "loses its colours" not in ended.err
+    assert "loses its colors" not in ended.err
     with Image.open(tmp_path / "s.png") as drawn:
         assert drawn.mode == "L"
     Image.new("RGB", (28, 28), "red").save(red := tmp_path / "red.png")
     ended = run("stylize", digit, red, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
-    assert ended.code == 0 and f"{red} loses its colours" in ended.err
+    assert ended.code == 0 and f"{red} loses its colors" in ended.err
 
 
 def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
@@ -340,7 +352,7 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
         "--backbone=drawing-hardened",
     ]
     more = [
-        "--judge=cifar-resnet18-narrow",
+        "--metric-network=cifar-resnet18-narrow",
         "--weights=3,300",
         "--precision=bf16",
         "--ablation=smoothed",

@@ -11,13 +11,14 @@ import pytest
 import torch
 import yaml
 
-from gap.attacks.generator.train import IMAGES
-from gap.core.artifact import CHECKPOINT
+from gap.attacks.generator.train import DEFAULT_TRAINING_IMAGES
+from gap.cli.commands.judge import _note
+from gap.core.artifact import CHECKPOINT, open_artifact, save_artifact
 from gap.hardening.train import HardenOptions, harden
-from gap.training.trainer import Progress, Stopped
+from gap.training.trainer import TrainingInterrupted, TrainingProgress
 
 QUICK = ("--budget=linf:0.2", "--batch-size=64")
-SMALL = {"encoder": "strided-32", "decoder": [16], "fold": 4}
+SMALL = {"encoder": "strided-32", "decoder": [16], "pixel_unshuffle": 4}
 
 
 @pytest.fixture(scope="module")
@@ -31,8 +32,10 @@ def hardened(made: Callable[..., Path], classifier: Path) -> Path:
 def test_a_hardened_classifier_withstands_more(run: Callable[..., Any], classifier: Path, hardened: Path) -> None:
     card = yaml.safe_load((hardened / "card.yaml").read_text())
     assert card["kind"] == "classifier"
-    assert card["hardened"]["mix"] == pytest.approx({"generator-start": 1 / 1.6, "universal": 0.1875, "fgsm": 0.1875})
-    assert card["figures"]["validation"]["probe_accuracy"] == card["hardened"]["probe_accuracy"] > 0
+    assert card["adversarial_training"]["attacks"] == pytest.approx(
+        {"generator-start": 1 / 1.6, "universal": 0.1875, "fgsm": 0.1875}
+    )
+    assert card["metrics"]["validation"]["val_pgd_accuracy"] == card["adversarial_training"]["val_pgd_accuracy"] > 0
     ended = run(
         "evaluate", "pgd:steps=10", "--budget=linf:0.1", "--images=200", "--json", hardened / "table.json",
         "--classifier", classifier, "--classifier", hardened,
@@ -49,7 +52,7 @@ def test_a_budget_that_leaves_nothing_to_learn(run: Callable[..., Any], tmp_path
         "--budget=linf:0.95",
         "--attack=pgd",
         "--epochs=0.5",
-        "--warmup=0",
+        "--epsilon-warmup=0",
         "--out",
         tmp_path / "hard",
     )
@@ -68,15 +71,15 @@ def test_generators_come_from_what_gap_train_left(
     run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, tmp_path: Path
 ) -> None:
     given = ("harden", classifier, *QUICK, "--epochs=0.3", "--out", tmp_path / "hard")
-    ended = run(*given, f"--attack=generator-start@{per_image}", "--attack=trades", "--renew=0.1")
+    ended = run(*given, f"--attack=generator-start@{per_image}", "--attack=trades", "--reset-every=0.1")
     assert ended.code == 0, ended.err
     card = yaml.safe_load((tmp_path / "hard" / "card.yaml").read_text())
-    assert card["hardened"]["mix"] == {f"generator-start@{per_image}": 0.5, "trades": 0.5}
+    assert card["adversarial_training"]["attacks"] == {f"generator-start@{per_image}": 0.5, "trades": 0.5}
     assert (
         "name a folder for each"
-        in run(*given, "--overwrite", f"--attack=generator@{per_image}", "--generators=2").complaint
+        in run(*given, "--overwrite", f"--attack=generator@{per_image}", "--num-generators=2").complaint
     )
-    assert "holds a universal perturbation" in run(*given, "--overwrite", f"--attack=generator@{universal}").complaint
+    assert "holds a universal_perturbation" in run(*given, "--overwrite", f"--attack=generator@{universal}").complaint
 
 
 def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], hardened: Path, tmp_path: Path) -> None:
@@ -93,26 +96,37 @@ def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], harde
 
 def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
     ended = run(
-        "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--twin", classifier,
+        "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--surrogate", classifier,
         "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive=1280",
         "--json", tmp_path / "judged.json", "--strict",
     )  # fmt: skip
     assert ended.code == 0, ended.err + ended.out
     found = json.loads((tmp_path / "judged.json").read_text())
-    assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "gate", "verdict"}
+    assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "checks", "verdict"}
     assert 0 < found["robust_accuracy"] < found["clean_accuracy"] <= 1
     learned = ["uap-sgd:images_seen=500", *(f"adaptive {kind} (1280 images)" for kind in ("generator", "universal"))]
     assert list(found["attacks"])[2:] == ["pgd", "noise", *learned, f"pgd on {classifier}"]
-    assert found["unchecked"] == []
+    assert found["not_evaluated"] == []
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
-    assert all(check.keys() == {"check", "passed", "evidence"} for check in found["gate"])
-    (transfer,) = [check["evidence"] for check in found["gate"] if check["check"].startswith("transfer")]
+    assert all(check.keys() == {"name", "passed", "details"} for check in found["checks"])
+    (transfer,) = [check["details"] for check in found["checks"] if check["name"].startswith("transfer")]
     assert float(transfer.partition("which reads ")[2].partition("%")[0]) > 80
     card = yaml.safe_load((hardened / "card.yaml").read_text())
-    assert card["judged at linf:0.1, fast, 60 images of mnist-5k"]["robust_accuracy"] == found["robust_accuracy"]
+    assert card["robustness_evaluations"][-1]["robust_accuracy"] == found["robust_accuracy"]
 
 
-@pytest.mark.parametrize(("given", "images"), [([], IMAGES), (["--adaptive=500"], 500), (["--fast"], None)])
+def test_a_card_keeps_the_last_judgment_of_each_kind(tmp_path: Path) -> None:
+    save_artifact(tmp_path, "classifier", {"weight": torch.zeros(1)}, {})
+    kind = {"budget": "linf:0.1", "autoattack": ["apgd-ce"], "images": 60, "data": "mnist-5k"}
+    for change, robust in (({}, 0.1), ({"images": 70}, 0.2), ({"budget": "linf:0.2"}, 0.3), ({}, 0.4)):
+        _note(tmp_path, {**kind, **change, "robust_accuracy": robust})
+    noted = open_artifact(tmp_path).card["robustness_evaluations"]
+    assert [each["robust_accuracy"] for each in noted] == [0.2, 0.3, 0.4]
+
+
+@pytest.mark.parametrize(
+    ("given", "images"), [([], DEFAULT_TRAINING_IMAGES), (["--adaptive=500"], 500), (["--fast"], None)]
+)
 def test_what_learns_against_it(
     run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], images: int | None
 ) -> None:
@@ -170,26 +184,29 @@ def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
             "batch_size": 128,
             "attack": ["generator-start", "universal", "pgd"],
             "generator": SMALL,
-            "warmup": 0.1,
-            "probed": 7,
+            "epsilon_warmup": 0.1,
+            "val_images": 7,
         }
     )
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir()
     broken.mkdir()
 
-    def interrupt(progress: Progress) -> None:
-        if progress.judged:
+    def interrupt(progress: TrainingProgress) -> None:
+        if progress.validation_metrics:
             os.kill(os.getpid(), signal.SIGINT)
 
     one = harden(options, whole)
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         harden(options, broken, [interrupt])
     assert (broken / CHECKPOINT).is_file()
     two = harden(options, broken, resume=True)
-    sevenths = 7 * one.card["figures"]["validation"]["accuracy"]
+    sevenths = 7 * one.card["metrics"]["validation"]["accuracy"]
     assert sevenths == pytest.approx(round(sevenths)), "the probe looks at seven images"
-    assert one.card["figures"] == two.card["figures"] and one.card["hardened"] == two.card["hardened"]
+    assert (
+        one.card["metrics"] == two.card["metrics"]
+        and one.card["adversarial_training"] == two.card["adversarial_training"]
+    )
     for name, tensor in one.tensors().items():
         assert torch.equal(tensor, two.tensors()[name])
 
@@ -208,9 +225,10 @@ def test_a_network_of_ones_own_goes_through_the_whole_chain(run: Callable[..., A
     assert standard == f"{source}:make@{tmp_path / 'standard'}"
     ended = run("harden", standard, *QUICK, "--attack=pgd", "--epochs=0.5", "--out", tmp_path / "hardened")
     assert ended.code == 0, ended.err
-    ended = run("judge", ended.out.splitlines()[-1], "--budget=linf:0.02", "--images=60", "--fast", "--twin", standard)
-    assert ended.code == 0, ended.err
-    assert "judged at linf:0.02, fast, 60 images of mnist-5k" in yaml.safe_load(
-        (tmp_path / "hardened" / "card.yaml").read_text()
+    ended = run(
+        "judge", ended.out.splitlines()[-1], "--budget=linf:0.02", "--images=60", "--fast", "--surrogate", standard
     )
+    assert ended.code == 0, ended.err
+    (noted,) = yaml.safe_load((tmp_path / "hardened" / "card.yaml").read_text())["robustness_evaluations"]
+    assert (noted["budget"], noted["images"], noted["data"]) == ("linf:0.02", 60, "mnist-5k")
     assert run("inspect", standard).code == 0

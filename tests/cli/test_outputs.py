@@ -18,11 +18,11 @@ from PIL import Image
 from gap.cli.commands.evaluate import evaluate
 from gap.cli.commands.judge import judge
 from gap.cli.commands.layers import layers
-from gap.cli.drawing import check_out, easel
+from gap.cli.drawing import check_output, progress_display
 from gap.cli.options import Json
 from gap.core.errors import GapError
-from gap.imagery.objectives import Look
-from gap.imagery.optimize import DrawingProgress
+from gap.imagery.objectives import Activations
+from gap.imagery.optimize import OptimizationProgress
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ def test_drawing_to_a_pipe_or_through_a_link_is_checked_without_a_trace(tmp_path
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("folder/drawn.png")
     for name in ("pipe.png", "link.png"):
-        check_out(tmp_path / name)
+        check_output(tmp_path / name)
     assert sorted(os.listdir(tmp_path)) == ["folder", "link.png", "pipe.png"]
     assert (tmp_path / "pipe.png").is_fifo() and not os.listdir(tmp_path / "folder")
 
@@ -136,20 +136,23 @@ def test_video_that_cannot_be_written_is_refused_before_the_walk(run: Callable[.
     (tmp_path / "file").touch()
     Image.new("L", (28, 28)).save(tmp_path / "digit.png")
     out = tmp_path / "file" / "walk.gif"
-    ended = run("traverse", "mnist-cnn", tmp_path / "digit.png", "--to=0", "--steps=1", "--out", out)
+    ended = run("traverse", "mnist-cnn", tmp_path / "digit.png", "--target-class=0", "--steps=1", "--out", out)
     assert "walk.gif cannot be written" in ended.complaint and "->" not in ended.out
 
 
 def test_drawing_whose_backbone_fails_keeps_the_pictures_so_far() -> None:
     kept: list[torch.Tensor] = []
     pictures = torch.rand(1, 3, 4, 4)
-    with suppress(ZeroDivisionError), easel(kept.append) as stand:
-        stand(DrawingProgress(0, 5, Look(pictures, {}), torch.zeros(1)))
+    with suppress(ZeroDivisionError), progress_display(kept.append) as stand:
+        stand(OptimizationProgress(0, 5, Activations(pictures, {}), torch.zeros(1)))
         raise ZeroDivisionError
     assert len(kept) == 1 and torch.equal(kept[0], pictures)
 
 
 def test_log_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(GapError, match="file cannot be written"), easel(lambda pictures: None, tmp_path / "file"):
+    with (
+        pytest.raises(GapError, match="file cannot be written"),
+        progress_display(lambda pictures: None, tmp_path / "file"),
+    ):
         pass

@@ -11,17 +11,17 @@ import yaml
 TRAINING = ("train", "--classifier=mnist-cnn", "--budget=linf:0.2")
 # With norms to fold and to keep in step, populations that are renewed, and attacks that look at the clean prediction.
 HARDENING = ("harden", "cifar-resnet18-narrow", "--budget=linf:0.1", "--attack=generator-start", "--attack=trades",
-             "--steps=1", "--generators=2", "--renew=0.02", "--probed=20")  # fmt: skip
+             "--steps=1", "--num-generators=2", "--reset-every=0.02", "--val-images=20")  # fmt: skip
 
 
 @pytest.mark.parametrize(
     ("verb", "kind", "warning"),
     [
-        (TRAINING, "thresholded generator", "learned nothing yet"),
+        (TRAINING, "bounded_generator", "learned nothing yet"),
         (HARDENING, "classifier", "learned nothing within linf:0.1"),
     ],
 )
-def test_two_processes_leave_one_artefact_and_talk_as_one(
+def test_two_processes_leave_one_artifact_and_talk_as_one(
     verb: tuple[str, ...], kind: str, warning: str, tmp_path: Path, small: tuple[str, ...]
 ) -> None:
     out = tmp_path / "out"

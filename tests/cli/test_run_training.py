@@ -10,13 +10,23 @@ import pytest
 import yaml
 
 from gap.classifiers.pretrain import PretrainOptions
-from gap.cli.run_training import run_work
-from gap.core.artifact import CARD, CHECKPOINT, CONFIG, MARK, METRICS, OURS, TENSORS, Artefact, claim
+from gap.cli.run_training import run_with_progress
+from gap.core.artifact import (
+    CARD,
+    CHECKPOINT,
+    CONFIG,
+    MARKER_FILE,
+    METRICS,
+    RUN_FILES,
+    TENSORS,
+    Artifact,
+    prepare_run_dir,
+)
 from gap.core.errors import GapError, GapWarning
 from gap.core.options import Options
-from gap.training.trainer import Listener, Progress
+from gap.training.trainer import Callback, TrainingProgress
 
-START = Progress(step=0, steps=5, epoch=0.0, figures={}, images_per_second=0.0)
+START = TrainingProgress(step=0, steps=5, epoch=0.0, metrics={}, images_per_second=0.0)
 
 
 class Settings(PretrainOptions):
@@ -27,9 +37,9 @@ class Killed(BaseException):
     pass
 
 
-def begun(options: Options, folder: Path, listeners: Sequence[Listener], resume: bool) -> Artefact:
+def begun(options: Options, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Artifact:
     """A process that ends as soon as it has opened its folder."""
-    listeners[0](START)
+    callbacks[0](START)
     raise Killed
 
 
@@ -51,7 +61,7 @@ def killed_in(folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         for where, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
             patch.setattr(where, name, counted(getattr(where, name)))
         with pytest.raises(Killed):
-            run_work("work", begun, Settings(), folder)
+            run_with_progress("work", begun, Settings(), folder)
     return changes > at
 
 
@@ -60,7 +70,7 @@ def left_by_a_run(folder: Path, *names: str) -> Path:
     (folder / "tensorboard").mkdir(parents=True)
     for name in (TENSORS, METRICS, "notes.txt", "tensorboard/events.out.tfevents.1"):
         (folder / name).write_text("old")
-    contents = {CARD: {"kind": "classifier", "versions": {}}, CONFIG: Settings(lr=0.1).dump(), CHECKPOINT: "old"}
+    contents = {CARD: {"kind": "classifier", "versions": {}}, CONFIG: Settings(lr=0.1).to_dict(), CHECKPOINT: "old"}
     for name in names:
         (folder / name).write_text(yaml.safe_dump(contents[name]))
     return folder
@@ -74,44 +84,44 @@ def test_killed_at_any_moment_of_its_beginning_the_folder_is_still_ours(
         folder = left_by_a_run(tmp_path / str(at), *names)
         if not killed_in(folder, at, monkeypatch):
             break
-        claim(folder, resume=True)
-        claim(folder, overwrite=True)
+        prepare_run_dir(folder, resume=True)
+        prepare_run_dir(folder, overwrite=True)
         there = set(os.listdir(folder))
-        new = CONFIG in there and yaml.safe_load((folder / CONFIG).read_text()) == Settings().dump()
+        new = CONFIG in there and yaml.safe_load((folder / CONFIG).read_text()) == Settings().to_dict()
         assert not (new and there & {CARD, CHECKPOINT}), "new options, old work"
     assert at > 5
     assert sorted(os.listdir(folder)) == [CONFIG, "notes.txt"]
 
 
 def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
-    for name in (MARK, *OURS, "notes.txt"):
+    for name in (MARKER_FILE, *RUN_FILES, "notes.txt"):
         (tmp_path / f".{name}.123.part").write_text("half")
     (tmp_path / f".{CARD}.mine.part").write_text("kept")
     with pytest.raises(Killed):
-        run_work("work", begun, Settings(), tmp_path)
+        run_with_progress("work", begun, Settings(), tmp_path)
     assert sorted(os.listdir(tmp_path)) == sorted([f".{CARD}.mine.part", ".notes.txt.123.part", CONFIG])
 
 
 def test_options_that_do_not_fit_lose_nothing(tmp_path: Path) -> None:
-    def refuses(*given: Any, **named: Any) -> Artefact:
+    def refuses(*given: Any, **named: Any) -> Artifact:
         raise GapError("no")
 
     folder = left_by_a_run(tmp_path / "out", CARD, CONFIG)
     before = sorted(os.listdir(folder))
     with pytest.raises(GapError, match="no"):
-        run_work("work", refuses, Settings(), folder)
+        run_with_progress("work", refuses, Settings(), folder)
     assert sorted(os.listdir(folder)) == before
 
 
 @pytest.mark.parametrize("kind", [GapError, ZeroDivisionError])
 def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: Path, kind: type[Exception]) -> None:
-    def fails(options: Options, folder: Path, listeners: Sequence[Listener], resume: bool) -> Artefact:
-        listeners[0](START)
+    def fails(options: Options, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Artifact:
+        callbacks[0](START)
         raise kind("no")
 
     (tmp_path / "out").mkdir()
     with pytest.raises(kind, match="no"):
-        run_work("work", fails, Settings(), tmp_path / "out")
+        run_with_progress("work", fails, Settings(), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -119,12 +129,12 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: P
 def test_of_several_processes_one_warns(
     rank: str, heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warns(*given: Any, **named: Any) -> Artefact:
+    def warns(*given: Any, **named: Any) -> Artifact:
         warnings.warn("look", GapWarning, stacklevel=1)
-        return Artefact(tmp_path, {})
+        return Artifact(tmp_path, {})
 
     monkeypatch.setenv("RANK", rank)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run_work("work", warns, Settings(), tmp_path)
+        run_with_progress("work", warns, Settings(), tmp_path)
     assert bool(caught) == heard

@@ -10,8 +10,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from gap.cli import demo_sections as acts
-from gap.cli.app import VERBS
+from gap.cli import demo_sections as sections
+from gap.cli.app import COMMANDS
 from gap.data.images import save_picture
 from gap.data.registry import load_data
 
@@ -46,7 +46,7 @@ def digits(tmp_path: Path) -> Path:
     return tmp_path / "digits"
 
 
-@pytest.mark.parametrize("verb", VERBS)
+@pytest.mark.parametrize("verb", COMMANDS)
 def test_help_shows_an_example(run: Callable[..., Any], verb: str) -> None:
     ended = run(verb, "--help")
     assert ended.code == 0
@@ -56,19 +56,19 @@ def test_help_shows_an_example(run: Callable[..., Any], verb: str) -> None:
 def test_help_flows_to_the_width_of_the_terminal(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "400")
     lines = run("harden", "--help").out.splitlines()
-    assert any("The mix is given" in line and "weights that are kept." in line for line in lines)
+    assert any("The mixture is given" in line and "weights that are kept." in line for line in lines)
 
 
 def test_without_a_verb_there_is_help(run: Callable[..., Any]) -> None:
     ended = run()
     assert ended.code == 0
-    assert all(verb in ended.out for verb in VERBS)
+    assert all(verb in ended.out for verb in COMMANDS)
 
 
 def test_pretrain_leaves_a_classifier_that_reads(classifier: Path) -> None:
     told = card(classifier)
     assert told["kind"] == "classifier"
-    assert told["figures"]["test"]["accuracy"] > 0.85
+    assert told["metrics"]["test"]["accuracy"] > 0.85
     assert sum(told["data"]["images"].values()) == 5000
     assert not (classifier / "checkpoint.pt").exists()
     assert (classifier / "config.yaml").is_file() and (classifier / "metrics.jsonl").is_file()
@@ -77,30 +77,30 @@ def test_pretrain_leaves_a_classifier_that_reads(classifier: Path) -> None:
 
 def test_per_image_learns(per_image: Path) -> None:
     told = card(per_image)
-    assert (told["kind"], told["budget"]) == ("thresholded generator", "l2:3")
-    assert told["figures"]["validation"]["accuracy_under_attack"] < 0.7
-    assert told["figures"]["validation"]["l2"] <= 3.0001
+    assert (told["kind"], told["budget"]) == ("bounded_generator", "l2:3")
+    assert told["metrics"]["validation"]["accuracy_under_attack"] < 0.7
+    assert told["metrics"]["validation"]["l2"] <= 3.0001
 
 
 def test_universal_keeps_one_perturbation(universal: Path) -> None:
     told = card(universal)
-    assert told["kind"] == "universal perturbation"
-    assert told["figures"]["validation"]["linf"] <= 0.2001
+    assert told["kind"] == "universal_perturbation"
+    assert told["metrics"]["validation"]["linf"] <= 0.2001
 
 
 def test_direct_asks_for_a_magnitude(direct: Path) -> None:
     told = card(direct)
-    assert (told["kind"], told["magnitude"], told["budget"]) == ("direct generator", "l2:3", None)
+    assert (told["kind"], told["target_norm"], told["budget"]) == ("direct_generator", "l2:3", None)
 
 
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--direct", "--discriminator"], {"kind": "direct generator", "magnitude": None}),
-        (["--budget=linf:0.2", "--goal=target:3"], {"goal": "target:3"}),
-        (["--budget=linf:0.2", "--goal=least-likely", "--loss=relativistic"], {"goal": "least-likely"}),
-        (["--budget=linf:0.2", "--set=generator.architecture=autoencoder"], {"kind": "thresholded generator"}),
-        (["--budget=linf:0.2", "--loss=log-cross-entropy"], {"goal": "untargeted"}),
+        (["--unbounded", "--discriminator"], {"kind": "direct_generator", "target_norm": None}),
+        (["--budget=linf:0.2", "--criterion=target:3"], {"criterion": "target:3"}),
+        (["--budget=linf:0.2", "--criterion=least-likely", "--loss=relativistic"], {"criterion": "least-likely"}),
+        (["--budget=linf:0.2", "--set=generator.architecture=autoencoder"], {"kind": "bounded_generator"}),
+        (["--budget=linf:0.2", "--loss=log-cross-entropy"], {"criterion": "untargeted"}),
     ],
     ids=["discriminator", "targeted", "least likely", "autoencoder", "loss"],
 )
@@ -121,7 +121,14 @@ def test_a_target_is_counted(
     run: Callable[..., Any], classifier: Path, made: Callable[..., Path], small: tuple[str, ...], tmp_path: Path
 ) -> None:
     targeted = made(
-        "targeted", "train", "--classifier", classifier, "--budget=linf:0.2", "--goal=target:3", "--epochs=0.1", *small
+        "targeted",
+        "train",
+        "--classifier",
+        classifier,
+        "--budget=linf:0.2",
+        "--criterion=target:3",
+        "--epochs=0.1",
+        *small,
     )
     ended = run("evaluate", targeted, "--classifier", classifier, "--images=40", "--json", tmp_path / "table.json")
     assert ended.code == 0, ended.err
@@ -160,7 +167,7 @@ def test_ensemble_and_transfer(
 def test_evaluate(
     run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, direct: Path, tmp_path: Path
 ) -> None:
-    started = f"pgd:start={per_image},steps=5"
+    started = f"pgd:init={per_image},steps=5"
     attacks = [per_image, universal, direct, "pgd:steps=5", started, "noise", "checkerboard"]
     ended = run(
         "evaluate", *attacks, "--classifier", classifier, "--data=mnist-5k", "--budget=l2:3", "--images=100",
@@ -207,20 +214,20 @@ def test_compare(run: Callable[..., Any], classifier: Path, per_image: Path, tmp
     assert "per-image" in page and "data:image/png;base64," in page
 
 
-@pytest.mark.parametrize(("artefact", "norm", "epsilon"), [("per_image", "l2", 3.0), ("universal", "linf", 0.2)])
+@pytest.mark.parametrize(("artifact", "norm", "epsilon"), [("per_image", "l2", 3.0), ("universal", "linf", 0.2)])
 def test_perturbed_files_are_inside_the_budget(
     run: Callable[..., Any],
     request: pytest.FixtureRequest,
     digits: Path,
     tmp_path: Path,
-    artefact: str,
+    artifact: str,
     norm: str,
     epsilon: float,
 ) -> None:
     out = tmp_path / "out"
     single = tmp_path / "single.png"
     single.write_bytes((digits / "3.png").read_bytes())
-    ended = run("perturb", request.getfixturevalue(artefact), single, digits, "--out", out)
+    ended = run("perturb", request.getfixturevalue(artifact), single, digits, "--out", out)
     assert ended.code == 0, ended.err
     rows = json.loads((out / "table.json").read_text())["rows"]
     assert [Path(row["picture"]).name for row in rows] == ["single.png", *(f"{index}.png" for index in range(8))]
@@ -245,13 +252,18 @@ def test_pictures_of_one_name_do_not_replace_each_other(
     assert names == {"0.png", "0-2.png", "0.side-by-side.png", "0-2.side-by-side.png"}
 
 
-@pytest.mark.parametrize("artefact", ["per_image", "universal", "direct"])
+@pytest.mark.parametrize("artifact", ["per_image", "universal", "direct"])
 def test_pictures_keep_their_size_when_asked(
-    run: Callable[..., Any], request: pytest.FixtureRequest, tmp_path: Path, artefact: str
+    run: Callable[..., Any], request: pytest.FixtureRequest, tmp_path: Path, artifact: str
 ) -> None:
     Image.effect_noise((45, 33), 60).save(tmp_path / "wide.png")
     ended = run(
-        "perturb", request.getfixturevalue(artefact), tmp_path / "wide.png", "--out", tmp_path / "out", "--keep-size"
+        "perturb",
+        request.getfixturevalue(artifact),
+        tmp_path / "wide.png",
+        "--out",
+        tmp_path / "out",
+        "--original-size",
     )
     assert ended.code == 0, ended.err
     assert Image.open(tmp_path / "out" / "wide.png").size == (45, 33)
@@ -273,30 +285,30 @@ def test_inspect(run: Callable[..., Any], classifier: Path, digits: Path) -> Non
     assert 0 < sum(float(share.rstrip("%")) for share in shares) <= 100.3
 
 
-def test_inspect_takes_a_normaliser(run: Callable[..., Any], networks: Path) -> None:
+def test_inspect_takes_a_normalizer(run: Callable[..., Any], networks: Path) -> None:
     ended = run("inspect", f"{networks}:Net", "--input=3x8x8", "--mean=0.5,0.4,0.3", "--std", "0.25")
     assert ended.code == 0, ended.err
     assert "mean 0.5,0.4,0.3, std 0.25" in ended.out
 
 
-def test_perturb_takes_a_normaliser_of_the_classifier_that_reads(
+def test_perturb_takes_a_normalizer_of_the_classifier_that_reads(
     run: Callable[..., Any], per_image: Path, digits: Path, networks: Path, tmp_path: Path
 ) -> None:
-    """The normaliser drives the logits apart: what is read is sure of itself only with it."""
+    """The normalizer drives the logits apart: what is read is sure of itself only with it."""
 
-    def confidence(name: str, *normaliser: str) -> float:
-        reader = ["--classifier", f"{networks}:mean", *normaliser]
+    def confidence(name: str, *normalizer: str) -> float:
+        reader = ["--classifier", f"{networks}:mean", *normalizer]
         ended = run("perturb", per_image, digits / "0.png", *reader, "--out", tmp_path / name)
         assert ended.code == 0, ended.err
         return json.loads((tmp_path / name / "table.json").read_text())["rows"][0]["before_confidence"]
 
-    assert confidence("plain") < 0.6 < 0.99 < confidence("normalised", "--mean=-1", "--std=0.01")
+    assert confidence("plain") < 0.6 < 0.99 < confidence("normalized", "--mean=-1", "--std=0.01")
     assert "go with --classifier" in run("perturb", per_image, digits, "--std=1", "--out", tmp_path / "out").complaint
 
 
 def test_lists(run: Callable[..., Any]) -> None:
     assert "cifar-resnet18-narrow" in run("classifiers").out
-    listed = run("classifiers", "torchvision", "--containing", "resnet18").out.splitlines()
+    listed = run("classifiers", "torchvision", "--filter", "resnet18").out.splitlines()
     assert "torchvision:resnet18@IMAGENET1K_V1" in listed and all("resnet18" in line for line in listed)
     assert {"mnist-5k", "folder:PATH", "stl10"} <= {line.split()[0] for line in run("data").out.splitlines() if line}
     assert "pgd:steps=" in run("attacks").out
@@ -347,14 +359,14 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     def short(work: Callable[..., Any]) -> Callable[..., Any]:
         return lambda options, *rest, **named: work(options.model_copy(update={"epochs": 0.1}), *rest, **named)
 
-    monkeypatch.setattr(acts, "pretrain", short(acts.pretrain))
-    monkeypatch.setattr(acts, "train_generator", short(acts.train_generator))
-    monkeypatch.setattr(acts, "harden", short(acts.harden))
-    monkeypatch.setattr(acts, "IMAGES", 20)
-    monkeypatch.setattr(acts, "EVALUATIONS", 3)
-    monkeypatch.setattr(acts, "CURVE", (acts.BUDGET.epsilon,))
-    lineup = acts.run_lineup
-    monkeypatch.setattr(acts, "run_lineup", lambda *given, images: lineup(*given, images=20))
+    monkeypatch.setattr(sections, "pretrain", short(sections.pretrain))
+    monkeypatch.setattr(sections, "train_generator", short(sections.train_generator))
+    monkeypatch.setattr(sections, "harden", short(sections.harden))
+    monkeypatch.setattr(sections, "IMAGES", 20)
+    monkeypatch.setattr(sections, "EVALUATIONS", 3)
+    monkeypatch.setattr(sections, "CURVE", (sections.BUDGET.epsilon,))
+    lineup = sections.run_benchmark
+    monkeypatch.setattr(sections, "run_benchmark", lambda *given, images: lineup(*given, images=20))
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 0, ended.err
     page = Path(ended.out.splitlines()[-1])

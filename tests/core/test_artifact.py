@@ -14,21 +14,21 @@ from gap.core.artifact import (
     CONFIG,
     METRICS,
     TENSORS,
-    Artefact,
-    claim,
-    claim_output,
-    clear,
-    is_artefact,
-    is_ours,
-    mark,
-    open_artefact,
-    save_artefact,
+    Artifact,
+    is_artifact,
+    open_artifact,
+    prepare_output_dir,
+    prepare_run_dir,
+    remove_run_files,
+    save_artifact,
+    was_written_by_gap,
+    write_marker,
 )
 from gap.core.errors import GapError
 from gap.core.options import Options
 
 OUR_CARD = yaml.safe_dump({"kind": "classifier", "versions": {"gap-toolkit": "source"}})
-OUR_CONFIG = yaml.safe_dump(PretrainOptions().dump())
+OUR_CONFIG = yaml.safe_dump(PretrainOptions().to_dict())
 WEIGHTS = {"weight": torch.arange(6.0).view(2, 3), "steps": torch.tensor(7)}
 
 
@@ -37,10 +37,10 @@ def test_what_is_saved_is_what_is_opened(tmp_path: Path) -> None:
     (tmp_path / "run").mkdir()
     (folder / CHECKPOINT).write_bytes(b"half-way")
     turned = WEIGHTS | {"turned": torch.rand(3, 4).T, "shared": WEIGHTS["weight"]}
-    save_artefact(folder, "classifier", turned, {"figures": {"accuracy": 0.5}, "name": "émile"})
-    opened = open_artefact(folder, "classifier", "something else")
+    save_artifact(folder, "classifier", turned, {"metrics": {"accuracy": 0.5}, "name": "émile"})
+    opened = open_artifact(folder, "classifier", "something else")
     assert opened.kind == "classifier"
-    assert opened.card["figures"] == {"accuracy": 0.5}
+    assert opened.card["metrics"] == {"accuracy": 0.5}
     assert opened.card["name"] == "émile"
     assert opened.card["versions"]["torch"] == torch.__version__.partition("+")[0]
     loaded = opened.tensors()
@@ -56,8 +56,8 @@ def test_the_card_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr("gap.core.artifact.safetensors.torch.save_file", full)
     (tmp_path / CHECKPOINT).write_bytes(b"half-way")
     with pytest.raises(GapError, match="No space left"):
-        save_artefact(tmp_path, "classifier", WEIGHTS, {})
-    assert not is_artefact(tmp_path)
+        save_artifact(tmp_path, "classifier", WEIGHTS, {})
+    assert not is_artifact(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT]
 
 
@@ -72,41 +72,41 @@ def test_the_card_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
         ({CARD: "- kind"}, "is not a card"),
         ({CARD: "name: x"}, "is not a card"),
         ({CARD: "kind: [classifier]"}, "is not a card"),
-        ({CARD: "kind: direct generator"}, "holds a direct generator, where a classifier was expected"),
+        ({CARD: "kind: direct_generator"}, "holds a direct_generator, where a classifier was expected"),
     ],
 )
-def test_what_is_no_artefact(tmp_path: Path, files: dict[str, str], message: str) -> None:
+def test_what_is_no_artifact(tmp_path: Path, files: dict[str, str], message: str) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(text)
     with pytest.raises(GapError, match=message) as refused:
-        open_artefact(tmp_path, "classifier")
+        open_artifact(tmp_path, "classifier")
     assert "\n" not in str(refused.value)
 
 
 def test_tensors_cut_short_or_missing(tmp_path: Path) -> None:
-    artefact = save_artefact(tmp_path, "classifier", WEIGHTS, {})
+    artifact = save_artifact(tmp_path, "classifier", WEIGHTS, {})
     path = tmp_path / TENSORS
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(GapError, match=f"{TENSORS} is missing or cut short"):
-        artefact.tensors()
+        artifact.tensors()
     path.unlink()
     with pytest.raises(GapError, match=f"{TENSORS} is missing or cut short"):
-        artefact.tensors()
+        artifact.tensors()
 
 
 def test_claim_makes_a_folder_and_leaves_what_is_not_ours(tmp_path: Path) -> None:
-    claim(tmp_path / "new" / "run")
+    prepare_run_dir(tmp_path / "new" / "run")
     assert (tmp_path / "new" / "run").is_dir()
-    claim(tmp_path / "new" / "run")
+    prepare_run_dir(tmp_path / "new" / "run")
     (tmp_path / "thesis.txt").write_text("years")
     for how in ({}, {"resume": True}, {"overwrite": True}):
         with pytest.raises(GapError, match="exists and is not a folder that gap left"):
-            claim(tmp_path, **how)
+            prepare_run_dir(tmp_path, **how)
     assert (tmp_path / "thesis.txt").read_text() == "years"
     with pytest.raises(GapError, match="is a file"):
-        claim(tmp_path / "thesis.txt")
+        prepare_run_dir(tmp_path / "thesis.txt")
     with pytest.raises(GapError, match=r"is a file|cannot write"):
-        claim(tmp_path / "thesis.txt" / "run")
+        prepare_run_dir(tmp_path / "thesis.txt" / "run")
 
 
 @pytest.mark.parametrize(
@@ -118,11 +118,11 @@ def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, text
     for file in (METRICS, "notes.txt"):
         (tmp_path / file).touch()
     with pytest.raises(GapError, match=f"holds {state}"):
-        claim(tmp_path)
-    claim(tmp_path, resume=True)
-    claim(tmp_path, overwrite=True)
+        prepare_run_dir(tmp_path)
+    prepare_run_dir(tmp_path, resume=True)
+    prepare_run_dir(tmp_path, overwrite=True)
     assert len(list(tmp_path.iterdir())) == 3
-    clear(tmp_path)
+    remove_run_files(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]
 
 
@@ -131,10 +131,10 @@ def test_clear_leaves_what_gap_did_not_write(tmp_path: Path) -> None:
     events.mkdir()
     for path in (tmp_path / CHECKPOINT, events / "events.out.tfevents.1.host", events / "notes.txt"):
         path.touch()
-    clear(tmp_path)
+    remove_run_files(tmp_path)
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [events / "notes.txt"]
     (events / "notes.txt").unlink()
-    clear(tmp_path)
+    remove_run_files(tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -142,22 +142,26 @@ def test_clear_leaves_what_gap_did_not_write(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["", "kind: [", "- kind", "kind: classifier", "lr: 1\ndata: mnist"])
 def test_a_name_alone_makes_no_folder_ours(tmp_path: Path, name: str, text: str) -> None:
     (tmp_path / name).write_text(text)
-    for take in (claim_output, lambda folder: claim(folder, resume=True), lambda folder: claim(folder, overwrite=True)):
+    for take in (
+        prepare_output_dir,
+        lambda folder: prepare_run_dir(folder, resume=True),
+        lambda folder: prepare_run_dir(folder, overwrite=True),
+    ):
         with pytest.raises(GapError, match="exists and is not a folder that gap left"):
             take(tmp_path)
 
 
 def test_a_marked_folder_is_ours(tmp_path: Path) -> None:
-    claim_output(tmp_path)
-    mark(tmp_path)
+    prepare_output_dir(tmp_path)
+    write_marker(tmp_path)
     (tmp_path / "table.json").touch()
-    claim_output(tmp_path)
+    prepare_output_dir(tmp_path)
 
 
 @pytest.mark.parametrize("options", [PretrainOptions(), TrainOptions(classifier=["mnist-cnn"], budget="linf:0.1")])
 def test_the_config_of_a_run_makes_a_folder_ours(tmp_path: Path, options: Options) -> None:
-    (tmp_path / CONFIG).write_text(yaml.safe_dump(options.dump()))
-    assert is_ours(tmp_path)
+    (tmp_path / CONFIG).write_text(yaml.safe_dump(options.to_dict()))
+    assert was_written_by_gap(tmp_path)
 
 
 class Wanted(BaseModel):
@@ -171,22 +175,22 @@ class Wanted(BaseModel):
 )
 def test_a_card_is_read_checked(tmp_path: Path, card: dict[str, object], key: str) -> None:
     with pytest.raises(GapError, match=f"^{tmp_path / CARD} is damaged at {key}: .*") as refused:
-        Artefact(tmp_path, card).read(Wanted)
+        Artifact(tmp_path, card).read(Wanted)
     assert "\n" not in str(refused.value)
-    assert Artefact(tmp_path, {"budget": "b", "size": [1, 2], "more": 0}).read(Wanted).size == (1, 2)
+    assert Artifact(tmp_path, {"budget": "b", "size": [1, 2], "more": 0}).read(Wanted).size == (1, 2)
 
 
 def test_a_training_config_of_somebody_else_s_is_not_ours(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("{epochs: 3, batch_size: 8, precision: bf16, deterministic: true}")
-    assert not is_ours(tmp_path)
-    keys = ("content", "style", "backbone", "form", "epochs", "precision", "deterministic")
+    assert not was_written_by_gap(tmp_path)
+    keys = ("content", "style", "backbone", "type", "epochs", "precision", "deterministic")
     (tmp_path / "config.yaml").write_text(yaml.safe_dump(dict.fromkeys(keys, 1)))
-    assert is_ours(tmp_path)
+    assert was_written_by_gap(tmp_path)
 
 
 def test_fit_loads_the_tensors(tmp_path: Path) -> None:
     theirs, ours = nn.Linear(3, 2), nn.Linear(3, 2)
-    save_artefact(tmp_path, "classifier", theirs.state_dict(), {}).fit(ours)
+    save_artifact(tmp_path, "classifier", theirs.state_dict(), {}).fit(ours)
     assert torch.equal(ours.weight, theirs.weight)
 
 
@@ -198,22 +202,22 @@ def test_fit_loads_the_tensors(tmp_path: Path) -> None:
     ],
 )
 def test_fit_names_the_file_and_the_folder_to_make_again(tmp_path: Path, weight: torch.Tensor, fault: str) -> None:
-    artefact = save_artefact(tmp_path, "classifier", {"weight": weight, "bias": torch.zeros(2)}, {})
+    artifact = save_artifact(tmp_path, "classifier", {"weight": weight, "bias": torch.zeros(2)}, {})
     with pytest.raises(GapError) as error:
-        artefact.fit(nn.Linear(3, 2))
+        artifact.fit(nn.Linear(3, 2))
     assert str(error.value) == f"the weights in {tmp_path / TENSORS} cannot be used: {fault}; make {tmp_path} again"
 
 
 def test_a_size_that_only_the_card_says_is_refused(tmp_path: Path) -> None:
-    artefact = save_artefact(tmp_path, "classifier", WEIGHTS, {})
-    artefact.check_sizes("classifier", (2, 3))
+    artifact = save_artifact(tmp_path, "classifier", WEIGHTS, {})
+    artifact.check_sizes("classifier", (2, 3))
     with pytest.raises(GapError, match=r"is damaged at classifier: nothing in model\.safetensors has the size 9"):
-        artefact.check_sizes("classifier", (2, 9))
+        artifact.check_sizes("classifier", (2, 9))
 
 
 def test_what_modules_keep_besides_tensors_is_not_saved(tmp_path: Path) -> None:
-    artefact = save_artefact(tmp_path, "classifier", {**WEIGHTS, "_extra_state": {"version": 1}}, {})
-    assert artefact.tensors().keys() == WEIGHTS.keys()
+    artifact = save_artifact(tmp_path, "classifier", {**WEIGHTS, "_extra_state": {"version": 1}}, {})
+    assert artifact.tensors().keys() == WEIGHTS.keys()
 
 
 @pytest.mark.parametrize(
@@ -222,13 +226,13 @@ def test_what_modules_keep_besides_tensors_is_not_saved(tmp_path: Path) -> None:
 def test_a_card_of_values_that_cannot_be_is_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / CARD).write_text(text)
     with pytest.raises(GapError, match="is not readable YAML"):
-        open_artefact(tmp_path)
-    assert not is_ours(tmp_path)
+        open_artifact(tmp_path)
+    assert not was_written_by_gap(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["q" * 300, "a\0b", "\ud800"])
 def test_a_folder_that_no_system_has_is_refused(name: str) -> None:
     with pytest.raises(GapError, match="is not a folder that gap left"):
-        open_artefact(Path(name))
+        open_artifact(Path(name))
     with pytest.raises(GapError, match="cannot write to"):
-        claim(Path(name))
+        prepare_run_dir(Path(name))

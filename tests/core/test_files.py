@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from gap.core.errors import GapError
-from gap.core.files import check_writable, descriptor, leftovers, whole, write_bytes
+from gap.core.files import atomic_write, check_writable, descriptor, stale_temp_files, write_bytes
 
 
 def test_makes_the_folder_and_replaces_the_file(tmp_path):
@@ -26,7 +26,7 @@ def test_others_may_read_what_was_written_as_the_user_has_it(tmp_path):
     before = os.umask(0o022)
     try:
         path = tmp_path / "model.safetensors"
-        with whole(path) as part:
+        with atomic_write(path) as part:
             save_file({"weight": torch.zeros(1)}, part)
     finally:
         os.umask(before)
@@ -61,7 +61,7 @@ def test_leftovers_are_those_of_the_names_asked_for(tmp_path):
     ours = [".card.yaml.1.part", ".card.yaml.23456.part"]
     for name in [*ours, "card.yaml", ".card.yaml.x.part", ".card_yaml.1.part", ".other.1.part", "card.yaml.1.part"]:
         (tmp_path / name).write_bytes(b"")
-    assert sorted(path.name for path in leftovers(tmp_path, ["card.yaml", "model.safetensors"])) == ours
+    assert sorted(path.name for path in stale_temp_files(tmp_path, ["card.yaml", "model.safetensors"])) == ours
 
 
 def make_node(path, kind, *numbers):
@@ -174,7 +174,7 @@ def test_write_to_a_closed_descriptor_says_so(write):
 
 def test_write_that_fails_sends_nothing_to_a_pipe():
     reader, writer = os.pipe()
-    with suppress(GapError), whole(f"/dev/fd/{writer}") as part:
+    with suppress(GapError), atomic_write(f"/dev/fd/{writer}") as part:
         part.write_bytes(b"half")
         raise GapError("no")
     os.close(writer)

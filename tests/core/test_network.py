@@ -9,18 +9,18 @@ from foreign import CHANNELS, CLASSES, SAME_AS, SIDE
 from torch import Tensor, nn
 
 from gap.attacks.gradient import FGSM, PGD
-from gap.attacks.registry import named_attack
+from gap.attacks.registry import create_attack
 from gap.classifiers.classifier import Classifier, load_classifier
 from gap.classifiers.memory_format import check_training, use_channels_last
-from gap.classifiers.registry import Facts
+from gap.classifiers.registry import ClassifierSpec
 from gap.core.errors import GapError, GapWarning
 from gap.core.network import NetworkError, device_of
-from gap.data.dataset import MemorySplit
+from gap.data.dataset import InMemorySplit
 from gap.evaluation.evaluate import evaluate
 from gap.evaluation.layer_robustness import layer_robustness
 from gap.evaluation.robustness import judge
 from gap.imagery.feature_visualization import Feature, visualize
-from gap.imagery.style_transfer import Manner, stylize
+from gap.imagery.style_transfer import StyleTransferConfig, stylize
 from gap.imagery.traversal import traverse
 from gap.threat import Budget
 
@@ -28,8 +28,8 @@ BUDGET = Budget("linf", 0.1)
 PAIRS = pytest.mark.parametrize("network", SAME_AS, ids=lambda network: network.__name__)
 
 
-def classifier_of(network: type[nn.Module], **facts) -> Classifier:
-    known = Facts(CHANNELS, (SIDE, SIDE), CLASSES, **facts)
+def classifier_of(network: type[nn.Module], **spec) -> Classifier:
+    known = ClassifierSpec(CHANNELS, (SIDE, SIDE), CLASSES, **spec)
     classifier = Classifier(network(), known, name=network.__name__, architecture="test").eval()
     use_channels_last(classifier)
     return classifier
@@ -42,9 +42,9 @@ def sample(count: int = 12) -> tuple[Tensor, Tensor]:
         return images, foreign.Plain()(images).argmax(dim=1)
 
 
-def pixels() -> MemorySplit:
+def pixels() -> InMemorySplit:
     images, labels = sample(60)
-    return MemorySplit((images * 255).round().to(torch.uint8), labels)
+    return InMemorySplit((images * 255).round().to(torch.uint8), labels)
 
 
 @PAIRS
@@ -59,14 +59,14 @@ def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Modu
     def attacked(kind: type[nn.Module]) -> Tensor:
         torch.manual_seed(0)
         target = classifier_of(kind) if wrapped else kind().eval()
-        attack = named_attack(spec, BUDGET, target, lambda: iter([(images, labels)]))
+        attack = create_attack(spec, BUDGET, target, lambda: iter([(images, labels)]))
         given = images.clone(memory_format=torch.channels_last) if wrapped else images.clone()
         result = attack(target, given, labels)
         assert torch.equal(given, images)
         return result
 
     result, expected = attacked(network), attacked(SAME_AS[network])
-    assert BUDGET.measure(result - images).max() <= BUDGET.epsilon + 1e-6
+    assert BUDGET.norm_of(result - images).max() <= BUDGET.epsilon + 1e-6
     assert (result - expected).abs().mean() < 1e-4
 
 
@@ -102,8 +102,10 @@ def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) 
     drawings = []
     for kind in (network, SAME_AS[network]):
         backbone = classifier_of(kind)
-        manner = Manner(layers=["conv1", "conv2"], content_layers=["conv1"], evaluations=4, precision="fp32")
-        drawings.append(stylize(content, [style], backbone, manner=manner).picture)
+        config = StyleTransferConfig(
+            layers=["conv1", "conv2"], content_layers=["conv1"], evaluations=4, precision="fp32"
+        )
+        drawings.append(stylize(content, [style], backbone, config=config).picture)
         drawings.append(visualize(backbone, [Feature("conv2", 1)], steps=3)[0])
         drawings.append(visualize(backbone, [Feature("logits", 1)], steps=3)[0])
         drawings.append(traverse(backbone, content[None], torch.tensor([1]), steps=3).pictures[-1, 0])
@@ -149,8 +151,10 @@ def test_gray_images_of_a_data_set_are_laid_out_for_the_network(network: type[nn
     images = torch.randint(256, (40, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
     with torch.no_grad():
         labels = foreign.Gray()(images / 255).argmax(dim=1)
-    split = MemorySplit(images, labels)
-    classifier = Classifier(network(), Facts(1, (SIDE, SIDE), CLASSES), name="gray", architecture="test").eval()
+    split = InMemorySplit(images, labels)
+    classifier = Classifier(
+        network(), ClassifierSpec(1, (SIDE, SIDE), CLASSES), name="gray", architecture="test"
+    ).eval()
     use_channels_last(classifier)
     assert classifier.memory_format == torch.contiguous_format
     assert evaluate(FGSM(BUDGET), classifier, split, batch_size=39).row["clean_accuracy"] == 1
@@ -166,7 +170,7 @@ def test_deepfool_that_fools_no_image_calls_no_network_without_images() -> None:
             return super().forward(images)
 
     images, labels = sample()
-    result = named_attack("deepfool:steps=1", Budget("linf", 1e-6))(NeverEmpty().eval(), images, labels)
+    result = create_attack("deepfool:steps=1", Budget("linf", 1e-6))(NeverEmpty().eval(), images, labels)
     assert (result - images).abs().max() <= 2e-6
 
 
@@ -179,8 +183,8 @@ def test_load_classifier_of_torchscript_and_lazy_networks_works(source: Path) ->
 
 def test_network_that_resizes_inside_is_drawn_with() -> None:
     content, style = sample()[0][:2]
-    manner = Manner(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
-    assert stylize(content, [style], classifier_of(foreign.Resizing), manner=manner).picture.isfinite().all()
+    config = StyleTransferConfig(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
+    assert stylize(content, [style], classifier_of(foreign.Resizing), config=config).picture.isfinite().all()
 
 
 def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
@@ -190,7 +194,7 @@ def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
             return torch.where(images[:, :1, 0, 0] < 0.2, torch.nan, logits)
 
     with pytest.warns(GapWarning, match=r"Sometimes returns NaN for \d+ of 60 images"):
-        evaluate(named_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
+        evaluate(create_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_network() -> None:
@@ -289,7 +293,7 @@ def test_network_error_in_the_middle_of_an_attack_is_one_line() -> None:
 def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
     images, labels = sample()
     for spec in ("pgd:steps=2", "fgsm", "deepfool"):
-        attack = named_attack(spec, BUDGET)
+        attack = create_attack(spec, BUDGET)
         with pytest.warns(GapWarning, match="gradient is NaN or infinite for 12 of 12 images"):
             result = attack(foreign.UndefinedGradient().eval(), images, labels)
         assert result.isfinite().all()
@@ -298,10 +302,10 @@ def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
 def test_gradient_of_nan_fails_the_masking_gate() -> None:
     with pytest.warns(GapWarning, match="NaN or infinite"):
         result = judge(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
-    checks = {check["check"]: check for check in result["gate"]}
+    checks = {check["name"]: check for check in result["checks"]}
     for name in ("losses are not flat", "gradients tell how the margin changes"):
         assert not checks[name]["passed"]
-        assert "NaN or infinite" in checks[name]["evidence"]
+        assert "NaN or infinite" in checks[name]["details"]
     assert result["verdict"] == "masked"
 
 
@@ -314,9 +318,9 @@ def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
 def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> None:
     """Catches: a style that is silently left out, since the colors alone still pass a gradient."""
     content, style = sample()[0][:2]
-    manner = Manner(layers=["conv1"], content_layers=["conv2"], evaluations=4)
+    config = StyleTransferConfig(layers=["conv1"], content_layers=["conv2"], evaluations=4)
     with pytest.raises(GapError, match="style at conv1 passes no gradient to the image"):
-        stylize(content, [style], classifier_of(network), manner=manner)
+        stylize(content, [style], classifier_of(network), config=config)
 
 
 def test_device_of_network_without_parameters_is_that_of_its_buffers() -> None:

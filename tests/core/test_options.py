@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from gap.attacks.generator.train import TrainOptions
 from gap.core.errors import GapError
-from gap.core.options import merge, named_configs, parse_assignments, read_config, read_yaml
+from gap.core.options import deep_merge, named_configs, parse_assignments, read_config, read_yaml
 from gap.hardening.train import HardenOptions
 
 NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
@@ -29,20 +29,21 @@ NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
             "batch_size": st.integers(1, 10**6),
             "seed": st.integers(0, 2**40),
             "generator": st.fixed_dictionaries(
-                {}, optional={"decoder": st.lists(st.integers(1, 512), min_size=1), "fold": st.integers(1, 16)}
+                {},
+                optional={"decoder": st.lists(st.integers(1, 512), min_size=1), "pixel_unshuffle": st.integers(1, 16)},
             ),
         },
     )
 )
 def test_options_survive_yaml(options: dict[str, Any]) -> None:
     read = TrainOptions.read(options)
-    text = yaml.safe_dump(read.dump(), sort_keys=False)
+    text = yaml.safe_dump(read.to_dict(), sort_keys=False)
     again = TrainOptions.read(read_yaml(text, "here"))
     assert again == read
-    assert again.dump() == read.dump()
+    assert again.to_dict() == read.to_dict()
     for name, value in options.items():
         if name != "generator":
-            assert read.dump()[name] == value
+            assert read.to_dict()[name] == value
 
 
 @pytest.mark.parametrize("name", named_configs())
@@ -50,7 +51,7 @@ def test_configs_are_options_of_a_command(name: str) -> None:
     content = read_config(name)
     options = HardenOptions if "hardened" in name else TrainOptions
     read = options.read(content)
-    assert options.read(read.dump()) == read
+    assert options.read(read.to_dict()) == read
 
 
 def test_every_file_in_configs_is_named() -> None:
@@ -102,17 +103,17 @@ def test_yaml_that_is_no_config(text: str, message: str) -> None:
         ({"epochs": float("inf")}, "epochs=inf.*finite"),
         ({"mean": [float("nan")]}, "mean=nan.*finite"),
         ({"batch_size": "many"}, "batch_size='many'.*integer"),
-        ({"generator": {"fold": 0}}, "generator.fold=0"),
+        ({"generator": {"pixel_unshuffle": 0}}, "generator.pixel_unshuffle=0"),
         ({"labels": "none"}, "labels='none'"),
         ({"loss": "margins"}, "unknown loss 'margins'; did you mean margin"),
         ({"budget": "linf:8"}, "8/255"),
         ({"budget": None}, "a budget is missing"),
-        ({"direct": True}, "not --budget"),
-        ({"direct": True, "budget": None}, "either --magnitude"),
-        ({"direct": True, "budget": None, "magnitude": "l2:2", "discriminator": True}, "either --magnitude"),
-        ({"direct": True, "universal": True}, "exclude each other"),
-        ({"magnitude": "l2:2.7"}, "go with --direct"),
-        ({"discriminator": True}, "go with --direct"),
+        ({"unbounded": True}, "not --budget"),
+        ({"unbounded": True, "budget": None}, "either --target-norm"),
+        ({"unbounded": True, "budget": None, "target_norm": "l2:2", "discriminator": True}, "either --target-norm"),
+        ({"unbounded": True, "universal": True}, "exclude each other"),
+        ({"target_norm": "l2:2.7"}, "go with --unbounded"),
+        ({"discriminator": True}, "go with --unbounded"),
     ],
 )
 def test_wrong_options_are_explained_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -130,7 +131,10 @@ def test_a_missing_option_names_its_flag() -> None:
     ("assignments", "nested"),
     [
         (["lr=0.001"], {"lr": 0.001}),
-        (["generator.fold=2", "generator.decoder=[8, 4]"], {"generator": {"fold": 2, "decoder": [8, 4]}}),
+        (
+            ["generator.pixel_unshuffle=2", "generator.decoder=[8, 4]"],
+            {"generator": {"pixel_unshuffle": 2, "decoder": [8, 4]}},
+        ),
         (["budget=linf:8/255"], {"budget": "linf:8/255"}),
         (["a=x=y"], {"a": "x=y"}),
         (["epochs="], {"epochs": None}),
@@ -150,8 +154,8 @@ def test_assignments_that_cannot_be_read(text: str) -> None:
 
 def test_later_layers_rank_higher_section_by_section() -> None:
     under = {"a": 1, "b": {"c": 1, "d": 1}}
-    assert merge(under, {"b": {"c": 2}, "e": {"f": 3}}) == {"a": 1, "b": {"c": 2, "d": 1}, "e": {"f": 3}}
-    assert merge(under, {"b": 5}) == {"a": 1, "b": 5}
+    assert deep_merge(under, {"b": {"c": 2}, "e": {"f": 3}}) == {"a": 1, "b": {"c": 2, "d": 1}, "e": {"f": 3}}
+    assert deep_merge(under, {"b": 5}) == {"a": 1, "b": 5}
     assert under == {"a": 1, "b": {"c": 1, "d": 1}}
     assert TrainOptions.read(NEEDED, {"lr": 0.1}, {"lr": 0.2}).lr == 0.2
 

@@ -9,13 +9,13 @@ from torchvision.models import ResNet18_Weights
 
 from gap.core.errors import GapError, GapWarning
 from gap.data.class_names import ClassNames, find_difference, match_classes, sort_names
-from gap.data.dataset import Dataset, MemorySplit
+from gap.data.dataset import Dataset, InMemorySplit
 
 PETS = ("cat", "dog", "owl")
 
 
 def made_of(labels: Sequence[int], names: Sequence[str] | None, *, of_folder: bool = True) -> Dataset:
-    split = MemorySplit(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
+    split = InMemorySplit(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
     return Dataset(
         name="pictures",
         train=split,
@@ -26,7 +26,7 @@ def made_of(labels: Sequence[int], names: Sequence[str] | None, *, of_folder: bo
         class_names=tuple(names) if names else None,
         classes=len(names) if names else max(labels) + 1,
         source="",
-        indexed=names is None,
+        labels_index_model=names is None,
         sorted_classes=of_folder and names is not None,
     )
 
@@ -123,7 +123,7 @@ def test_match_classes_of_a_subset_in_another_order_gives_the_classifiers_labels
     assert labels_of(data) == [2, 1, 1, 2] and data.classes == 3 and data.class_names == PETS
 
 
-def test_match_classes_changes_the_digest_with_the_labels_alone() -> None:
+def test_match_classes_changes_the_fingerprint_with_the_labels_alone() -> None:
     data = made_of([0, 1, 1, 0], ["owl", "dog"])
     with pytest.warns(GapWarning):
         matched = match_classes(data, "net", 3, PETS)

@@ -11,29 +11,29 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.data.dataset import Dataset, FolderSplit, MemorySplit, Split, divide, in_order
-from gap.data.images import open_picture
+from gap.data.dataset import Dataset, ImageFolderSplit, InMemorySplit, Split, random_split_indices, sequential_batches
+from gap.data.images import load_image
 
 
-def memory(count: int, labelled: bool = True) -> MemorySplit:
+def memory(count: int, labeled: bool = True) -> InMemorySplit:
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (count, 3, 4, 5), dtype=torch.uint8, generator=generator)
-    return MemorySplit(images, torch.arange(count) % 7 if labelled else None)
+    return InMemorySplit(images, torch.arange(count) % 7 if labeled else None)
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> FolderSplit:
+def folder(tmp_path: Path) -> ImageFolderSplit:
     random = np.random.default_rng(0)
     paths = tuple(tmp_path / f"{number}.png" for number in range(11))
     for path in paths:
         Image.fromarray(random.integers(0, 256, (9, 12, 3), dtype=np.uint8)).save(path)
-    return FolderSplit(paths, torch.arange(11) * 3, 3, (6, 5), tmp_path)
+    return ImageFolderSplit(paths, torch.arange(11) * 3, 3, (6, 5), tmp_path)
 
 
 @given(count=st.integers(0, 60), batch_size=st.integers(1, 20), world=st.integers(1, 4))
 def test_every_picture_comes_once_over_all_ranks(count: int, batch_size: int, world: int) -> None:
-    split = MemorySplit(torch.zeros(count, 1, 1, 1, dtype=torch.uint8))
-    shares = [in_order(split, batch_size, rank, world) for rank in range(world)]
+    split = InMemorySplit(torch.zeros(count, 1, 1, 1, dtype=torch.uint8))
+    shares = [sequential_batches(split, batch_size, rank, world) for rank in range(world)]
     seen = [int(index) for share in shares for indices in share for index in indices]
     assert sorted(seen) == list(range(count))
     assert all(0 < len(indices) <= batch_size for share in shares for indices in share)
@@ -44,10 +44,12 @@ def test_every_picture_comes_once_over_all_ranks(count: int, batch_size: int, wo
 def test_divided_parts_are_disjoint_and_cover(count: int, data: st.DataObject) -> None:
     first = data.draw(st.integers(0, count))
     second = data.draw(st.integers(0, count - first))
-    parts = divide(count, first, second)
+    parts = random_split_indices(count, first, second)
     assert [len(part) for part in parts] == [first, second, count - first - second]
     assert sorted(torch.cat(parts).tolist()) == list(range(count))
-    assert all(torch.equal(part, again) for part, again in zip(parts, divide(count, first, second), strict=True))
+    assert all(
+        torch.equal(part, again) for part, again in zip(parts, random_split_indices(count, first, second), strict=True)
+    )
 
 
 @settings(max_examples=20)
@@ -72,52 +74,52 @@ def test_memory_batches_are_channels_last_and_leave_the_split_alone() -> None:
     assert torch.equal(split.images, before)
 
 
-def test_unlabelled_is_minus_one_until_labels_are_given() -> None:
-    split = memory(5, labelled=False)
+def test_unlabeled_is_minus_one_until_labels_are_given() -> None:
+    split = memory(5, labeled=False)
     ((_, labels),) = split.batches([torch.tensor([3, 1])])
     assert labels.tolist() == [-1, -1] and labels.dtype == torch.int64
-    labelled = split.with_labels(torch.tensor([5, 6, 7, 8, 9], dtype=torch.int32))
-    ((_, labels),) = labelled.batches([torch.tensor([3, 1])])
+    labeled = split.with_labels(torch.tensor([5, 6, 7, 8, 9], dtype=torch.int32))
+    ((_, labels),) = labeled.batches([torch.tensor([3, 1])])
     assert labels.tolist() == [8, 6] and labels.dtype == torch.int64
-    assert split.labels is None and labelled.images is split.images and labelled.resident is split.resident
+    assert split.labels is None and labeled.images is split.images and labeled.device_cache is split.device_cache
 
 
-def test_labels_must_be_one_each(folder: FolderSplit) -> None:
+def test_labels_must_be_one_each(folder: ImageFolderSplit) -> None:
     splits: list[Split] = [memory(5), folder]
     for split in splits:
         with pytest.raises(ValueError, match="labels"):
             split.with_labels(torch.zeros(len(split) + 1))
 
 
-def test_renumbered_labels_stay_the_pictures_own(folder: FolderSplit) -> None:
+def test_renumbered_labels_stay_the_pictures_own(folder: ImageFolderSplit) -> None:
     mapping = torch.arange(100).flip(0)
     splits: list[Split] = [memory(5), folder]
     for split in splits:
         other = split.renumbered(mapping)
         assert split.labels is not None and other.labels is not None
-        assert torch.equal(other.labels, 99 - split.labels) and other.digest() != split.digest()
-        assert other.renumbered(mapping).digest() == split.digest()
-    assert memory(5, labelled=False).renumbered(mapping).labels is None
+        assert torch.equal(other.labels, 99 - split.labels) and other.fingerprint() != split.fingerprint()
+        assert other.renumbered(mapping).fingerprint() == split.fingerprint()
+    assert memory(5, labeled=False).renumbered(mapping).labels is None
 
 
-def test_folder_batches_are_the_files_asked_for(folder: FolderSplit) -> None:
+def test_folder_batches_are_the_files_asked_for(folder: ImageFolderSplit) -> None:
     order = [torch.tensor(numbers) for numbers in ([3, 1, 4], [0], [10, 10], [5, 9, 2], [6], [7, 8])]
     batches = list(folder.batches(iter(order)))
     assert len(batches) == len(order)
     for indices, (images, labels) in zip(order, batches, strict=True):
-        pictures = torch.stack([open_picture(folder.paths[index], 3, (6, 5)) for index in indices.tolist()])
+        pictures = torch.stack([load_image(folder.paths[index], 3, (6, 5)) for index in indices.tolist()])
         assert torch.equal(images, pictures.float() / 255) and images.dtype == torch.float32
         assert images.is_contiguous(memory_format=torch.channels_last)
         assert labels.tolist() == (indices * 3).tolist()
 
 
-def test_folder_with_other_labels(folder: FolderSplit) -> None:
+def test_folder_with_other_labels(folder: ImageFolderSplit) -> None:
     other = folder.with_labels(torch.arange(11) + 100)
     ((_, labels),) = other.batches([torch.tensor([2, 0])])
     assert labels.tolist() == [102, 100] and other.paths == folder.paths
 
 
-def test_folder_decodes_ahead_but_never_the_whole_set(folder: FolderSplit) -> None:
+def test_folder_decodes_ahead_but_never_the_whole_set(folder: ImageFolderSplit) -> None:
     asked: list[int] = []
 
     def order():
@@ -130,56 +132,56 @@ def test_folder_decodes_ahead_but_never_the_whole_set(folder: FolderSplit) -> No
     assert 2 <= len(asked) <= 4
 
 
-def test_folder_left_early_leaves_no_threads(folder: FolderSplit) -> None:
-    batches = folder.batches(in_order(folder, 1))
+def test_folder_left_early_leaves_no_threads(folder: ImageFolderSplit) -> None:
+    batches = folder.batches(sequential_batches(folder, 1))
     next(batches)
     batches.close()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
 
 
-def test_a_file_that_cannot_be_read_is_named_when_read(folder: FolderSplit) -> None:
+def test_a_file_that_cannot_be_read_is_named_when_read(folder: ImageFolderSplit) -> None:
     folder.paths[4].write_bytes(folder.paths[4].read_bytes()[:60])
-    batches = folder.batches(in_order(folder, 4))
+    batches = folder.batches(sequential_batches(folder, 4))
     next(batches)
     with pytest.raises(GapError, match=r"4\.png"):
         next(batches)
 
 
-def test_digest_tells_selections_apart_and_not_places(folder: FolderSplit, tmp_path: Path) -> None:
-    moved = FolderSplit(
+def test_the_fingerprint_tells_selections_apart_and_not_places(folder: ImageFolderSplit, tmp_path: Path) -> None:
+    moved = ImageFolderSplit(
         tuple(Path("/elsewhere") / path.name for path in folder.paths), folder.labels, 1, (2, 2), Path("/elsewhere")
     )
-    fewer = FolderSplit(folder.paths[:-1], torch.arange(10) * 3, 3, (6, 5), tmp_path)
-    assert moved.digest() == folder.digest() != fewer.digest()
-    assert memory(5).digest() == memory(5).digest() != memory(6).digest()
+    fewer = ImageFolderSplit(folder.paths[:-1], torch.arange(10) * 3, 3, (6, 5), tmp_path)
+    assert moved.fingerprint() == folder.fingerprint() != fewer.fingerprint()
+    assert memory(5).fingerprint() == memory(5).fingerprint() != memory(6).fingerprint()
 
 
-def test_digest_sees_the_labels_that_come_with_the_pictures(folder: FolderSplit) -> None:
-    splits: list[FolderSplit | MemorySplit] = [folder, memory(11)]
+def test_the_fingerprint_sees_the_labels_that_come_with_the_pictures(folder: ImageFolderSplit) -> None:
+    splits: list[ImageFolderSplit | InMemorySplit] = [folder, memory(11)]
     for split in splits:
         assert split.labels is not None
-        unlabelled, relabelled = replace(split, labels=None), replace(split, labels=split.labels.flip(0))
-        assert len({split.digest(), unlabelled.digest(), relabelled.digest()}) == 3
-        assert split.with_labels(split.labels + 1).digest() == unlabelled.digest()
+        unlabeled, relabeled = replace(split, labels=None), replace(split, labels=split.labels.flip(0))
+        assert len({split.fingerprint(), unlabeled.fingerprint(), relabeled.fingerprint()}) == 3
+        assert split.with_labels(split.labels + 1).fingerprint() == unlabeled.fingerprint()
 
 
-def test_stamp_sees_a_picture_that_was_overwritten_and_the_digest_does_not(folder: FolderSplit) -> None:
-    digest, stamp = folder.digest(), folder.stamp()
-    assert folder.stamp() == stamp
+def test_the_file_fingerprint_alone_sees_a_picture_that_was_overwritten(folder: ImageFolderSplit) -> None:
+    of_names, of_files = folder.fingerprint(), folder.file_fingerprint()
+    assert folder.file_fingerprint() == of_files
     content, written = folder.paths[4].read_bytes(), folder.paths[4].stat().st_mtime_ns
     folder.paths[4].write_bytes(content)
     os.utime(folder.paths[4], ns=(written, written + 1))
-    later = folder.stamp()
+    later = folder.file_fingerprint()
     folder.paths[4].write_bytes(content + b"\0")
     os.utime(folder.paths[4], ns=(written, written))
-    assert len({stamp, later, folder.stamp()}) == 3
-    assert folder.digest() == digest
+    assert len({of_files, later, folder.file_fingerprint()}) == 3
+    assert folder.fingerprint() == of_names
 
 
-def test_a_picture_that_went_has_no_stamp(folder: FolderSplit) -> None:
+def test_a_picture_that_went_has_no_file_fingerprint(folder: ImageFolderSplit) -> None:
     folder.paths[4].unlink()
     with pytest.raises(GapError, match=r"4\.png"):
-        folder.stamp()
+        folder.file_fingerprint()
 
 
 def test_description_is_plain_and_counts() -> None:
@@ -188,9 +190,9 @@ def test_description_is_plain_and_counts() -> None:
     assert described["images"] == {"train": 5, "validation": 2, "test": 3}
     assert described["size"] == [4, 5] and described["source"] == "made up" and described["division"] == "by hand"
     assert described["sha256"] == {
-        "train": data.train.digest(),
-        "validation": data.validation.digest(),
-        "test": data.test.digest(),
+        "train": data.train.fingerprint(),
+        "validation": data.validation.fingerprint(),
+        "test": data.test.fingerprint(),
     }
 
 
@@ -200,6 +202,6 @@ def test_memory_moves_to_the_gpu_once() -> None:
     ((images, labels),) = split.batches([torch.tensor([7, 2])], "cuda")
     assert images.is_cuda and labels.is_cuda and labels.tolist() == [0, 2]
     assert torch.equal(images.cpu(), split.images[[7, 2]].float() / 255)
-    (resident,) = split.resident.values()
+    (device_cache,) = split.device_cache.values()
     list(split.with_labels(torch.zeros(10)).batches([torch.tensor([1])], "cuda"))
-    assert [held.data_ptr() for held in split.resident.values()] == [resident.data_ptr()]
+    assert [held.data_ptr() for held in split.device_cache.values()] == [device_cache.data_ptr()]

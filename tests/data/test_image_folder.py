@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from gap.core.errors import GapError, GapWarning
-from gap.data.dataset import Dataset, FolderSplit, in_order
+from gap.data.dataset import Dataset, ImageFolderSplit, sequential_batches
 from gap.data.image_folder import load_folder
 from gap.data.registry import load_data
 
@@ -30,7 +30,7 @@ def load(root: Path) -> Dataset:
 
 
 def names(split: object, root: Path) -> list[str]:
-    assert isinstance(split, FolderSplit)
+    assert isinstance(split, ImageFolderSplit)
     return [path.relative_to(root).as_posix() for path in split.paths]
 
 
@@ -74,10 +74,10 @@ def test_class_folders(tmp_path: Path) -> None:
     assert all(label == name.startswith("cat") for name, label in labels_by_name(data, tmp_path).items())
 
 
-def test_unlabelled(tmp_path: Path) -> None:
+def test_unlabeled(tmp_path: Path) -> None:
     data = load(fill(tmp_path, *(f"{number}.png" for number in range(10))))
     assert data.classes is None and data.class_names is None and data.train.labels is None
-    ((images, labels),) = data.test.batches(in_order(data.test, 8))
+    ((images, labels),) = data.test.batches(sequential_batches(data.test, 8))
     assert images.shape == (2, 1, 3, 3) and labels.tolist() == [-1, -1]
 
 
@@ -118,14 +118,14 @@ def test_table_of_integers(tmp_path: Path) -> None:
     (tmp_path / "labels.csv").write_text("label,file\n4,b.png\n0,a.png\n7,sub/c.png\n")
     data = load(tmp_path)
     assert labels_by_name(data, tmp_path) == {"a.png": 0, "b.png": 4, "sub/c.png": 7}
-    assert data.class_names is None and data.classes == 8 and data.indexed
+    assert data.class_names is None and data.classes == 8 and data.labels_index_model
 
 
 def test_table_of_names(tmp_path: Path) -> None:
     fill(tmp_path, "a.png", "b.png", "c.png")
     (tmp_path / "labels.csv").write_bytes(b"\xef\xbb\xbffile,label\r\na.png,dog\r\nb.png,cat\r\nc.png,7\r\n")
     data = load(tmp_path)
-    assert data.class_names == ("7", "cat", "dog") and not data.indexed
+    assert data.class_names == ("7", "cat", "dog") and not data.labels_index_model
     assert labels_by_name(data, tmp_path) == {"a.png": 2, "b.png": 1, "c.png": 0}
 
 

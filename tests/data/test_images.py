@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.data.images import find_pictures, open_picture, save_picture
+from gap.data.images import find_pictures, load_image, save_picture
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 
@@ -19,60 +19,60 @@ def saved(path: Path, picture: Image.Image, **options: object) -> Path:
     return path
 
 
-def grey(path: Path, channels: int = 1) -> list[list[int]]:
-    return open_picture(path, channels)[0].tolist()
+def gray(path: Path, channels: int = 1) -> list[list[int]]:
+    return load_image(path, channels)[0].tolist()
 
 
-def colour(size: tuple[int, int] = (6, 4), seed: int = 0) -> Image.Image:
+def color(size: tuple[int, int] = (6, 4), seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8))
 
 
 def test_rgb_comes_as_it_is(tmp_path: Path) -> None:
-    picture = colour()
-    opened = open_picture(saved(tmp_path / "a.png", picture), 3)
+    picture = color()
+    opened = load_image(saved(tmp_path / "a.png", picture), 3)
     assert opened.dtype == torch.uint8 and opened.shape == (3, 4, 6) and opened.is_contiguous()
     assert opened.permute(1, 2, 0).tolist() == np.asarray(picture).tolist()
 
 
-def test_grey_and_rgb_become_each_other(tmp_path: Path) -> None:
-    path = saved(tmp_path / "grey.png", Image.fromarray(RAMP))
-    assert open_picture(path, 3).tolist() == [RAMP.tolist()] * 3
+def test_gray_and_rgb_become_each_other(tmp_path: Path) -> None:
+    path = saved(tmp_path / "gray.png", Image.fromarray(RAMP))
+    assert load_image(path, 3).tolist() == [RAMP.tolist()] * 3
     red = saved(tmp_path / "red.png", Image.new("RGB", (2, 1), (255, 0, 0)))
-    assert grey(red) == [[76, 76]]
+    assert gray(red) == [[76, 76]]
 
 
 @pytest.mark.parametrize("dtype", [np.uint16, np.int32])
-def test_deep_grey_is_scaled_not_clipped(tmp_path: Path, dtype: type) -> None:
+def test_deep_gray_is_scaled_not_clipped(tmp_path: Path, dtype: type) -> None:
     deep = np.array([[0, 257, 128 * 257, 65535, 400]], dtype=dtype)
-    assert grey(saved(tmp_path / "deep.tif", Image.fromarray(deep))) == [[0, 1, 128, 255, 2]]
+    assert gray(saved(tmp_path / "deep.tif", Image.fromarray(deep))) == [[0, 1, 128, 255, 2]]
     if dtype is np.uint16:
-        assert grey(saved(tmp_path / "deep.png", Image.fromarray(deep))) == [[0, 1, 128, 255, 2]]
+        assert gray(saved(tmp_path / "deep.png", Image.fromarray(deep))) == [[0, 1, 128, 255, 2]]
 
 
 def test_integers_beyond_16_bits_use_the_whole_range(tmp_path: Path) -> None:
     deep = np.array([[0, 2**30, 2**31 - 1]], dtype=np.int32)
-    assert grey(saved(tmp_path / "deep.tif", Image.fromarray(deep))) == [[0, 128, 255]]
+    assert gray(saved(tmp_path / "deep.tif", Image.fromarray(deep))) == [[0, 128, 255]]
 
 
 @pytest.mark.parametrize("white", [1.0, 255.0, 65535.0])
 def test_float_white_is_the_smallest_that_holds_all(tmp_path: Path, white: float) -> None:
     values = np.array([[0.0, 0.2, 1.0]], dtype=np.float32) * np.float32(white)
-    assert grey(saved(tmp_path / "float.tif", Image.fromarray(values))) == [[0, 51, 255]]
+    assert gray(saved(tmp_path / "float.tif", Image.fromarray(values))) == [[0, 51, 255]]
 
 
 @pytest.mark.parametrize("strange", [-1.0, float("nan"), 1e9])
 def test_float_of_no_known_scale_is_refused(tmp_path: Path, strange: float) -> None:
     path = saved(tmp_path / "float.tif", Image.fromarray(np.array([[0.5, strange]], dtype=np.float32)))
     with pytest.raises(GapError, match=r"float\.tif.*no known scale"):
-        open_picture(path, 1)
+        load_image(path, 1)
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_over_white(tmp_path: Path, mode: str) -> None:
     picture = Image.new(mode, (3, 1), (0,) * len(mode))
     picture.putalpha(Image.fromarray(np.array([[0, 255, 102]], dtype=np.uint8)))
-    assert open_picture(saved(tmp_path / "clear.png", picture), 3).tolist() == [[[255, 0, 153]]] * 3
-    assert grey(tmp_path / "clear.png") == [[255, 0, 153]]
+    assert load_image(saved(tmp_path / "clear.png", picture), 3).tolist() == [[[255, 0, 153]]] * 3
+    assert gray(tmp_path / "clear.png") == [[255, 0, 153]]
 
 
 def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
@@ -80,49 +80,49 @@ def test_palette_with_and_without_transparency(tmp_path: Path) -> None:
     picture.putpalette([10, 20, 30, 40, 50, 60])
     picture.putpixel((1, 0), 1)
     opaque = saved(tmp_path / "opaque.png", picture)
-    assert open_picture(opaque, 3).flatten().tolist() == [10, 40, 20, 50, 30, 60]
+    assert load_image(opaque, 3).flatten().tolist() == [10, 40, 20, 50, 30, 60]
     clear = saved(tmp_path / "clear.png", picture, transparency=0)
-    assert open_picture(clear, 3).flatten().tolist() == [255, 40, 255, 50, 255, 60]
+    assert load_image(clear, 3).flatten().tolist() == [255, 40, 255, 50, 255, 60]
 
 
 def test_cmyk_and_two_tone(tmp_path: Path) -> None:
     cyan = saved(tmp_path / "cmyk.tif", Image.new("CMYK", (2, 2), (255, 0, 0, 0)))
-    assert open_picture(cyan, 3)[:, 0, 0].tolist() == [0, 255, 255]
+    assert load_image(cyan, 3)[:, 0, 0].tolist() == [0, 255, 255]
     two_tone = saved(tmp_path / "two.png", Image.fromarray(np.array([[True, False]])))
-    assert grey(two_tone) == [[255, 0]]
+    assert gray(two_tone) == [[255, 0]]
 
 
 def test_exif_orientation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     path = saved(tmp_path / "turned.png", Image.fromarray(RAMP), exif=exif)
-    assert grey(path) == np.rot90(RAMP, -1).tolist()
+    assert gray(path) == np.rot90(RAMP, -1).tolist()
 
 
 def test_animated_gives_its_first_frame_and_says_so(tmp_path: Path) -> None:
     frames = [Image.new("L", (3, 3), value) for value in (10, 200)]
     path = saved(tmp_path / "two.gif", frames[0], save_all=True, append_images=frames[1:])
     with pytest.warns(UserWarning, match=r"two\.gif has 2 frames"):
-        assert grey(path) == [[10] * 3] * 3
+        assert gray(path) == [[10] * 3] * 3
 
 
-def test_resized_to_cover_and_cropped_at_the_centre(tmp_path: Path) -> None:
+def test_resized_to_cover_and_cropped_at_the_center(tmp_path: Path) -> None:
     stripes = np.repeat(np.array([[0] * 4 + [100] * 8 + [255] * 4], dtype=np.uint8), 8, axis=0)
     path = saved(tmp_path / "wide.png", Image.fromarray(stripes))
-    assert open_picture(path, 1, (8, 8)).unique().tolist() == [100]
-    assert open_picture(path, 1, (4, 8)).shape == (1, 4, 8)
+    assert load_image(path, 1, (8, 8)).unique().tolist() == [100]
+    assert load_image(path, 1, (4, 8)).shape == (1, 4, 8)
 
 
 def test_shrinking_is_antialiased(tmp_path: Path) -> None:
     board = np.indices((64, 64)).sum(0) % 2 * 255
     path = saved(tmp_path / "board.png", Image.fromarray(board.astype(np.uint8)))
-    assert (open_picture(path, 1, (8, 8)).float() - 127.5).abs().max() < 4
+    assert (load_image(path, 1, (8, 8)).float() - 127.5).abs().max() < 4
 
 
 def test_one_pixel(tmp_path: Path) -> None:
     path = saved(tmp_path / "dot.png", Image.new("RGB", (1, 1), (1, 2, 3)))
-    assert open_picture(path, 3).flatten().tolist() == [1, 2, 3]
-    assert open_picture(path, 3, (2, 5)).shape == (3, 2, 5)
+    assert load_image(path, 3).flatten().tolist() == [1, 2, 3]
+    assert load_image(path, 3, (2, 5)).shape == (3, 2, 5)
 
 
 def png_claiming(width: int, height: int) -> bytes:
@@ -137,15 +137,15 @@ def test_huge_is_refused_unopened(tmp_path: Path, side: int) -> None:
     path = tmp_path / "huge.png"
     path.write_bytes(png_claiming(side, side))
     with pytest.raises(GapError, match=r"huge\.png has more pixels than is safe"):
-        open_picture(path, 3)
+        load_image(path, 3)
 
 
 @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp"])
 def test_truncated(tmp_path: Path, suffix: str) -> None:
-    path = saved(tmp_path / f"cut.{suffix}", colour((64, 64)))
+    path = saved(tmp_path / f"cut.{suffix}", color((64, 64)))
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     with pytest.raises(GapError, match=rf"cut\.{suffix} is (a damaged|not a) picture") as refusal:
-        open_picture(path, 3)
+        load_image(path, 3)
     assert "\n" not in str(refusal.value)
 
 
@@ -156,12 +156,12 @@ def test_what_is_no_picture_is_named(tmp_path: Path) -> None:
     says = {"text": "is not a picture", "empty": "is an empty file", "folder": "is a folder", "lost": "does not exist"}
     for name, complaint in says.items():
         with pytest.raises(GapError, match=rf"{name}\.png {complaint}"):
-            open_picture(tmp_path / f"{name}.png", 3)
+            load_image(tmp_path / f"{name}.png", 3)
 
 
 def test_two_channels_are_refused(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="1 or 3 channels here, not 2"):
-        open_picture(saved(tmp_path / "a.png", colour()), 2)
+        load_image(saved(tmp_path / "a.png", color()), 2)
 
 
 def test_found_sorted_at_any_depth_by_suffix(tmp_path: Path) -> None:
@@ -192,13 +192,13 @@ def test_nothing_to_find(tmp_path: Path) -> None:
 def test_saved_is_opened_again_the_same(tmp_path: Path, channels: int, dtype: torch.dtype) -> None:
     levels = torch.arange(256, dtype=torch.uint8).repeat(channels, 2, 1)
     save_picture(levels if dtype == torch.uint8 else levels.to(dtype) / 255, tmp_path / "new" / "a.png")
-    assert torch.equal(open_picture(tmp_path / "new" / "a.png", channels), levels)
+    assert torch.equal(load_image(tmp_path / "new" / "a.png", channels), levels)
     assert os.listdir(tmp_path / "new") == ["a.png"]
 
 
 def test_floats_are_rounded_to_the_nearest_level(tmp_path: Path) -> None:
     save_picture(torch.tensor([[[0.4, 0.6, 254.6, 99.4]]]) / 255, tmp_path / "a.png")
-    assert grey(tmp_path / "a.png") == [[0, 1, 255, 99]]
+    assert gray(tmp_path / "a.png") == [[0, 1, 255, 99]]
 
 
 def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -211,7 +211,7 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(Image.Image, "save", half_written)
     with pytest.raises(GapError, match=r"a\.png cannot be written: No space left"):
         save_picture(torch.zeros(1, 4, 6), path)
-    assert grey(path) == RAMP.tolist() and os.listdir(tmp_path) == ["a.png"]
+    assert gray(path) == RAMP.tolist() and os.listdir(tmp_path) == ["a.png"]
 
 
 def test_saved_where_no_folder_can_be(tmp_path: Path) -> None:

@@ -12,17 +12,17 @@ import torch
 from torchvision import datasets
 
 from gap.core.errors import GapError
-from gap.data.dataset import Dataset, MemorySplit
-from gap.data.registry import data_names, default_root, load_data
-from gap.data.torchvision_datasets import OFFICIAL, Official
+from gap.data.dataset import Dataset, InMemorySplit
+from gap.data.registry import default_root, list_datasets, load_data
+from gap.data.torchvision_datasets import DATASETS, PublishedDataset
 
 TRAINING = 60
 
 
-def parts(data: Dataset) -> list[MemorySplit]:
+def parts(data: Dataset) -> list[InMemorySplit]:
     splits = (data.train, data.validation, data.test)
-    assert all(isinstance(split, MemorySplit) for split in splits)
-    return [split for split in splits if isinstance(split, MemorySplit)]
+    assert all(isinstance(split, InMemorySplit) for split in splits)
+    return [split for split in splits if isinstance(split, InMemorySplit)]
 
 
 def write_idx(path: Path, values: np.ndarray) -> None:
@@ -90,7 +90,7 @@ def test_the_variable_names_the_root(root: Path, monkeypatch: pytest.MonkeyPatch
     assert default_root() == Path.home() / ".cache" / "gap"
 
 
-@pytest.mark.parametrize("name", sorted(OFFICIAL))
+@pytest.mark.parametrize("name", sorted(DATASETS))
 def test_absent_and_not_downloaded(tmp_path: Path, name: str) -> None:
     with pytest.raises(GapError, match=rf"{name} is not in the data root {tmp_path}.*--data-root or GAP_DATA"):
         load_data(name, tmp_path / "none", download=False)
@@ -164,7 +164,7 @@ def write_stl10(root: Path, images: np.ndarray, labels: np.ndarray) -> None:
 @pytest.mark.parametrize(
     ("name", "write", "side"), [("cifar10", write_cifar10, 32), ("svhn", write_svhn, 32), ("stl10", write_stl10, 96)]
 )
-def test_colour_sets_are_read_upright(
+def test_color_sets_are_read_upright(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, write: Callable[..., None], side: int
 ) -> None:
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
@@ -179,7 +179,7 @@ def test_colour_sets_are_read_upright(
     assert (data.channels, data.size, data.classes) == (3, (side, side), 10)
 
 
-def pictures(split: MemorySplit) -> torch.Tensor:
+def pictures(split: InMemorySplit) -> torch.Tensor:
     """All pictures of a split as its batches give them, in 256 levels."""
     ((images, _),) = split.batches([torch.arange(len(split))])
     return (images * 255).round().to(torch.uint8)
@@ -199,13 +199,13 @@ def test_batches_are_at_other_channels_and_size(root: Path) -> None:
 def test_what_is_held_keeps_its_size_and_batches_do_not_change_pixels(root: Path) -> None:
     own, split = parts(load_data("mnist", root))[0], parts(load_data("mnist", root, channels=3, size=(61, 47)))[0]
     assert torch.equal(split.images, own.images)
-    labelled = split.with_labels(torch.zeros(len(split)))
-    single = torch.cat([images for images, _ in labelled.batches(torch.arange(len(split)).split(1))])
+    labeled = split.with_labels(torch.zeros(len(split)))
+    single = torch.cat([images for images, _ in labeled.batches(torch.arange(len(split)).split(1))])
     assert torch.equal((single * 255).round().to(torch.uint8), pictures(split))
     assert torch.equal(single * 255, (single * 255).round())
 
 
-def test_other_shapes_are_cropped_at_the_centre(digits: Dataset) -> None:
+def test_other_shapes_are_cropped_at_the_center(digits: Dataset) -> None:
     tall = pictures(parts(load_data("mnist-5k", size=(28, 14)))[2])
     assert torch.equal(tall, parts(digits)[2].images[..., 7:21])
 
@@ -218,7 +218,7 @@ def holding(monkeypatch: pytest.MonkeyPatch, images: torch.Tensor) -> str:
     def read(root: Path, train: bool, download: bool) -> tuple[torch.Tensor, torch.Tensor]:
         return images, torch.zeros(len(images), dtype=torch.int64)
 
-    monkeypatch.setitem(OFFICIAL, "held", Official(read, "", "", (), ""))
+    monkeypatch.setitem(DATASETS, "held", PublishedDataset(read, "", "", (), ""))
     return "held"
 
 
@@ -229,7 +229,7 @@ def test_shrinking_is_antialiased(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert (small.float() - 127.5).abs().max() < 8
 
 
-def test_rgb_becomes_grey_by_its_luma_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rgb_becomes_gray_by_its_luma_rounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     primaries = torch.eye(3, dtype=torch.uint8).mul(255).view(3, 3, 1, 1)
     name = holding(monkeypatch, primaries)
     assert pictures(parts(load_data(name, tmp_path, channels=1))[2]).flatten().tolist() == [76, 150, 29]
@@ -246,4 +246,4 @@ def test_unknown_names_get_the_nearest() -> None:
 
 
 def test_every_published_set_is_listed() -> None:
-    assert set(OFFICIAL) | {"mnist-5k", "folder:PATH"} == set(data_names())
+    assert set(DATASETS) | {"mnist-5k", "folder:PATH"} == set(list_datasets())

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from gap.attacks.base import Attack
 from gap.attacks.noise import Noise
-from gap.classifiers.classifier import Classifier, Facts
-from gap.classifiers.task import Setting
+from gap.classifiers.classifier import Classifier, ClassifierSpec
+from gap.classifiers.task import AttackTask
 from gap.core.errors import GapWarning
-from gap.data.dataset import Dataset, MemorySplit
+from gap.data.dataset import Dataset, InMemorySplit
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.threat import Budget
-from gap.training.runtime import MachineOptions
+from gap.training.runtime import RuntimeOptions
 
 BUDGET = Budget("linf", 0.1)
 
@@ -34,17 +34,17 @@ class Apply(nn.Module):
 
 def attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Attack], list[int]]:
     """The attacks on the last of these networks, and the steps that were heard of."""
-    split = MemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
-    few = MemorySplit(split.images[:train], pictures.labels[:train])
-    data = Dataset("pictures", few, split, split, 1, (12, 12), None, 4, "made here", indexed=True)
-    facts, steps = Facts(1, (12, 12), 4), []
-    classifiers = [Classifier(net, facts, name="net", architecture="net").eval() for net in nets]
+    split = InMemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
+    few = InMemorySplit(split.images[:train], pictures.labels[:train])
+    data = Dataset("pictures", few, split, split, 1, (12, 12), None, 4, "made here", labels_index_model=True)
+    spec, steps = ClassifierSpec(1, (12, 12), 4), []
+    classifiers = [Classifier(net, spec, name="net", architecture="net").eval() for net in nets]
     made = adaptive_attacks(
         classifiers[-1],
-        Setting(classifiers, data),
+        AttackTask(classifiers, data),
         BUDGET,
         4000,
-        MachineOptions(device="cpu"),
+        RuntimeOptions(device="cpu"),
         lambda name: nullcontext(lambda progress: steps.append(progress.step)),
     )
     return list(made), steps

@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from gap.attacks.generator.model import load_attack
-from gap.classifiers.classifier import Classifier, Facts
-from gap.classifiers.task import Setting
-from gap.core.artifact import save_artefact
+from gap.classifiers.classifier import Classifier, ClassifierSpec
+from gap.classifiers.task import AttackTask
+from gap.core.artifact import save_artifact
 from gap.core.errors import GapWarning
-from gap.data.dataset import Dataset, MemorySplit
+from gap.data.dataset import Dataset, InMemorySplit
 from gap.evaluation import benchmark as lineup
-from gap.evaluation.benchmark import find_entrants, run_lineup
+from gap.evaluation.benchmark import parse_attacks, run_benchmark
 from gap.threat import Budget
 
 BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
@@ -36,29 +36,30 @@ class Scaled(nn.Module):
 
 
 def classifier(name: str, scale: float) -> Classifier:
-    return Classifier(Scaled(scale), Facts(1, (4, 4), 3), name=name, architecture="scaled")
+    return Classifier(Scaled(scale), ClassifierSpec(1, (4, 4), 3), name=name, architecture="scaled")
 
 
 ONE, TWO, THREE = classifier("one", 1.0), classifier("two", 2.0), classifier("three", 3.0)
 
 
-def setting(*classifiers: Classifier) -> Setting:
+def task(*classifiers: Classifier) -> AttackTask:
     images = torch.randint(0, 256, (12, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
-    split = MemorySplit(images, torch.arange(12) % 3)
-    return Setting(list(classifiers), Dataset("noise", split, split, split, 1, (4, 4), None, 3, ""))
+    split = InMemorySplit(images, torch.arange(12) % 3)
+    return AttackTask(list(classifiers), Dataset("noise", split, split, split, 1, (4, 4), None, 3, ""))
 
 
-def trained(folder: Path, *against: Classifier, goal: str = "untargeted") -> str:
+def trained(folder: Path, *against: Classifier, criterion: str = "untargeted") -> str:
     told = [each.describe() for each in against]
     card = {
-        "budget": "linf:0.1", "goal": goal, "channels": 1, "size": [4, 4], "generator": {}, "classifiers": told,
+        "budget": "linf:0.1", "criterion": criterion, "channels": 1, "size": [4, 4], "generator": {},
+        "classifiers": told,
     }  # fmt: skip
-    save_artefact(folder, "universal perturbation", {"perturbation": torch.full((1, 1, 4, 4), 0.1)}, card)
+    save_artifact(folder, "universal_perturbation", {"perturbation": torch.full((1, 1, 4, 4), 0.1)}, card)
     return str(folder)
 
 
 def rows(texts: list[str], *classifiers: Classifier, **options: Any) -> list[dict[str, Any]]:
-    found = run_lineup(find_entrants(texts), setting(*classifiers), BUDGETS[:1], **options)
+    found = run_benchmark(parse_attacks(texts), task(*classifiers), BUDGETS[:1], **options)
     return [evaluation.row for evaluation in found]
 
 
@@ -71,8 +72,8 @@ def test_a_trained_attack_was_made_on_those_of_its_card(tmp_path: Path) -> None:
 
 @pytest.mark.filterwarnings("ignore:.*transfer")
 def test_the_least_likely_class_of_others_is_not_counted(tmp_path: Path) -> None:
-    def counted(name: str, goal: str, *against: Classifier) -> list[bool]:
-        found = rows([trained(tmp_path / name, *against, goal=goal)], ONE, THREE)
+    def counted(name: str, criterion: str, *against: Classifier) -> list[bool]:
+        found = rows([trained(tmp_path / name, *against, criterion=criterion)], ONE, THREE)
         return ["target_success_rate" in row for row in found]
 
     assert counted("alone", "least-likely", ONE) == [True, False]
@@ -80,7 +81,7 @@ def test_the_least_likely_class_of_others_is_not_counted(tmp_path: Path) -> None
     assert counted("fixed", "target:2", ONE) == [True, True]
 
 
-def test_artefacts_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_artifacts_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first, second = trained(tmp_path / "a" / "uap", ONE), trained(tmp_path / "b" / "uap", ONE)
     other = trained(tmp_path / "other", ONE)
     assert [row["attack"] for row in rows([first, second, other, "uap"], ONE)] == [first, second, "other", "uap"]
@@ -92,24 +93,24 @@ def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
     attack = trained(tmp_path / "attack", ONE)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", GapWarning)
-        assert len(list(run_lineup(find_entrants([attack]), setting(ONE, TWO, THREE), BUDGETS))) == 6
+        assert len(list(run_benchmark(parse_attacks([attack]), task(ONE, TWO, THREE), BUDGETS))) == 6
     assert [str(warning.message).rpartition(", not ")[2] for warning in told] == [
-        "two as it is, in weights and normaliser: this is transfer",
-        "three as it is, in weights and normaliser: this is transfer",
+        "two as it is, in weights and normalizer: this is transfer",
+        "three as it is, in weights and normalizer: this is transfer",
     ]
 
 
 @pytest.mark.parametrize(("mean", "std", "another"), [((0.1,), (0.3,), True), ((0.0,), (1.0,), False)])
-def test_another_normaliser_is_another_classifier(
+def test_another_normalizer_is_another_classifier(
     tmp_path: Path, mean: tuple[float], std: tuple[float], another: bool
 ) -> None:
     attack = trained(tmp_path / "attack", ONE)
-    facts = replace(ONE.facts, mean=mean, std=std)
-    other = Classifier(ONE.network, facts, name=ONE.name, architecture=ONE.architecture)
+    spec = replace(ONE.spec, mean=mean, std=std)
+    other = Classifier(ONE.network, spec, name=ONE.name, architecture=ONE.architecture)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always", GapWarning)
         rows([attack], other)
-    assert ["not one as it is, in weights and normaliser" in str(each.message) for each in told] == [True] * another
+    assert ["not one as it is, in weights and normalizer" in str(each.message) for each in told] == [True] * another
 
 
 def test_another_norm_is_warned_about(tmp_path: Path) -> None:
@@ -123,29 +124,29 @@ def test_another_norm_is_warned_about(tmp_path: Path) -> None:
 
 def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
     folder = trained(tmp_path / "attack", ONE)
-    spec = "step_scales=1e-6,steps=1,confidence=0"
+    spec = "relative_step_sizes=1e-6,steps=1,confidence=0"
 
     def found(text: str) -> list[dict[str, Any]]:
         """From different seeds: only a search from a random start differs."""
         return [rows([text], ONE, seed=seed)[0] for seed in (0, 1)]
 
-    one, two = found(f"pgd:start={folder},{spec}")
+    one, two = found(f"pgd:init={folder},{spec}")
     assert one["l2_mean"] == two["l2_mean"] > 0
     assert one["accuracy_under_attack"] <= rows([folder], ONE)[0]["accuracy_under_attack"]
     one, two = found(f"pgd:{spec}")
     assert one["l2_mean"] != two["l2_mean"]
-    with pytest.warns(GapWarning, match="not two as it is, in weights and normaliser: this is transfer"):
-        rows([f"pgd:start={folder}"], TWO)
+    with pytest.warns(GapWarning, match="not two as it is, in weights and normalizer: this is transfer"):
+        rows([f"pgd:init={folder}"], TWO)
 
 
 def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, fitted = lineup.named_attack, []
+    made, fitted = lineup.create_attack, []
 
     def counting(spec: str, budget: Budget, source: Classifier, *rest: Any) -> Any:
         fitted.append(source.name)
         return made(spec, budget, source, *rest)
 
-    monkeypatch.setattr(lineup, "named_attack", counting)
+    monkeypatch.setattr(lineup, "create_attack", counting)
     found = rows(["uap:images_seen=5"], ONE, TWO, transfer=True)
     assert [(row["source"], row["classifier"]) for row in found] == [
         ("one", "one"), ("one", "two"), ("two", "one"), ("two", "two"),

@@ -7,10 +7,10 @@ import torch
 from scipy.ndimage import gaussian_filter
 from torch import Tensor, nn
 
-from gap.attacks.criteria import find_goal
-from gap.classifiers.classifier import Classifier, Facts
+from gap.attacks.criteria import find_criterion
+from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.core.errors import GapError
-from gap.data.dataset import MemorySplit
+from gap.data.dataset import InMemorySplit
 from gap.evaluation.evaluate import evaluate
 from gap.evaluation.interval import wilson
 from gap.threat import Budget
@@ -47,11 +47,11 @@ class Stub:
 
 
 def classifier(name: str = "bands", size: tuple[int, int] = (4, 4)) -> Classifier:
-    return Classifier(Bands(), Facts(1, size, 3), name=name, architecture="bands")
+    return Classifier(Bands(), ClassifierSpec(1, size, 3), name=name, architecture="bands")
 
 
-def split(levels: Tensor = LEVELS, labels: Tensor = LABELS, size: int = 4) -> MemorySplit:
-    return MemorySplit(levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous(), labels)
+def split(levels: Tensor = LEVELS, labels: Tensor = LABELS, size: int = 4) -> InMemorySplit:
+    return InMemorySplit(levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous(), labels)
 
 
 # said clean:  0  0  1  1  1  2  2      labels 0 1 1 1 2 2 0
@@ -103,19 +103,19 @@ def test_batches_add_up() -> None:
 
 
 def test_a_target_counts_only_images_that_are_not_of_it() -> None:
-    """Two of the seven are labelled 2 already; of the other five, two are read as 2 afterwards."""
-    row = evaluate(Stub(ADDED), classifier(), split(), goal=find_goal("target:2", 3)).row
+    """Two of the seven are labeled 2 already; of the other five, two are read as 2 afterwards."""
+    row = evaluate(Stub(ADDED), classifier(), split(), criterion=find_criterion("target:2", 3)).row
     assert row["target_success_rate"] == 2 / 5
     assert row["target_success_rate_interval"] == list(wilson(2, 5))
-    untargeted = evaluate(Stub(ADDED), classifier(), split(), goal=find_goal("untargeted", 3)).row
+    untargeted = evaluate(Stub(ADDED), classifier(), split(), criterion=find_criterion("untargeted", 3)).row
     assert "target_success_rate" not in untargeted
 
 
 def test_the_least_likely_class_is_of_the_clean_picture() -> None:
-    """Level 10 is least like 2 and level 200 least like 0: of those not labelled so already, one gets there."""
+    """Level 10 is least like 2 and level 200 least like 0: of those not labeled so already, one gets there."""
     levels, labels = torch.tensor([10, 10, 200, 200]), torch.tensor([0, 2, 2, 0])
     stub = Stub(torch.tensor([190, 190, -100, -190]))
-    row = evaluate(stub, classifier(), split(levels, labels), goal=find_goal("least-likely", 3)).row
+    row = evaluate(stub, classifier(), split(levels, labels), criterion=find_criterion("least-likely", 3)).row
     assert row["target_success_rate"] == 1 / 2
 
 
@@ -128,7 +128,7 @@ def test_ssim_is_wang_and_others() -> None:
         def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             return images + change / 255
 
-    data = MemorySplit(clean.byte(), torch.zeros(2, dtype=torch.int64))
+    data = InMemorySplit(clean.byte(), torch.zeros(2, dtype=torch.int64))
     row = evaluate(Change(ADDED), classifier(size=(24, 20)), data).row
     expected = np.mean([ssim(a, a + b) for a, b in zip(clean[:, 0].numpy(), change[:, 0].numpy(), strict=True)])
     assert row["ssim"] == pytest.approx(expected, abs=1e-4)

@@ -1,6 +1,6 @@
 import pytest
 
-from gap.evaluation.image_files import _free_name
+from gap.evaluation.image_files import _unique_name
 
 
 @pytest.mark.parametrize(
@@ -13,4 +13,4 @@ from gap.evaluation.image_files import _free_name
 )
 def test_no_picture_takes_the_name_of_another_or_of_what_is_beside_it(stems: list[str], names: list[str]) -> None:
     taken: set[str] = set()
-    assert [_free_name(stem, taken) for stem in stems] == names
+    assert [_unique_name(stem, taken) for stem in stems] == names

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from gap.classifiers.classifier import Classifier, Facts
+from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.core.errors import GapError
 from gap.evaluation.layer_robustness import layer_robustness
 from gap.threat import Budget
@@ -16,7 +16,7 @@ def linear(scale: float) -> Classifier:
     nn.init.constant_(first.weight, scale)
     nn.init.zeros_(first.bias)
     network = nn.Sequential(first, nn.Tanh(), nn.Flatten(), nn.Linear(36, 3))
-    return Classifier(network, Facts(1, (6, 6), 3), name="net", architecture="net")
+    return Classifier(network, ClassifierSpec(1, (6, 6), 3), name="net", architecture="net")
 
 
 @pytest.fixture

@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from gap.attacks.gradient import PGD
 from gap.attacks.noise import Noise
-from gap.classifiers.classifier import Classifier, Facts
+from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.core.frozen import frozen
-from gap.data.dataset import MemorySplit
+from gap.data.dataset import InMemorySplit
 from gap.evaluation import autoattack
-from gap.evaluation.autoattack import Withstood, auto_attack, can_search
+from gap.evaluation.autoattack import AutoAttackResult, auto_attack, supports_square
 from gap.evaluation.masking_checks import (
-    Bench,
-    Check,
-    FromTwin,
-    epsilon_curve,
-    is_sign,
-    more_steps,
-    run_gate,
-    true_gradients,
+    CheckResult,
+    EvaluationBatch,
+    SurrogatePGD,
+    check_epsilon_curve,
+    check_gradient_fidelity,
+    check_more_steps,
+    exceeds_tolerance,
+    run_masking_checks,
 )
-from gap.evaluation.robustness import _black_box, _flags, _searched, judge
+from gap.evaluation.robustness import _run_square, check_autoattack_warnings, check_black_box, judge
 from gap.threat import Budget
 
 BUDGETS = [Budget("linf", 0.045), Budget("l2", 0.45)]
@@ -73,22 +73,22 @@ TRUE = "gradients tell how the margin changes"
 
 
 def failed(found: dict[str, Any]) -> set[str]:
-    return {check["check"] for check in found["gate"] if not check["passed"]}
+    return {check["name"] for check in found["checks"] if not check["passed"]}
 
 
 def classifier(net: nn.Module) -> Classifier:
-    return Classifier(net, Facts(1, (12, 12), 4), name="net", architecture="net").eval()
+    return Classifier(net, ClassifierSpec(1, (12, 12), 4), name="net", architecture="net").eval()
 
 
 @pytest.fixture
-def split(pictures) -> MemorySplit:
-    return MemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
+def split(pictures) -> InMemorySplit:
+    return InMemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
-def test_an_honest_classifier_holds(pictures, split: MemorySplit, budget: Budget) -> None:
-    found = judge(classifier(pictures.net), split, budget, images=100, fast=True, twin=classifier(pictures.net))
-    assert found["verdict"] == "holds", found["gate"]
+def test_an_honest_classifier_holds(pictures, split: InMemorySplit, budget: Budget) -> None:
+    found = judge(classifier(pictures.net), split, budget, images=100, fast=True, surrogate=classifier(pictures.net))
+    assert found["verdict"] == "holds", found["checks"]
     assert found["clean_accuracy"] > 0.9
     assert 0.3 < found["robust_accuracy"] < found["clean_accuracy"] - 0.05
     assert found["interval"][0] < found["robust_accuracy"] < found["interval"][1]
@@ -108,7 +108,7 @@ SIGNS = {
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("mask", SIGNS)
-def test_a_masked_classifier_is_caught_by_its_signs(pictures, split: MemorySplit, mask: str, budget: Budget) -> None:
+def test_a_masked_classifier_is_caught_by_its_signs(pictures, split: InMemorySplit, mask: str, budget: Budget) -> None:
     found = judge(classifier(Masked(pictures.net, *MASKS[mask])), split, budget, images=60, fast=True)
     signs = failed(found) & SIGNS[mask] if mask == "noise" else failed(found)  # noise may drown any other, too
     assert found["verdict"] == "masked" and signs == SIGNS[mask]
@@ -121,14 +121,14 @@ def test_gradients_that_pass_by_rounding_to_8_bits_are_true(pictures, budget: Bu
     def levels(images: Tensor) -> Tensor:
         return images + ((images * 255).round() / 255 - images).detach()
 
-    bench = Bench(classifier(Masked(pictures.net, levels, same)), pictures.images, pictures.labels, budget)
-    honest = replace(bench, classifier=classifier(pictures.net))
-    for each in (bench, honest):
+    batch = EvaluationBatch(classifier(Masked(pictures.net, levels, same)), pictures.images, pictures.labels, budget)
+    honest = replace(batch, classifier=classifier(pictures.net))
+    for each in (batch, honest):
         with frozen(each.classifier):
-            assert true_gradients(each).passed, true_gradients(each).evidence
+            assert check_gradient_fidelity(each).passed, check_gradient_fidelity(each).details
 
 
-def test_a_fast_judgement_searches_without_gradients_too(pictures, split: MemorySplit) -> None:
+def test_a_fast_judgment_searches_without_gradients_too(pictures, split: InMemorySplit) -> None:
     """Where gradients are of one pixel, only a search that does not follow them finds the others."""
     narrow = classifier(Masked(pictures.net, *MASKS["gradients of one pixel"]))
     found = judge(narrow, split, Budget("linf", 0.1), images=60, fast=True)
@@ -138,12 +138,12 @@ def test_a_fast_judgement_searches_without_gradients_too(pictures, split: Memory
 
 def test_what_a_long_pgd_breaks_too_did_not_fall_to_search_alone(pictures) -> None:
     """Nor does what it breaks get searched."""
-    bench = Bench(classifier(pictures.net), pictures.images[:100], pictures.labels[:100], BUDGETS[0])
+    batch = EvaluationBatch(classifier(pictures.net), pictures.images[:100], pictures.labels[:100], BUDGETS[0])
     fell, left = torch.arange(100) < 10, torch.arange(100) >= 10
-    found = Withstood(~fell, broken={"square": fell})
-    assert not _black_box(found, torch.ones(100, dtype=torch.bool), bench, 0).passed
-    assert _black_box(found, left, bench, 0).passed
-    assert _searched(torch.zeros(100, dtype=torch.bool), bench, 0) == 0
+    found = AutoAttackResult(~fell, broken={"square": fell})
+    assert not check_black_box(found, torch.ones(100, dtype=torch.bool), batch, 0).passed
+    assert check_black_box(found, left, batch, 0).passed
+    assert _run_square(torch.zeros(100, dtype=torch.bool), batch, 0) == 0
 
 
 @pytest.mark.parametrize("surely", [1.0, 20.0])
@@ -155,40 +155,40 @@ def test_two_classes_are_judged_alike_however_sure(surely: float) -> None:
     net = nn.Sequential(nn.Flatten(), nn.Linear(36, 2))
     net[1].weight.data = surely * torch.tensor([[-10.0], [10.0]]).expand(2, 36).contiguous()
     net[1].bias.data = surely * torch.tensor([180.0, -180.0])
-    two = Classifier(net, Facts(1, (6, 6), 2), name="two", architecture="two").eval()
-    split = MemorySplit((images * 255).round().to(torch.uint8), labels)
-    found = judge(two, split, Budget("linf", 0.01), fast=True, twin=two)
-    assert found["autoattack"] == ["apgd-ce", "fab-t"] and "four classes" in found["unchecked"][0]
-    assert found["verdict"] == "holds", found["gate"]
+    two = Classifier(net, ClassifierSpec(1, (6, 6), 2), name="two", architecture="two").eval()
+    split = InMemorySplit((images * 255).round().to(torch.uint8), labels)
+    found = judge(two, split, Budget("linf", 0.01), fast=True, surrogate=two)
+    assert found["autoattack"] == ["apgd-ce", "fab-t"] and "four classes" in found["not_evaluated"][0]
+    assert found["verdict"] == "holds", found["checks"]
     assert found["robust_accuracy"] == pytest.approx(0.5, abs=0.15)
 
 
-def test_where_search_is_left_out_the_judgement_says_so(pictures, split: MemorySplit) -> None:
+def test_where_search_is_left_out_the_judgment_says_so(pictures, split: InMemorySplit) -> None:
     """12 x 12 pixels are a size that Square's tiles do not cover in L2."""
     net = classifier(pictures.net)
-    unchecked = [judge(net, split, budget, images=20, fast=True)["unchecked"] for budget in BUDGETS]
-    assert [len(each) for each in unchecked] == [2, 3] and "Square" in unchecked[1][1]
-    assert all("--twin" in each[0] and "--attack" in each[-1] for each in unchecked)
-    told = judge(net, split, BUDGETS[0], images=20, fast=True, twin=net, adaptive=[Noise(BUDGETS[0])])
-    assert told["unchecked"] == []
-    told = judge(net, split, BUDGETS[0], images=20, fast=True, twin=net, others=[Noise(BUDGETS[0])])
-    assert len(told["unchecked"]) == 1 and "--adaptive" in told["unchecked"][0]
+    left_out = [judge(net, split, budget, images=20, fast=True)["not_evaluated"] for budget in BUDGETS]
+    assert [len(each) for each in left_out] == [2, 3] and "Square" in left_out[1][1]
+    assert all("--surrogate" in each[0] and "--attack" in each[-1] for each in left_out)
+    told = judge(net, split, BUDGETS[0], images=20, fast=True, surrogate=net, adaptive=[Noise(BUDGETS[0])])
+    assert told["not_evaluated"] == []
+    told = judge(net, split, BUDGETS[0], images=20, fast=True, surrogate=net, others=[Noise(BUDGETS[0])])
+    assert len(told["not_evaluated"]) == 1 and "--adaptive" in told["not_evaluated"][0]
 
 
-def test_the_published_judgement_is_all_of_autoattack(pictures, split: MemorySplit) -> None:
+def test_the_published_judgment_is_all_of_autoattack(pictures, split: InMemorySplit) -> None:
     found = judge(classifier(pictures.net), split, BUDGETS[0], images=10)
     assert found["autoattack"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert [name for name in found["attacks"] if name != "pgd"] == found["autoattack"]
 
 
 def test_what_autoattack_doubts_is_told_by_the_check_that_weighs_it(pictures) -> None:
-    bench = Bench(classifier(pictures.net), pictures.images[:100], pictures.labels[:100], BUDGETS[0])
+    batch = EvaluationBatch(classifier(pictures.net), pictures.images[:100], pictures.labels[:100], BUDGETS[0])
     fell = torch.arange(100) < 2
-    found = Withstood(~fell, broken={"square": fell}, flags=["zero gradients"])
-    weighed = _black_box(found, torch.ones(100, dtype=torch.bool), bench, 0)
-    assert weighed.passed and "AutoAttack's own flag: square lowers the accuracy by 2.0%" in weighed.evidence
-    assert _flags(found) == Check(FLAGS, False, "zero gradients")
-    assert _flags(Withstood(~fell)).passed
+    found = AutoAttackResult(~fell, broken={"square": fell}, flags=["zero gradients"])
+    weighed = check_black_box(found, torch.ones(100, dtype=torch.bool), batch, 0)
+    assert weighed.passed and "AutoAttack's own flag: square lowers the accuracy by 2.0%" in weighed.details
+    assert check_autoattack_warnings(found) == CheckResult(FLAGS, False, "zero gradients")
+    assert check_autoattack_warnings(AutoAttackResult(~fell)).passed
 
 
 class Tiring(nn.Module):
@@ -206,14 +206,16 @@ class Tiring(nn.Module):
 
 def test_steps_that_do_not_help_are_a_sign(pictures) -> None:
     for looks, passed in ((8, False), (10**6, True)):
-        bench = Bench(classifier(Tiring(pictures.net, looks)), pictures.images, pictures.labels, Budget("linf", 0.1))
-        with frozen(bench.classifier):
-            assert more_steps(bench).passed == passed
+        batch = EvaluationBatch(
+            classifier(Tiring(pictures.net, looks)), pictures.images, pictures.labels, Budget("linf", 0.1)
+        )
+        with frozen(batch.classifier):
+            assert check_more_steps(batch).passed == passed
 
 
 def test_one_image_alone_is_no_sign() -> None:
-    assert [is_sign(count, 20) for count in (0, 1, 2)] == [False, False, True]
-    assert [is_sign(count, 1000) for count in (20, 21)] == [False, True]
+    assert [exceeds_tolerance(count, 20) for count in (0, 1, 2)] == [False, False, True]
+    assert [exceeds_tolerance(count, 1000) for count in (20, 21)] == [False, True]
 
 
 def test_one_survivor_of_few_is_no_sign_either() -> None:
@@ -223,10 +225,10 @@ def test_one_survivor_of_few_is_no_sign_either() -> None:
         def forward(self, images: Tensor) -> Tensor:
             return images.mean(dim=(1, 2, 3))[:, None] * 0 + torch.tensor([1.0, 0.0])
 
-    stubborn = Classifier(Stubborn(), Facts(1, (4, 4), 2), name="stubborn", architecture="stubborn").eval()
+    stubborn = Classifier(Stubborn(), ClassifierSpec(1, (4, 4), 2), name="stubborn", architecture="stubborn").eval()
     for survivors, passed in ((1, True), (2, False)):
-        bench = Bench(stubborn, torch.rand(10, 1, 4, 4), (torch.arange(10) >= survivors).long(), BUDGETS[0])
-        assert epsilon_curve(bench).passed == passed
+        batch = EvaluationBatch(stubborn, torch.rand(10, 1, 4, 4), (torch.arange(10) >= survivors).long(), BUDGETS[0])
+        assert check_epsilon_curve(batch).passed == passed
 
 
 def test_the_bench_takes_so_many_at_a_time(pictures) -> None:
@@ -238,13 +240,13 @@ def test_the_bench_takes_so_many_at_a_time(pictures) -> None:
             seen.append(len(images))
             return pictures.net(images)
 
-    bench = Bench(classifier(Counting()), pictures.images, pictures.labels, BUDGETS[0], batch_size=30)
-    checks = run_gate(bench)
+    batch = EvaluationBatch(classifier(Counting()), pictures.images, pictures.labels, BUDGETS[0], batch_size=30)
+    checks = run_masking_checks(batch)
     assert max(seen) == 30 and all(check.passed for check in checks), checks
 
 
-def test_a_transfer_does_not_stop_where_the_twin_is_fooled(pictures) -> None:
-    """A network with features of its own falls to what goes far past the twin's boundary, and hardly to what stops."""
+def test_a_transfer_does_not_stop_where_the_surrogate_is_fooled(pictures) -> None:
+    """A network with features of its own falls to what goes past the surrogate's boundary, hardly to what stops."""
     torch.manual_seed(1)
     hidden, output = nn.Linear(144, 256), nn.Linear(256, 4)
     hidden.weight.data = torch.randn(256, 144) / 2
@@ -254,20 +256,20 @@ def test_a_transfer_does_not_stop_where_the_twin_is_fooled(pictures) -> None:
     output.weight.data = torch.linalg.solve(ridge, features.T @ (8 * torch.eye(4)[pictures.labels] - 2)).T.contiguous()
     output.bias.data = torch.zeros(4)
     other = classifier(nn.Sequential(nn.Flatten(), hidden, nn.Tanh(), output))
-    budget, twin = Budget("linf", 0.1), classifier(pictures.net)
-    bench = Bench(other, pictures.images, pictures.labels, budget)
-    stopping = other(PGD(budget)(twin, pictures.images, pictures.labels)).argmax(dim=1) == pictures.labels
-    assert bench.left(FromTwin(twin, budget)) < stopping.sum() - 0.3 * len(stopping)
+    budget, surrogate = Budget("linf", 0.1), classifier(pictures.net)
+    batch = EvaluationBatch(other, pictures.images, pictures.labels, budget)
+    stopping = other(PGD(budget)(surrogate, pictures.images, pictures.labels)).argmax(dim=1) == pictures.labels
+    assert batch.num_correct(SurrogatePGD(surrogate, budget)) < stopping.sum() - 0.3 * len(stopping)
 
 
-def test_transfer_tells_too(pictures, split: MemorySplit) -> None:
-    """The image moved only in the direction that keeps no gradient: what the twin gives away breaks it."""
+def test_transfer_tells_too(pictures, split: InMemorySplit) -> None:
+    """The image moved only in the direction that keeps no gradient: what the surrogate gives away breaks it."""
     rounding = classifier(Masked(pictures.net, *MASKS["gradients killed by rounding"]))
-    found = judge(rounding, split, Budget("linf", 0.1), images=60, fast=True, twin=classifier(pictures.net))
+    found = judge(rounding, split, Budget("linf", 0.1), images=60, fast=True, surrogate=classifier(pictures.net))
     assert "transfer does not beat white-box attacks" in failed(found)
 
 
-def test_other_attacks_count(pictures, split: MemorySplit) -> None:
+def test_other_attacks_count(pictures, split: InMemorySplit) -> None:
     """An attack that breaks what AutoAttack cannot is a sign of masking; one that breaks no more is not."""
     net, budget = classifier(pictures.net), Budget("linf", 0.045)
     weak, strong = Noise(budget), PGD(budget, steps=100, restarts=3, name="strong")
@@ -276,12 +278,12 @@ def test_other_attacks_count(pictures, split: MemorySplit) -> None:
     assert honest["attacks"]["noise"] > honest["attacks"]["strong"] >= honest["robust_accuracy"]
     assert honest["attacks"]["pgd"] >= honest["robust_accuracy"]
     rounding = classifier(Masked(pictures.net, *MASKS["gradients killed by rounding"]))
-    masked = judge(rounding, split, budget, images=100, fast=True, others=[FromTwin(net, budget)])
+    masked = judge(rounding, split, budget, images=100, fast=True, others=[SurrogatePGD(net, budget)])
     assert BEATEN in failed(masked)
     assert masked["robust_accuracy"] <= masked["attacks"]["pgd on net"] < masked["attacks"]["apgd-t"]
 
 
-def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: MemorySplit) -> None:
+def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: InMemorySplit) -> None:
     net = classifier(pictures.net)
     others = [Noise(BUDGETS[0], name=name) for name in ("clean", "apgd-t", "square", "pgd")]
     found = judge(net, split, BUDGETS[0], images=100, fast=True, others=others)
@@ -299,13 +301,13 @@ def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: MemorySplit) -
     assert found["attacks"]["apgd-t"] == plain["attacks"]["apgd-t"]
 
 
-def test_without_gradient_the_judgement_stands(pictures, split: MemorySplit) -> None:
+def test_without_gradient_the_judgment_stands(pictures, split: InMemorySplit) -> None:
     net = classifier(Masked(pictures.net, *MASKS["no gradient at all"]))
     found = judge(net, split, BUDGETS[0], images=60, fast=True, others=[PGD(BUDGETS[0]), Noise(BUDGETS[0])])
     assert found["verdict"] == "masked" and list(found["attacks"]) == ["square", "noise"]
 
 
-def test_too_few_right_images_to_tell(pictures, split: MemorySplit) -> None:
+def test_too_few_right_images_to_tell(pictures, split: InMemorySplit) -> None:
     found = judge(classifier(pictures.net), split, BUDGETS[0], images=30, fast=True)
     assert found["verdict"] == "inconclusive"
 
@@ -322,17 +324,17 @@ def test_autoattack_agrees_with_what_it_left(pictures) -> None:
     broken = [found.broken[name].double().mean().item() for name in ("apgd-ce", "square")]
     assert broken == pytest.approx([shares[0] - shares[1], shares[1] - shares[2]])
     assert found.doubt is None
-    assert "by 0.3%" in Withstood(found.right, broken={"square": torch.arange(1000) < 3}).doubt
+    assert "by 0.3%" in AutoAttackResult(found.right, broken={"square": torch.arange(1000) < 3}).doubt
 
 
-def test_what_the_folded_twin_misreads_is_broken(pictures, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_the_fused_copy_misreads_is_broken(pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     """The attacks stop at such an image, so that nobody knows whether the classifier would withstand them."""
 
-    class Twin(nn.Module):
+    class Fused(nn.Module):
         def forward(self, images: Tensor) -> Tensor:
             return pictures.net(images).roll(1, dims=1)
 
-    monkeypatch.setattr(autoattack, "folded", lambda *_: Twin())
+    monkeypatch.setattr(autoattack, "fuse_conv_bn", lambda *_: Fused())
     found = auto_attack(
         classifier(pictures.net), pictures.images[:40], pictures.labels[:40], BUDGETS[0], attacks=("apgd-ce",)
     )
@@ -352,15 +354,17 @@ def test_square_is_known_to_run_or_not(height: int, width: int) -> None:
         runs = True
     except (RuntimeError, ZeroDivisionError):
         runs = False
-    assert can_search(Budget("l2", 0.01), height, width) == runs and can_search(Budget("linf", 0.01), height, width)
+    assert supports_square(Budget("l2", 0.01), height, width) == runs and supports_square(
+        Budget("linf", 0.01), height, width
+    )
 
 
 @pytest.mark.parametrize("norm", ["l2:0.5", "linf:0.05"])
-def test_colour_classifiers_in_channels_last_are_judged(norm: str) -> None:
+def test_color_classifiers_in_channels_last_are_judged(norm: str) -> None:
     """As every verb lays them out: in L2 pyautoattack views gradients as rows."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 8, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 7 * 7, 5))
-    classifier = Classifier(network, Facts(3, (16, 16), 5), name="colour", architecture="colour").eval()
+    classifier = Classifier(network, ClassifierSpec(3, (16, 16), 5), name="color", architecture="color").eval()
     classifier = classifier.to(memory_format=torch.channels_last)
     images = torch.rand(12, 3, 16, 16).contiguous(memory_format=torch.channels_last)
     labels = classifier(images).argmax(dim=1)

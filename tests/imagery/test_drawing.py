@@ -3,82 +3,82 @@
 import pytest
 import torch
 from gap.models.classifiers import CifarResNet18, mnist_cnn
-from gap.models.feature_extractor import LOGITS, Taps
+from gap.models.feature_extractor import LOGITS, FeatureExtractor
 from torch import Tensor, nn
 
-from gap.classifiers.classifier import Classifier, Facts, load_classifier
+from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifier
 from gap.core.errors import GapError, GapWarning
-from gap.imagery.backbone import View, default_layers, prepared
-from gap.imagery.canvas import Fourier, Pixels
+from gap.imagery.backbone import MultiFeatureExtractor, default_layers, prepare_backbone
+from gap.imagery.canvas import FourierCanvas, PixelCanvas
 from gap.imagery.feature_visualization import Feature, invert, visualize
 from gap.imagery.losses import Diversity, Neuron
-from gap.imagery.objectives import Leash, Look, Variation
-from gap.imagery.optimize import DrawingProgress, optimise
-from gap.imagery.style_transfer import Manner, stylize, texture
-from gap.imagery.transforms import Shaken
+from gap.imagery.objectives import Activations, PixelDistance, TotalVariation
+from gap.imagery.optimize import OptimizationProgress, optimize
+from gap.imagery.style_transfer import StyleTransferConfig, stylize, texture
+from gap.imagery.transforms import RandomTransform
 from gap.threat import Budget
 
-QUICK = Manner(evaluations=12)
+QUICK = StyleTransferConfig(evaluations=12)
 
 
 @pytest.fixture(scope="module")
 def backbone() -> Classifier:
     torch.manual_seed(0)
     network = CifarResNet18(3, 10, width=4)
-    return Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    return Classifier(network, ClassifierSpec(3, (32, 32), 10), name="net", architecture="net").eval()
 
 
 def picture(seed: int, height: int = 40, width: int = 32) -> Tensor:
-    """Waves in a direction and colours of their own."""
+    """Waves in a direction and colors of their own."""
     generator = torch.Generator().manual_seed(seed)
     down, across = torch.rand(2, generator=generator) * 1.5
     waves = (torch.arange(height)[:, None] * down + torch.arange(width)[None, :] * across).sin()
     return (0.5 + 0.4 * waves * torch.rand(3, 1, 1, generator=generator)).clamp(0, 1)
 
 
-def heard(told: list[DrawingProgress]) -> list[float]:
+def heard(told: list[OptimizationProgress]) -> list[float]:
     return [progress.values.sum().item() for progress in told]
 
 
 @pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_optimise_spends_its_evaluations_and_comes_nearer(method: str) -> None:
-    told: list[DrawingProgress] = []
-    canvas = Pixels(torch.full((1, 3, 6, 6), 0.5))
-    goal = picture(0, 6, 6)[None]
-    optimise(canvas, Leash(goal), lambda images: {}, evaluations=40, method=method, tell=told.append)
+def test_optimize_spends_its_evaluations_and_comes_nearer(method: str) -> None:
+    told: list[OptimizationProgress] = []
+    canvas = PixelCanvas(torch.full((1, 3, 6, 6), 0.5))
+    target = picture(0, 6, 6)[None]
+    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=40, method=method, tell=told.append)
     assert [progress.step for progress in told] == list(range(40))
     assert heard(told)[-1] < 0.1 * heard(told)[0]
-    assert canvas.drawn().min() >= 0 and canvas.drawn().max() <= 1
+    assert canvas.image().min() >= 0 and canvas.image().max() <= 1
 
 
 def test_a_drawing_stops_early_only_where_that_is_asked_for(backbone: Classifier) -> None:
     def spent(tolerance: float) -> int:
-        canvas = Pixels(torch.full((1, 3, 6, 6), 0.5))
-        goal = Leash(picture(0, 6, 6)[None])
-        return optimise(canvas, goal, lambda images: {}, evaluations=90, method="adam", tolerance=tolerance)
+        canvas = PixelCanvas(torch.full((1, 3, 6, 6), 0.5))
+        distance = PixelDistance(picture(0, 6, 6)[None])
+        return optimize(canvas, distance, lambda images: {}, evaluations=90, method="adam", tolerance=tolerance)
 
     assert spent(0.0) == 90
     assert 20 < spent(0.999) < spent(0.9) <= 90
-    drawn = stylize(picture(0), [picture(1)], backbone, manner=Manner(evaluations=60, tolerance=0.9))
+    drawn = stylize(picture(0), [picture(1)], backbone, config=StyleTransferConfig(evaluations=60, tolerance=0.9))
     assert drawn.evaluations < 40
 
 
 def test_what_is_kept_is_the_best_that_was_met() -> None:
     """With steps far too long, Adam leaves the start for worse."""
-    canvas, goal = Pixels(torch.full((1, 3, 6, 6), 0.5)), torch.full((1, 3, 6, 6), 0.52)
-    optimise(canvas, Leash(goal), lambda images: {}, evaluations=8, method="adam", lr=0.4)
-    assert (canvas.drawn() - goal).abs().max() < 0.021
+    canvas, target = PixelCanvas(torch.full((1, 3, 6, 6), 0.5)), torch.full((1, 3, 6, 6), 0.52)
+    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=8, method="adam", lr=0.4)
+    assert (canvas.image() - target).abs().max() < 0.021
 
 
 def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
-    told: list[DrawingProgress] = []
+    told: list[OptimizationProgress] = []
     backbone.train()
     before = {name: (value.clone(), value.stride()) for name, value in backbone.state_dict().items()}
-    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, manner=QUICK, tell=told.append)
+    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, config=QUICK, tell=told.append)
     assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(told)
     assert drawn.picture.min() >= 0 and drawn.picture.max() <= 1
     assert heard(told)[-1] < 0.5 * heard(told)[0]
-    assert "style at relu2_x" in drawn.told and "content at relu2_x" in drawn.told
+    assert "style at relu2_x" in drawn.loss_summary and "content at relu2_x" in drawn.loss_summary
     for name, value in backbone.state_dict().items():
         assert torch.equal(value, before[name][0]) and value.stride() == before[name][1]
     assert all(weight.requires_grad for weight in backbone.parameters())
@@ -87,27 +87,29 @@ def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
 
 
 def test_the_same_seed_draws_the_same(backbone: Classifier) -> None:
-    manner = Manner(evaluations=4, start="noise", seed=3)
-    first, again = (stylize(picture(0), [picture(1)], backbone, manner=manner).picture for _ in range(2))
+    config = StyleTransferConfig(evaluations=4, init="noise", seed=3)
+    first, again = (stylize(picture(0), [picture(1)], backbone, config=config).picture for _ in range(2))
     assert torch.equal(first, again)
 
 
 def test_large_pictures_are_drawn_small_first(backbone: Classifier) -> None:
     sizes: list[tuple[int, ...]] = []
-    manner = Manner(evaluations=9, least=8)
-    stylize(picture(0), [picture(1)], backbone, manner=manner, tell=lambda s: sizes.append(s.look.images.shape[2:]))
+    config = StyleTransferConfig(evaluations=9, min_size=8)
+    stylize(
+        picture(0), [picture(1)], backbone, config=config, tell=lambda s: sizes.append(s.activations.images.shape[2:])
+    )
     assert list(dict.fromkeys(sizes)) == [(10, 8), (20, 16), (40, 32)] and len(sizes) == 9
 
 
 def test_a_content_network_of_its_own(backbone: Classifier) -> None:
-    drawn = stylize(picture(0), [picture(1)], backbone, content_backbone=backbone, manner=QUICK)
-    assert "content at content relu2_x" in drawn.told
+    drawn = stylize(picture(0), [picture(1)], backbone, content_backbone=backbone, config=QUICK)
+    assert "content at content relu2_x" in drawn.loss_summary
 
 
 def test_a_style_without_weight_is_left_out(backbone: Classifier) -> None:
     both = [picture(1), picture(2)]
-    one = stylize(picture(0), both, backbone, weights=[1, 0], manner=QUICK)
-    alone = stylize(picture(0), both[:1], backbone, manner=QUICK)
+    one = stylize(picture(0), both, backbone, weights=[1, 0], config=QUICK)
+    alone = stylize(picture(0), both[:1], backbone, config=QUICK)
     torch.testing.assert_close(one.picture, alone.picture, atol=1e-2, rtol=0)
 
 
@@ -115,30 +117,30 @@ def test_masked_styles_stay_in_their_regions(backbone: Classifier) -> None:
     content = torch.full((3, 32, 64), 0.5)
     left = torch.zeros(1, 32, 64)
     left[..., :32] = 1
-    manner = Manner(evaluations=15, layers=["relu2_x"], content_layers=[])
-    drawn = stylize(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], manner=manner)
+    config = StyleTransferConfig(evaluations=15, layers=["relu2_x"], content_layers=[])
+    drawn = stylize(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], config=config)
     moved = (drawn.picture - content).abs().mean(dim=0)
     assert moved[:, :28].mean() > 5 * moved[:, 40:].mean()
 
 
-def test_the_content_s_colours_are_kept(backbone: Classifier) -> None:
+def test_the_content_s_colors_are_kept(backbone: Classifier) -> None:
     content = picture(0).mean(dim=0, keepdim=True).repeat(3, 1, 1)
-    manner = Manner(evaluations=8, keep_colours=True)
-    drawn = stylize(content, [picture(1)], backbone, manner=manner).picture
+    config = StyleTransferConfig(evaluations=8, keep_colors=True)
+    drawn = stylize(content, [picture(1)], backbone, config=config).picture
     assert (drawn - drawn.mean(dim=0)).abs().max() < 1e-2
     assert (drawn - content).abs().max() > 1e-2
 
 
 def test_texture_of_another_size(backbone: Classifier) -> None:
-    drawn = texture(picture(1), (24, 48), backbone, manner=QUICK)
-    assert drawn.picture.shape == (3, 24, 48) and "content" not in drawn.told
+    drawn = texture(picture(1), (24, 48), backbone, config=QUICK)
+    assert drawn.picture.shape == (3, 24, 48) and "content" not in drawn.loss_summary
 
 
-def test_a_texture_is_no_blur_of_other_colours() -> None:
-    """It varies from pixel to pixel as the style does, and has its mean colours."""
+def test_a_texture_is_no_blur_of_other_colors() -> None:
+    """It varies from pixel to pixel as the style does, and has its mean colors."""
     style, seer = picture(1, 48, 48), load_classifier("drawing-hardened")
-    drawn = texture(style, (48, 48), seer, manner=Manner(evaluations=40)).picture
-    fine, coarse = (Variation()(Look(each[None], {})).item() for each in (drawn, style))
+    drawn = texture(style, (48, 48), seer, config=StyleTransferConfig(evaluations=40)).picture
+    fine, coarse = (TotalVariation()(Activations(each[None], {})).item() for each in (drawn, style))
     assert fine > 0.5 * coarse
     torch.testing.assert_close(drawn.mean(dim=(1, 2)), style.mean(dim=(1, 2)), atol=0.05, rtol=0)
 
@@ -148,63 +150,65 @@ def test_pictures_of_one_feature_can_be_unlike(backbone: Classifier) -> None:
     same, drawn = [Feature("layer1", 0)] * 3, {}
     for diversity in (0.0, 30.0):
         drawn[diversity] = visualize(backbone, same, diversity=diversity, steps=30)
-    view = View({"": prepared(backbone, drawn[0.0], ["layer1"])})
-    with view.still(), torch.no_grad():
-        alike = [Diversity("layer1")(Look(each, view(each))).mean() for each in drawn.values()]
+    extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, drawn[0.0], ["layer1"])})
+    with extractors.frozen(), torch.no_grad():
+        alike = [Diversity("layer1")(Activations(each, extractors(each))).mean() for each in drawn.values()]
     assert alike[1] < alike[0] - 0.02
-    grey = torch.full((3, 3, 32, 32), 0.5)
-    held = visualize(backbone, same, beside=1000 * Leash(grey), steps=30)
-    assert (held - grey).norm() < 0.5 * (drawn[0.0] - grey).norm()
+    gray = torch.full((3, 3, 32, 32), 0.5)
+    held = visualize(backbone, same, beside=1000 * PixelDistance(gray), steps=30)
+    assert (held - gray).norm() < 0.5 * (drawn[0.0] - gray).norm()
 
 
 def test_a_neuron_is_excited_more_than_by_its_channel(backbone: Classifier) -> None:
-    def middle(centre: bool) -> float:
-        made = visualize(backbone, [Feature("layer1", 0, centre)], steps=30)
-        view = View({"": prepared(backbone, made, ["layer1"])})
-        with view.still(), torch.no_grad():
-            return -Neuron("layer1", torch.tensor([0]))(Look(made, view(made))).item()
+    def middle(neuron: bool) -> float:
+        made = visualize(backbone, [Feature("layer1", 0, neuron)], steps=30)
+        extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, made, ["layer1"])})
+        with extractors.frozen(), torch.no_grad():
+            return -Neuron("layer1", torch.tensor([0]))(Activations(made, extractors(made))).item()
 
     assert middle(True) > 1.2 * middle(False)
 
 
 def test_a_unit_that_nothing_wakes_is_told() -> None:
-    dead = Classifier(CifarResNet18(3, 10, width=4), Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    dead = Classifier(
+        CifarResNet18(3, 10, width=4), ClassifierSpec(3, (32, 32), 10), name="net", architecture="net"
+    ).eval()
     for bias in (dead.network.layer1[-1].bn2.bias, dead.network.layer1[0].bn2.bias):
         bias.data.fill_(-1e3)
-    with pytest.warns(GapWarning, match="nothing excited layer1:0@centre: silent"):
-        visualize(dead, [Feature("layer1", 0, centre=True)], diversity=1.0, steps=2)
+    with pytest.warns(GapWarning, match="nothing excited layer1:0@center: silent"):
+        visualize(dead, [Feature("layer1", 0, neuron=True)], diversity=1.0, steps=2)
 
 
 def test_one_channel_and_no_residual_stages() -> None:
-    grey = Classifier(mnist_cnn(1, 10), Facts(1, (28, 28), 10), name="cnn", architecture="net").eval()
-    layers = default_layers(grey)
+    gray = Classifier(mnist_cnn(1, 10), ClassifierSpec(1, (28, 28), 10), name="cnn", architecture="net").eval()
+    layers = default_layers(gray)
     assert layers == ["1", "3"]
     pictures = [picture(seed, 28, 28).mean(dim=0, keepdim=True) for seed in (0, 1)]
-    drawn = stylize(pictures[0], pictures[1:], grey, manner=QUICK)
+    drawn = stylize(pictures[0], pictures[1:], gray, config=QUICK)
     assert drawn.picture.shape == (1, 28, 28)
 
 
 def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) -> None:
     budget = Budget("l2", 3.0)
     for layer in ("logits", "layer2"):
-        told: list[DrawingProgress] = []
+        told: list[OptimizationProgress] = []
         features = [Feature(layer, 1), Feature(layer, 5)]
         drawn = visualize(backbone, features, budget=budget, steps=10, tell=told.append)
         assert drawn.shape == (2, 3, 32, 32)
-        assert (budget.measure(drawn - told[0].look.images) <= 3.001).all()
+        assert (budget.norm_of(drawn - told[0].activations.images) <= 3.001).all()
         assert (told[-1].values < told[0].values).all()
 
 
 def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> None:
-    start = picture(0)
-    drawn = visualize(backbone, [Feature("layer2", 0)], start=start, budget=Budget("linf", 0.1), steps=15)
-    moved = drawn[0] - start
-    assert drawn.shape[1:] == start.shape and moved.abs().max() <= 0.1001
+    init = picture(0)
+    drawn = visualize(backbone, [Feature("layer2", 0)], init=init, budget=Budget("linf", 0.1), steps=15)
+    moved = drawn[0] - init
+    assert drawn.shape[1:] == init.shape and moved.abs().max() <= 0.1001
     assert moved.square().mean().sqrt() > 0.05
 
 
 def test_with_natural_priors(backbone: Classifier) -> None:
-    told: list[DrawingProgress] = []
+    told: list[OptimizationProgress] = []
     drawn = visualize(backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=told.append)
     assert drawn.shape == (1, 3, 48, 40) and drawn.min() >= 0 and drawn.max() <= 1
     assert heard(told)[-1] < heard(told)[0]
@@ -217,9 +221,9 @@ def test_a_layer_is_inverted(backbone: Classifier) -> None:
     assert (drawn - target).square().mean() < 0.3 * (noise - target).square().mean()
 
 
-def test_the_fourier_canvas_begins_grey_and_its_fine_waves_are_weak() -> None:
-    canvas = Fourier(1, 3, (32, 32), seed=0)
-    images = canvas.drawn()
+def test_the_fourier_canvas_begins_gray_and_its_fine_waves_are_weak() -> None:
+    canvas = FourierCanvas(1, 3, (32, 32), seed=0)
+    images = canvas.image()
     assert (images - 0.5).abs().max() < 0.2
     canvas.weights.data = 0.05 * torch.randn_like(canvas.weights)
     spectrum = torch.fft.rfft2((canvas() / (1 - canvas())).log()[0, 0].detach()).abs()
@@ -229,20 +233,20 @@ def test_the_fourier_canvas_begins_grey_and_its_fine_waves_are_weak() -> None:
 def test_shaking_moves_each_picture_in_its_own_way() -> None:
     torch.manual_seed(0)
     images = picture(0)[None].repeat(2, 1, 1, 1)
-    shaken = Shaken()(images)
+    shaken = RandomTransform()(images)
     assert shaken.shape == images.shape
     assert (shaken[0] - shaken[1]).abs().max() > 0.05 and (shaken - images).abs().max() > 0.05
-    assert torch.allclose(Shaken(0, 0.0, 0.0)(images), images, atol=1e-4)
+    assert torch.allclose(RandomTransform(0, 0.0, 0.0)(images), images, atol=1e-4)
 
 
-def test_padding_is_grey_and_cropping_moves_the_window() -> None:
+def test_padding_is_gray_and_cropping_moves_the_window() -> None:
     torch.manual_seed(0)
     images = picture(0)[None]
     height, width = images.shape[-2:]
-    padded = Shaken(0, 0.0, 0.0, pad=3)(images)
+    padded = RandomTransform(0, 0.0, 0.0, pad=3)(images)
     assert torch.allclose(padded[..., 3:-3, 3:-3], images, atol=1e-4)
     assert torch.allclose(padded[..., :3, :], torch.tensor(0.5), atol=1e-4)
-    windows = [Shaken(0, 0.0, 0.0, crop=4)(images) for _ in range(12)]
+    windows = [RandomTransform(0, 0.0, 0.0, crop=4)(images) for _ in range(12)]
     places = {
         (top, left)
         for window in windows
@@ -260,11 +264,11 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
         def forward(self, images: Tensor) -> Tensor:
             return images[..., : images.shape[-1] // 2]
 
-    start = picture(0)
-    drawn = visualize(backbone, [Feature("layer2", 1)], start=start, transforms=LeftHalf(), steps=4)[0]
-    half = start.shape[-1] // 2
-    assert torch.equal(drawn[..., half:], start[..., half:])
-    assert (drawn[..., :half] - start[..., :half]).abs().max() > 0.01
+    init = picture(0)
+    drawn = visualize(backbone, [Feature("layer2", 1)], init=init, transforms=LeftHalf(), steps=4)[0]
+    half = init.shape[-1] // 2
+    assert torch.equal(drawn[..., half:], init[..., half:])
+    assert (drawn[..., :half] - init[..., :half]).abs().max() > 0.01
 
 
 @pytest.mark.parametrize(
@@ -278,15 +282,18 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
             lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]),
             "have the size of the content",
         ),
-        (lambda net: stylize(picture(0), [picture(1)], net, manner=Manner(layers=["relu9_x"])), "unknown layer"),
+        (
+            lambda net: stylize(picture(0), [picture(1)], net, config=StyleTransferConfig(layers=["relu9_x"])),
+            "unknown layer",
+        ),
         (lambda net: visualize(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
-        (lambda net: visualize(net, [Feature("layer1", 0)], prior="natural", start=picture(0)), "begins at noise"),
-        (lambda net: Manner(measure="gramm"), "unknown measure 'gramm'; did you mean gram"),
-        (lambda net: Manner(strides="smoth"), "unknown strides 'smoth'; did you mean smooth"),
-        (lambda net: Manner(precision="fp16"), "unknown precision 'fp16'"),
-        (lambda net: Manner(start="here"), "unknown start"),
-        (lambda net: Manner(layers=[]), "style needs a layer"),
-        (lambda net: Manner(lr=-1.0), "a positive lr"),
+        (lambda net: visualize(net, [Feature("layer1", 0)], prior="natural", init=picture(0)), "begins at noise"),
+        (lambda net: StyleTransferConfig(style_loss="gramm"), "unknown style_loss 'gramm'; did you mean gram"),
+        (lambda net: StyleTransferConfig(strides="smoth"), "unknown strides 'smoth'; did you mean smooth"),
+        (lambda net: StyleTransferConfig(precision="fp16"), "unknown precision 'fp16'"),
+        (lambda net: StyleTransferConfig(init="here"), "unknown init"),
+        (lambda net: StyleTransferConfig(layers=[]), "style needs a layer"),
+        (lambda net: StyleTransferConfig(lr=-1.0), "a positive lr"),
     ],
 )
 def test_bad_requests(backbone: Classifier, act, message: str) -> None:
@@ -296,13 +303,13 @@ def test_bad_requests(backbone: Classifier, act, message: str) -> None:
 
 def test_the_least_size_is_named() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.Conv2d(4, 4, 5), torch.nn.Flatten())
-    small = Classifier(network, Facts(3, (32, 32), 10), name="net", architecture="net").eval()
+    small = Classifier(network, ClassifierSpec(3, (32, 32), 10), name="net", architecture="net").eval()
     with pytest.raises(GapError, match="pictures of 8 x 8 pixels: it takes 9 pixels or more"):
         visualize(small, [Feature("1", 0)], size=(8, 8))
-    grey = Classifier(mnist_cnn(1, 10), Facts(1, (28, 28), 10), name="cnn", architecture="net").eval()
+    gray = Classifier(mnist_cnn(1, 10), ClassifierSpec(1, (28, 28), 10), name="cnn", architecture="net").eval()
     with pytest.raises(GapError, match="pictures of 40 x 40 pixels: it takes 28 to 31"):
-        visualize(grey, [Feature("logits", 0)], size=(40, 40))
-    assert visualize(grey, [Feature("conv_2", 0)], size=(40, 40), steps=1).shape == (1, 1, 40, 40)
+        visualize(gray, [Feature("logits", 0)], size=(40, 40))
+    assert visualize(gray, [Feature("conv_2", 0)], size=(40, 40), steps=1).shape == (1, 1, 40, 40)
 
 
 class Apart(torch.nn.Module):
@@ -319,37 +326,43 @@ class Apart(torch.nn.Module):
 
 
 def test_layers_give_what_they_give_unfolded(backbone: Classifier) -> None:
-    apart = Classifier(Apart(), Facts(3, (16, 16), 4), name="net", architecture="net").eval()
+    apart = Classifier(Apart(), ClassifierSpec(3, (16, 16), 4), name="net", architecture="net").eval()
     images = torch.rand(2, 3, 16, 16)
     for layers in (["stem"], ["stem.0"], ["norm"], [LOGITS]):
-        seen = prepared(apart, images, layers)(images)
+        seen = prepare_backbone(apart, images, layers)(images)
         with torch.no_grad():
-            torch.testing.assert_close(seen, Taps(apart.network, layers)(images), rtol=1e-3, atol=1e-4)
+            torch.testing.assert_close(seen, FeatureExtractor(apart.network, layers)(images), rtol=1e-3, atol=1e-4)
     images = torch.rand(1, 3, 32, 32)
     names = ["conv1", "layer1.0.bn1", "layer2", LOGITS]
     with torch.no_grad():
-        expected = Taps(backbone.network, names)(images)
-        torch.testing.assert_close(prepared(backbone, images, names)(images), expected, rtol=1e-3, atol=1e-4)
+        expected = FeatureExtractor(backbone.network, names)(images)
+        torch.testing.assert_close(prepare_backbone(backbone, images, names)(images), expected, rtol=1e-3, atol=1e-4)
 
 
 def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -> None:
-    manner = Manner(evaluations=2, layers=["layer1", "layer3"])
-    assert "content at layer1" in stylize(picture(0), [picture(1)], backbone, manner=manner).told
+    config = StyleTransferConfig(evaluations=2, layers=["layer1", "layer3"])
+    assert "content at layer1" in stylize(picture(0), [picture(1)], backbone, config=config).loss_summary
 
 
-@pytest.mark.parametrize("manner", [Manner(evaluations=12, strides="smooth"), Manner(evaluations=12, smoothed=True)])
-def test_other_ways_to_look_draw_too(backbone: Classifier, manner: Manner) -> None:
+@pytest.mark.parametrize(
+    "config",
+    [
+        StyleTransferConfig(evaluations=12, strides="smooth"),
+        StyleTransferConfig(evaluations=12, smooth_activations=True),
+    ],
+)
+def test_other_ways_to_look_draw_too(backbone: Classifier, config: StyleTransferConfig) -> None:
     content, style = picture(0), picture(1)
-    drawn = stylize(content, [style], backbone, manner=manner)
-    plain = stylize(content, [style], backbone, manner=QUICK)
+    drawn = stylize(content, [style], backbone, config=config)
+    plain = stylize(content, [style], backbone, config=QUICK)
     assert (drawn.picture - content).abs().mean() > 1e-3 and (drawn.picture - plain.picture).abs().mean() > 1e-3
 
 
 def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
-    told: dict[str, list[DrawingProgress]] = {"bf16": [], "fp32": []}
+    told: dict[str, list[OptimizationProgress]] = {"bf16": [], "fp32": []}
     for precision, seen in told.items():
-        manner = Manner(evaluations=2, precision=precision, start="noise")
-        stylize(picture(0), [picture(1)], backbone, manner=manner, tell=seen.append)
+        config = StyleTransferConfig(evaluations=2, precision=precision, init="noise")
+        stylize(picture(0), [picture(1)], backbone, config=config, tell=seen.append)
     half, whole = (seen[0] for seen in told.values())
     assert half.values.dtype == torch.float32
     assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
@@ -360,8 +373,8 @@ def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
     """Without a search along its first steps, L-BFGS throws the picture far away and needs dozens to come back.
 
     In bfloat16 the search is among roundings, and may throw it for one evaluation, which is not kept."""
-    told: list[DrawingProgress] = []
-    manner = Manner(evaluations=20, style_weight=1000.0, precision="fp32")
-    drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, manner=manner, tell=told.append)
+    told: list[OptimizationProgress] = []
+    config = StyleTransferConfig(evaluations=20, style_weight=1000.0, precision="fp32")
+    drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, config=config, tell=told.append)
     assert len(told) == 20 and (drawn.picture - picture(0, 96, 96)).abs().max() > 0.05
     assert max(heard(told)) < 3 * heard(told)[0] and min(heard(told)) < 0.3 * heard(told)[0]

@@ -5,19 +5,30 @@ import pytest
 import torch
 
 from gap.core.errors import GapError
-from gap.imagery.losses import Channel, Colours, Content, Direction, Diversity, Moments, Neuron, Sliced, Style, gram
-from gap.imagery.objectives import Look
+from gap.imagery.losses import (
+    Channel,
+    ColorGramLoss,
+    ContentLoss,
+    Direction,
+    Diversity,
+    GramLoss,
+    MomentLoss,
+    Neuron,
+    SlicedWassersteinLoss,
+    gram_matrix,
+)
+from gap.imagery.objectives import Activations
 
 
 def output(seed: int, count: int = 2, size: tuple[int, int] = (6, 5)) -> torch.Tensor:
     return torch.randn(count, 4, *size, generator=torch.Generator().manual_seed(seed))
 
 
-def seen(layer: torch.Tensor) -> Look:
-    return Look(torch.zeros(len(layer), 3, 8, 8), {"a": layer})
+def seen(layer: torch.Tensor) -> Activations:
+    return Activations(torch.zeros(len(layer), 3, 8, 8), {"a": layer})
 
 
-@pytest.mark.parametrize("kind", [Content, Style, Moments, Sliced])
+@pytest.mark.parametrize("kind", [ContentLoss, GramLoss, MomentLoss, SlicedWassersteinLoss])
 def test_nothing_is_far_from_itself_and_something_from_another(kind: type) -> None:
     target = output(0, 1)
     distance = kind("a", target)
@@ -26,25 +37,27 @@ def test_nothing_is_far_from_itself_and_something_from_another(kind: type) -> No
     assert (values[1:] > 0.02).all()
 
 
-@pytest.mark.parametrize("kind", [Content, Style, Moments, Sliced])
+@pytest.mark.parametrize("kind", [ContentLoss, GramLoss, MomentLoss, SlicedWassersteinLoss])
 def test_distances_are_shares_whatever_the_scale_of_a_network(kind: type) -> None:
     target, other = output(0, 1), output(1, 1)
     plain, large = kind("a", target)(seen(other)), kind("a", 1000 * target)(seen(1000 * other))
     torch.testing.assert_close(plain, large, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("kind", [Style, Moments, Sliced])
+@pytest.mark.parametrize("kind", [GramLoss, MomentLoss, SlicedWassersteinLoss])
 def test_style_has_no_places_and_no_size(kind: type) -> None:
     target = output(0, 1)
     mixed = target.flatten(2)[:, :, torch.randperm(30)].view_as(target)
     assert kind("a", target)(seen(mixed)).item() == pytest.approx(0, abs=1e-6)
     doubled = target.repeat(1, 1, 2, 2)
-    assert kind("a", target)(seen(doubled)).item() == pytest.approx(0, abs=2e-2 if kind is Sliced else 1e-6)
+    assert kind("a", target)(seen(doubled)).item() == pytest.approx(
+        0, abs=2e-2 if kind is SlicedWassersteinLoss else 1e-6
+    )
 
 
 def test_the_gram_matrix() -> None:
     layer = output(0)
-    for found, each in zip(gram(layer), layer.numpy(), strict=True):
+    for found, each in zip(gram_matrix(layer), layer.numpy(), strict=True):
         points = each.reshape(4, -1)
         np.testing.assert_allclose(found, points @ points.T / points.shape[1], rtol=1e-5, atol=1e-6)
 
@@ -52,17 +65,17 @@ def test_the_gram_matrix() -> None:
 def test_a_masked_gram_matrix_is_that_of_the_region() -> None:
     layer, mask = output(0, 1, (6, 6)), torch.zeros(1, 1, 12, 12)
     mask[..., :6] = 1
-    torch.testing.assert_close(gram(layer, mask), gram(layer[..., :3]))
+    torch.testing.assert_close(gram_matrix(layer, mask), gram_matrix(layer[..., :3]))
 
 
 def test_half_precision_does_not_overflow() -> None:
     layer = (300 * output(0)).half()
-    assert gram(layer).isfinite().all() and gram(layer).dtype == torch.float32
+    assert gram_matrix(layer).isfinite().all() and gram_matrix(layer).dtype == torch.float32
 
 
 def test_sliced_wasserstein_is_the_distance_of_sorted_projections() -> None:
     target, other = output(0, 1), output(1, 1)
-    distance = Sliced("a", target)
+    distance = SlicedWassersteinLoss("a", target)
     axes = distance.axes.numpy()
     for basis in axes.reshape(-1, 4, 4):
         np.testing.assert_allclose(basis @ basis.T, np.eye(4), atol=1e-5)
@@ -74,7 +87,7 @@ def test_sliced_wasserstein_is_the_distance_of_sorted_projections() -> None:
 def test_no_direction_goes_unseen() -> None:
     """Of 64 channels, any one that moves is noticed."""
     layer = torch.randn(1, 64, 3, 3, generator=torch.Generator().manual_seed(0))
-    distance = Sliced("a", layer)
+    distance = SlicedWassersteinLoss("a", layer)
     for channel in range(0, 64, 9):
         moved = layer.clone()
         moved[:, channel] += 3
@@ -87,10 +100,10 @@ def test_what_channels_do_together_is_seen() -> None:
     values = torch.randn(400, generator=generator).sort().values
     together = values.expand(8, 400)
     apart = torch.stack([values[torch.randperm(400, generator=generator)] for _ in range(8)])
-    basis = Sliced("a", torch.zeros(1, 8, 1, 1)).axes[:8]
+    basis = SlicedWassersteinLoss("a", torch.zeros(1, 8, 1, 1)).axes[:8]
     one, other = ((basis.T @ points).view(1, 8, 20, 20) for points in (together, apart))
     again = (basis.T @ apart[:, torch.randperm(400, generator=generator)]).view(1, 8, 20, 20)
-    distance = Sliced("a", other)
+    distance = SlicedWassersteinLoss("a", other)
     assert distance(seen(one)).item() > 0.1 > 100 * distance(seen(again)).item()
 
 
@@ -116,15 +129,15 @@ def test_values_are_maps_of_one_pixel_and_tokens_are_none() -> None:
         Channel("a", torch.tensor([1, 3]))(seen(torch.randn(2, 7, 4)))
 
 
-def test_colours_are_the_same_wherever_they_stand_and_no_others() -> None:
+def test_colors_are_the_same_wherever_they_stand_and_no_others() -> None:
     generator = torch.Generator().manual_seed(0)
     picture = torch.rand(1, 3, 6, 5, generator=generator)
     shuffled = picture.flatten(2)[:, :, torch.randperm(30, generator=generator)].view(1, 3, 5, 6)
-    colours = Colours(picture)
-    assert colours(Look(shuffled, {})).item() == pytest.approx(0, abs=1e-9)
-    assert colours(Look(picture.flip(1), {})).item() > 1e-4
+    colors = ColorGramLoss(picture)
+    assert colors(Activations(shuffled, {})).item() == pytest.approx(0, abs=1e-9)
+    assert colors(Activations(picture.flip(1), {})).item() > 1e-4
     ones = np.concatenate([picture[0].flatten(1).numpy(), np.ones((1, 30))])
     other = np.concatenate([picture[0].flatten(1).numpy() / 2, np.ones((1, 30))])
-    gram, found = (each @ each.T / 30 for each in (ones, other))
-    expected = ((found - gram) ** 2).sum() / (gram**2).sum()
-    assert colours(Look(picture / 2, {})).item() == pytest.approx(expected, rel=1e-4)
+    gram_matrix, found = (each @ each.T / 30 for each in (ones, other))
+    expected = ((found - gram_matrix) ** 2).sum() / (gram_matrix**2).sum()
+    assert colors(Activations(picture / 2, {})).item() == pytest.approx(expected, rel=1e-4)

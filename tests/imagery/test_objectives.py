@@ -4,42 +4,42 @@ import pytest
 import torch
 
 from gap.imagery.losses import Logit
-from gap.imagery.objectives import Leash, Look, Variation
+from gap.imagery.objectives import Activations, PixelDistance, TotalVariation
 
 
-def look() -> Look:
+def activations() -> Activations:
     torch.manual_seed(0)
-    return Look(torch.rand(3, 1, 4, 4), {"logits": torch.randn(3, 5)})
+    return Activations(torch.rand(3, 1, 4, 4), {"logits": torch.randn(3, 5)})
 
 
 def test_the_logit_of_each_image_s_class() -> None:
-    seen, classes = look(), torch.tensor([4, 0, 2])
+    seen, classes = activations(), torch.tensor([4, 0, 2])
     assert torch.equal(Logit(classes)(seen), -seen.layers["logits"][[0, 1, 2], classes])
 
 
 def test_the_leash_is_a_squared_distance() -> None:
-    seen = look()
+    seen = activations()
     distance = (seen.images - 0.5).flatten(1).norm(dim=1)
-    assert torch.allclose(Leash(torch.full((3, 1, 4, 4), 0.5))(seen), distance**2)
+    assert torch.allclose(PixelDistance(torch.full((3, 1, 4, 4), 0.5))(seen), distance**2)
 
 
 def test_total_variation_of_a_ramp_and_of_nothing() -> None:
     ramp = torch.arange(4.0).view(1, 1, 1, 4).expand(1, 1, 4, 4) / 4
     images = torch.cat([ramp, torch.full((1, 1, 4, 4), 0.3)])
-    assert torch.allclose(Variation()(Look(images, {})), torch.tensor([1 / 16, 0.0]))
+    assert torch.allclose(TotalVariation()(Activations(images, {})), torch.tensor([1 / 16, 0.0]))
 
 
 @pytest.mark.parametrize(("size", "value"), [((1, 4), 1 / 16), ((4, 1), 1 / 16), ((1, 1), 0.0)])
 def test_variation_of_one_row_or_column_counts_the_other_direction(size: tuple[int, int], value: float) -> None:
     images = (torch.arange(4.0) / 4)[: size[0] * size[1]].view(1, 1, *size).requires_grad_()
-    variation = Variation()(Look(images, {}))
+    variation = TotalVariation()(Activations(images, {}))
     variation.sum().backward()
     assert variation.tolist() == [value]
     assert images.grad is not None and images.grad.isfinite().all()
 
 
 def test_they_add_and_scale() -> None:
-    seen, logit, leash = look(), Logit(torch.tensor([0, 1, 2])), Leash(torch.zeros(3, 1, 4, 4))
+    seen, logit, leash = activations(), Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
     both = 2 * logit + leash * 0.5
     assert torch.allclose(both(seen), 2 * logit(seen) + 0.5 * leash(seen))
     lines = both.told(seen).splitlines()
@@ -50,6 +50,6 @@ def test_they_add_and_scale() -> None:
 
 
 def test_a_sum_of_sums_is_one_sum_and_knows_its_layers() -> None:
-    logit, leash = Logit(torch.tensor([0, 1, 2])), Leash(torch.zeros(3, 1, 4, 4))
-    three = leash + logit + Variation()
+    logit, leash = Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
+    three = leash + logit + TotalVariation()
     assert len(three.parts) == 3 and three.layers == ("logits",)

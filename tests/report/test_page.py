@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.report.page import Act, Figure, Slider, write_page
+from gap.report.page import Figure, Section, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
 from gap.report.plots import bars
 from gap.report.tables import Column, Table
@@ -47,11 +47,11 @@ class Reader(HTMLParser):
 
 @pytest.fixture
 def page(tmp_path) -> str:
-    acts = [
-        Act("Classifier", "First.\n\nSecond.", [Figure(PNG, "A caption", "what is seen")], facts={"seed": "0"}),
-        Act(HOSTILE, HOSTILE, [Figure(PNG, HOSTILE, HOSTILE)], TABLE, {HOSTILE: HOSTILE}),
+    sections = [
+        Section("Classifier", "First.\n\nSecond.", [Figure(PNG, "A caption", "what is seen")], facts={"seed": "0"}),
+        Section(HOSTILE, HOSTILE, [Figure(PNG, HOSTILE, HOSTILE)], TABLE, {HOSTILE: HOSTILE}),
     ]
-    return write_page(tmp_path / "out" / "page.html", HOSTILE, HOSTILE, acts).read_text(encoding="utf-8")
+    return write_page(tmp_path / "out" / "page.html", HOSTILE, HOSTILE, sections).read_text(encoding="utf-8")
 
 
 def test_nothing_handed_in_becomes_markup(page):
@@ -86,7 +86,7 @@ def test_headings_contents_and_tables_are_in_order(page):
     reader = Reader(page)
     assert [tag for tag, _ in reader.tags if tag in ("h1", "h2")] == ["h1", "h2", "h2"]
     anchors = [link["href"] for link in reader.all("a")]
-    assert anchors == [f"#{section['id']}" for section in reader.all("section")] == ["#act-1", "#act-2"]
+    assert anchors == [f"#{section['id']}" for section in reader.all("section")] == ["#section-1", "#section-2"]
     assert "<p>First.</p>\n<p>Second.</p>" in page
     assert '<td class="number">12.3%</td>' in page
     assert "<dt>seed</dt>\n<dd>0</dd>" in page
@@ -94,7 +94,7 @@ def test_headings_contents_and_tables_are_in_order(page):
 
 
 def test_a_single_act_needs_no_contents(tmp_path):
-    path = write_page(tmp_path / "page.html", "One", "lead", [Act("Only", "text")])
+    path = write_page(tmp_path / "page.html", "One", "lead", [Section("Only", "text")])
     assert "<nav" not in path.read_text(encoding="utf-8")
 
 
@@ -106,7 +106,7 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     with pytest.raises(GapError, match="'broken' is not a PNG"):
-        write_page(path, "t", "l", [Act("a", "b", [Figure(b"GIF89a", "broken", "")])])
+        write_page(path, "t", "l", [Section("a", "b", [Figure(b"GIF89a", "broken", "")])])
     monkeypatch.setattr(os, "replace", full_disk)
     with pytest.raises(GapError, match="No space left"):
         write_page(path, "t", "l", [])
@@ -123,15 +123,15 @@ CHROMIUM = shutil.which("chromium")
 
 
 def test_a_page_without_sliders_runs_nothing(tmp_path: Path) -> None:
-    page = write_page(tmp_path / "index.html", "t", "l", [Act("one", "text")]).read_text()
+    page = write_page(tmp_path / "index.html", "t", "l", [Section("one", "text")]).read_text()
     assert "<script" not in page and "script-src" not in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to drag the slider in")
 def test_the_slider_moves_its_line(tmp_path: Path) -> None:
     """Under the page's own policy the script of the page runs, and no other would: the drag comes from outside."""
-    figures = [Figure(to_png_bytes(Image.new("RGB", (40, 30), colour)), colour, colour) for colour in ("red", "blue")]
-    page = write_page(tmp_path / "index.html", "t", "l", [Act("one", "", sliders=[Slider(*figures, "both")])])
+    figures = [Figure(to_png_bytes(Image.new("RGB", (40, 30), color)), color, color) for color in ("red", "blue")]
+    page = write_page(tmp_path / "index.html", "t", "l", [Section("one", "", sliders=[Slider(*figures, "both")])])
     drag = """<script>onload = () => {
         const inside = frame.contentDocument, input = inside.querySelector(".slider input");
         input.value = 80; input.dispatchEvent(new Event("input"));

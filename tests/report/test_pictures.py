@@ -7,7 +7,7 @@ from PIL import Image
 
 from gap.core.errors import GapError
 from gap.report.pictures import (
-    SheetRow,
+    ContactRow,
     amplify,
     contact_sheet,
     save_image,
@@ -138,9 +138,9 @@ def test_uint8_pictures_give_the_same_side_by_side_as_floats():
     assert np.array_equal(pixels(from_levels), pixels(from_floats))
 
 
-def sheet_row(count: int, size: int = 28, title: str = "pgd") -> SheetRow:
+def sheet_row(count: int, size: int = 28, title: str = "pgd") -> ContactRow:
     clean = torch.linspace(0, 0.5, count).view(-1, 1, 1, 1).expand(count, 1, size, size)
-    return SheetRow(title, clean, clean + 0.1, [f"{k} → {k + 1}" for k in range(count)])
+    return ContactRow(title, clean, clean + 0.1, [f"{k} → {k + 1}" for k in range(count)])
 
 
 def test_contact_sheet_grows_by_pictures_and_by_attacks():
@@ -155,8 +155,8 @@ def test_contact_sheet_grows_by_pictures_and_by_attacks():
 
 def test_contact_sheet_holds_clean_perturbation_and_perturbed():
     image = pixels(contact_sheet([sheet_row(3)]))
-    colours, counts = np.unique(image.reshape(-1, 3)[:, 0], return_counts=True)
-    found = dict(zip(colours.tolist(), counts.tolist(), strict=True))
+    colors, counts = np.unique(image.reshape(-1, 3)[:, 0], return_counts=True)
+    found = dict(zip(colors.tolist(), counts.tolist(), strict=True))
     for level in (0, 64, 128, 26, 89, 153):
         assert found[level] >= 84 * 84, level
 
@@ -171,9 +171,9 @@ def test_contact_sheet_refuses_rows_that_do_not_match():
         contact_sheet([])
     row = sheet_row(3)
     with pytest.raises(GapError, match="3 pictures but 2 captions"):
-        contact_sheet([SheetRow("pgd", row.clean, row.adversarial, ["a", "b"])])
+        contact_sheet([ContactRow("pgd", row.clean, row.adversarial, ["a", "b"])])
     with pytest.raises(GapError, match="differ in shape"):
-        contact_sheet([SheetRow("pgd", row.clean, row.adversarial[:2], row.captions)])
+        contact_sheet([ContactRow("pgd", row.clean, row.adversarial[:2], row.captions)])
 
 
 def test_saved_pictures_are_whole_png_files(tmp_path):

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.report.plots import COLOURS, MARKERS, accuracy_curves, bars, lines
+from gap.report.plots import COLORS, MARKERS, accuracy_curves, bars, lines
 
 CURVE = [(0.2, 0.5, 0.4, 0.6), (0.1, 0.9, 0.85, 0.93)]
 
@@ -47,14 +47,14 @@ def test_accuracy_is_drawn_in_percent_in_order_of_epsilon_with_its_interval(draw
         assert image.width >= 1000
 
 
-def test_curves_differ_in_colour_marker_or_dash_up_to_twenty(drawn):
+def test_curves_differ_in_color_marker_or_dash_up_to_twenty(drawn):
     accuracy_curves({f"attack {k}": CURVE for k in range(20)}, "", "")
     lines = axes_of(drawn).get_lines()
     looks = {(line.get_color(), line.get_marker(), line.get_linestyle()) for line in lines}
     assert len(looks) == 20
     assert lines[0].get_color() == lines[7].get_color()
     assert lines[0].get_linestyle() != lines[7].get_linestyle()
-    assert len({line.get_color() for line in lines[:7]}) == len(COLOURS) == 7
+    assert len({line.get_color() for line in lines[:7]}) == len(COLORS) == 7
     assert len({line.get_marker() for line in lines[:8]}) == len(MARKERS) == 8
 
 
@@ -82,7 +82,7 @@ def test_long_bar_names_are_tilted_and_short_ones_are_not(drawn):
     share = (0.5, 0.4, 0.6)
     bars(dict.fromkeys(["noise", "pgd"], share), "", "")
     assert axes_of(drawn).get_xticklabels()[0].get_rotation() == 0
-    bars(dict.fromkeys(["runs/a-very-long-name-of-an-artefact-without-blanks", "pgd"], share), "", "")
+    bars(dict.fromkeys(["runs/a-very-long-name-of-an-artifact-without-blanks", "pgd"], share), "", "")
     assert axes_of(drawn).get_xticklabels()[0].get_rotation() == 30
 
 

@@ -9,15 +9,15 @@ import torch
 from PIL import Image
 
 from gap.core.errors import GapError
+from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
 from gap.report.video import save_video
-from gap.report.walks import DrawnWalk, key_frames, walk_frames
 
-COLOURS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
+COLORS = [(200, 30, 30), (30, 200, 30), (30, 30, 200)]
 
 
 @pytest.mark.parametrize("size", [(64, 48), (33, 21)])
 def test_mp4(tmp_path: Path, size: tuple[int, int]) -> None:
-    frames = [Image.new("RGB", size, colour) for colour in COLOURS for _ in range(2)]
+    frames = [Image.new("RGB", size, color) for color in COLORS for _ in range(2)]
     save_video(frames, tmp_path / "walk.mp4", fps=10)
     reader = imageio_ffmpeg.read_frames(str(tmp_path / "walk.mp4"))
     told = next(reader)
@@ -27,16 +27,16 @@ def test_mp4(tmp_path: Path, size: tuple[int, int]) -> None:
         np.frombuffer(frame, dtype=np.uint8).reshape(height, width, 3)[:20, :20].mean(axis=(0, 1)) for frame in reader
     ]
     assert len(seen) == 6
-    assert np.abs(np.stack(seen) - np.repeat(COLOURS, 2, axis=0)).max() < 25
+    assert np.abs(np.stack(seen) - np.repeat(COLORS, 2, axis=0)).max() < 25
     assert [path.name for path in tmp_path.iterdir()] == ["walk.mp4"]
 
 
 def test_gif(tmp_path: Path) -> None:
-    save_video([Image.new("RGB", (30, 20), colour) for colour in COLOURS], tmp_path / "walk.gif", fps=20)
+    save_video([Image.new("RGB", (30, 20), color) for color in COLORS], tmp_path / "walk.gif", fps=20)
     with Image.open(tmp_path / "walk.gif") as gif:
         assert gif.n_frames == 3 and gif.info["duration"] == 50 and gif.info["loop"] == 0
         gif.seek(2)
-        assert np.abs(np.array(gif.convert("RGB"))[10, 10].astype(int) - COLOURS[2]).max() < 10
+        assert np.abs(np.array(gif.convert("RGB"))[10, 10].astype(int) - COLORS[2]).max() < 10
 
 
 def test_another_kind_of_file(tmp_path: Path) -> None:
@@ -45,13 +45,13 @@ def test_another_kind_of_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def walk(classes: int = 3, moments: int = 5) -> DrawnWalk:
+def walk(classes: int = 3, moments: int = 5) -> TraversalFrames:
     shares = torch.eye(classes)[torch.arange(moments) % classes].view(moments, 1, classes).repeat(1, 2, 1)
-    return DrawnWalk("net", torch.linspace(0, 1, moments).view(-1, 1, 1, 1, 1).expand(-1, 2, 1, 8, 8), shares)
+    return TraversalFrames("net", torch.linspace(0, 1, moments).view(-1, 1, 1, 1, 1).expand(-1, 2, 1, 8, 8), shares)
 
 
 def test_bars_follow_the_probabilities() -> None:
-    frames = walk_frames([walk(), walk()], ["zero", "one", "two"])
+    frames = traversal_frames([walk(), walk()], ["zero", "one", "two"])
     assert len(frames) == 5 and len({frame.size for frame in frames}) == 1
     pixels = [np.array(frame).astype(int) for frame in frames]
     blue = [np.argwhere((each[..., 2] - each[..., 0]) > 100)[:, 0].min() for each in pixels[:3]]
@@ -59,14 +59,17 @@ def test_bars_follow_the_probabilities() -> None:
 
 
 def test_of_many_classes_the_likeliest_have_bars() -> None:
-    few, many = walk_frames([walk(10)], [*"abcdefghij"]), walk_frames([walk(30)], [str(index) for index in range(30)])
+    few, many = (
+        traversal_frames([walk(10)], [*"abcdefghij"]),
+        traversal_frames([walk(30)], [str(index) for index in range(30)]),
+    )
     assert few[0].height == many[0].height
 
 
 def test_key_frames_begin_and_end_with_the_walk() -> None:
     """Of red, black, green, black, blue, three key frames show red, green and blue, from left to right."""
-    colours = torch.tensor([(1.0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 0), (0, 0, 1)])
-    walked = DrawnWalk("net", colours.view(5, 1, 3, 1, 1).expand(-1, 1, 3, 8, 8), torch.full((5, 1, 3), 1 / 3))
+    colors = torch.tensor([(1.0, 0, 0), (0, 0, 0), (0, 1, 0), (0, 0, 0), (0, 0, 1)])
+    walked = TraversalFrames("net", colors.view(5, 1, 3, 1, 1).expand(-1, 1, 3, 8, 8), torch.full((5, 1, 3), 1 / 3))
     sheet = np.array(key_frames([walked], ["zero", "one", "two"], moments=3)).astype(int)
     places = [np.argwhere((sheet == channel).all(axis=2))[:, 1] for channel in 255 * np.eye(3, dtype=int)]
     assert all(len(place) > 1000 for place in places)
@@ -76,4 +79,4 @@ def test_key_frames_begin_and_end_with_the_walk() -> None:
 
 def test_walks_of_two_lengths_do_not_stand_side_by_side() -> None:
     with pytest.raises(GapError, match="one length"):
-        walk_frames([walk(), walk(moments=4)], ["zero", "one", "two"])
+        traversal_frames([walk(), walk(moments=4)], ["zero", "one", "two"])

@@ -7,8 +7,8 @@ import pytest
 
 from gap.core.artifact import METRICS
 from gap.core.errors import GapError
-from gap.training.callbacks import MetricsLog, TensorBoard, Terminal
-from gap.training.trainer import Progress
+from gap.training.callbacks import MetricsLog, ProgressBar, TensorBoard
+from gap.training.trainer import TrainingProgress
 
 FULL = Path("/dev/full")
 needs_a_full_disk = pytest.mark.skipif(
@@ -16,8 +16,8 @@ needs_a_full_disk = pytest.mark.skipif(
 )
 
 
-def progress(step: int, **figures: float) -> Progress:
-    return Progress(step, steps=10, epoch=step / 10, figures=figures, images_per_second=1.0)
+def progress(step: int, **metrics: float) -> TrainingProgress:
+    return TrainingProgress(step, steps=10, epoch=step / 10, metrics=metrics, images_per_second=1.0)
 
 
 def log_of(folder: Path, *lines: str) -> Path:
@@ -74,10 +74,10 @@ def test_of_several_processes_one_shows_progress(
         monkeypatch.setenv("RANK", rank)
     for terminal in ("", "1"):
         monkeypatch.setenv("FORCE_COLOR", terminal)
-        with Terminal("work", every=0.0) as listener:
+        with ProgressBar("work", every=0.0) as listener:
             listener(progress(0))
             listener(progress(1, loss=0.5))
-            listener(Progress(2, 10, 0.2, {"loss": 0.25}, 1.0, judged={"accuracy": 0.75}))
+            listener(TrainingProgress(2, 10, 0.2, {"loss": 0.25}, 1.0, validation_metrics={"accuracy": 0.75}))
         out, err = capfd.readouterr()
         assert out == ""
         assert ("work" in err and "0.75" in err) if shown else err == ""

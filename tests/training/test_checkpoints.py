@@ -11,47 +11,47 @@ from pathlib import Path
 import pytest
 import tiny
 import torch
-from tiny import STEPS, TinyJob, at_step, run, same_networks, signals, told
+from tiny import STEPS, TinyTraining, at_step, run, same_networks, signals, told
 
 from gap.core.artifact import CHECKPOINT, METRICS
 from gap.core.errors import GapError
-from gap.core.process import Stopped
+from gap.core.process import TrainingInterrupted
 from gap.training.callbacks import MetricsLog
 from gap.training.trainer import read_checkpoint
 
 
 @pytest.fixture(scope="module")
-def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], TinyJob, list[dict[str, float]]]:
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, float], TinyTraining, list[dict[str, float]]]:
     folder = tmp_path_factory.mktemp("unbroken")
-    figures, job = run(folder, MetricsLog(folder))
-    return figures, job, told(folder)
+    metrics, training = run(folder, MetricsLog(folder))
+    return metrics, training, told(folder)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_stopped_and_resumed_ends_as_unbroken(
-    tmp_path: Path, number: signal.Signals, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+    tmp_path: Path, number: signal.Signals, unbroken: tuple[dict[str, float], TinyTraining, list[dict[str, float]]]
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(Stopped, match=f"stopped at step 20 of {STEPS}.*--resume --out") as stopped:
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step 20 of {STEPS}.*--resume --out") as stopped:
         run(tmp_path, MetricsLog(tmp_path), at_step(20, lambda: signal.raise_signal(number)))
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == before
-    figures, job = run(tmp_path, MetricsLog(tmp_path), resume=True)
-    assert job.steps == STEPS - 20
-    assert figures == unbroken[0]
-    assert same_networks(job, unbroken[1])
+    metrics, training = run(tmp_path, MetricsLog(tmp_path), resume=True)
+    assert training.steps == STEPS - 20
+    assert metrics == unbroken[0]
+    assert same_networks(training, unbroken[1])
     assert told(tmp_path) == unbroken[2]
 
 
 def test_stopped_at_the_last_step_and_resumed(
-    tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+    tmp_path: Path, unbroken: tuple[dict[str, float], TinyTraining, list[dict[str, float]]]
 ) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(STEPS, lambda: signal.raise_signal(signal.SIGTERM)))
-    figures, job = run(tmp_path, resume=True)
-    assert job.steps == 0
-    assert figures == unbroken[0]
-    assert same_networks(job, unbroken[1])
+    metrics, training = run(tmp_path, resume=True)
+    assert training.steps == 0
+    assert metrics == unbroken[0]
+    assert same_networks(training, unbroken[1])
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_what_a_launcher_sends_after_a_signal_waits_for_the_save(
         save(*given)
 
     monkeypatch.setattr(torch, "save", interrupted)
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(TrainingInterrupted) as stopped:
         run(tmp_path, at_step(20, signals(numbers[0])))
     assert stopped.value.code == 128 + numbers[0]
     assert read_checkpoint(tmp_path / CHECKPOINT)["step"] == 20
@@ -101,9 +101,9 @@ MADE_OF = {"the classifier net": "1f", "the train images of digits": "2e"}
 
 
 def test_resume_on_the_same_classifier_and_data(tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
-        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
-    assert run(tmp_path, resume=True, identity=MADE_OF)[1].steps == STEPS - 20
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), fingerprints=MADE_OF)
+    assert run(tmp_path, resume=True, fingerprints=MADE_OF)[1].steps == STEPS - 20
 
 
 @pytest.mark.parametrize(
@@ -116,31 +116,31 @@ def test_resume_on_the_same_classifier_and_data(tmp_path: Path) -> None:
     ],
 )
 def test_resume_on_another_classifier_or_data_is_refused(tmp_path: Path, now: dict[str, str], named: str) -> None:
-    with pytest.raises(Stopped):
-        run(tmp_path, at_step(20, signals(signal.SIGTERM)), identity=MADE_OF)
+    with pytest.raises(TrainingInterrupted):
+        run(tmp_path, at_step(20, signals(signal.SIGTERM)), fingerprints=MADE_OF)
     before = (tmp_path / CHECKPOINT).read_bytes()
     with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*--overwrite$"):
-        run(tmp_path, resume=True, identity=now)
+        run(tmp_path, resume=True, fingerprints=now)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
 
 def test_killed_and_resumed_ends_as_unbroken(
-    tmp_path: Path, unbroken: tuple[dict[str, float], TinyJob, list[dict[str, float]]]
+    tmp_path: Path, unbroken: tuple[dict[str, float], TinyTraining, list[dict[str, float]]]
 ) -> None:
     same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
     done = subprocess.run([sys.executable, tiny.__file__, tmp_path], env=same_threads, timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     with (tmp_path / METRICS).open("a") as log:
         log.write('{"step": 41, "lo')
-    figures, job = run(tmp_path, MetricsLog(tmp_path), resume=True)
-    assert job.steps == STEPS - 39
-    assert figures == unbroken[0]
-    assert same_networks(job, unbroken[1])
+    metrics, training = run(tmp_path, MetricsLog(tmp_path), resume=True)
+    assert training.steps == STEPS - 39
+    assert metrics == unbroken[0]
+    assert same_networks(training, unbroken[1])
     assert told(tmp_path) == unbroken[2]
 
 
 def test_a_checkpoint_cut_short_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
     path = tmp_path / CHECKPOINT
     content = path.read_bytes()
@@ -162,7 +162,7 @@ class _Runs:
 @pytest.mark.parametrize("save", [torch.save, lambda state, path: path.write_bytes(pickle.dumps(state))])
 def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path, save: Callable[..., None]) -> None:
     trap = tmp_path / "trap"
-    save({"step": 1, "players": {}, "job": _Runs(trap)}, tmp_path / CHECKPOINT)
+    save({"step": 1, "modules": {}, "training": _Runs(trap)}, tmp_path / CHECKPOINT)
     with pytest.raises(GapError, match="holds more than tensors"):
         run(tmp_path, resume=True)
     assert not trap.exists()
@@ -171,14 +171,14 @@ def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path, save:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"job": {}}, "not a checkpoint of this work: 'pull'"),
-        ({"players": {}}, "not a checkpoint of this work: 'classifier'"),
-        ({"identity": None}, "not a checkpoint of this work"),
+        ({"training": {}}, "not a checkpoint of this work: 'pull'"),
+        ({"modules": {}}, "not a checkpoint of this work: 'classifier'"),
+        ({"fingerprints": None}, "not a checkpoint of this work"),
         ({"steps": 60}, "is of a work of 60 steps, and this one has 50"),
     ],
 )
 def test_a_checkpoint_of_other_work_is_refused(tmp_path: Path, change: dict[str, object], message: str) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
     torch.save(read_checkpoint(tmp_path / CHECKPOINT) | change, tmp_path / CHECKPOINT)
     with pytest.raises(GapError, match=message):
@@ -192,14 +192,14 @@ def test_something_else_saved_by_torch_is_no_checkpoint(tmp_path: Path) -> None:
 
 
 def test_a_checkpoint_of_values_that_are_not_finite_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
     state = read_checkpoint(tmp_path / CHECKPOINT)
-    state["players"]["classifier"]["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.inf
-    state["players"]["classifier"]["network"]["2.running_mean"][3] = torch.nan
+    state["modules"]["classifier"]["optimizer"]["state"][0]["exp_avg"][0, :2] = torch.inf
+    state["modules"]["classifier"]["network"]["2.running_mean"][3] = torch.nan
     torch.save(state, tmp_path / CHECKPOINT)
     wanted = (
-        r"checkpoint.pt cannot be used: players\.classifier\.\S+ has \d of \d+ values .*\(3 in all\); .*--overwrite"
+        r"checkpoint.pt cannot be used: modules\.classifier\.\S+ has \d of \d+ values .*\(3 in all\); .*--overwrite"
     )
     with pytest.raises(GapError, match=wanted) as error:
         run(tmp_path, resume=True)
@@ -219,10 +219,10 @@ def test_a_checkpoint_of_values_that_are_not_finite_is_refused(tmp_path: Path) -
 def test_a_checkpoint_of_a_player_that_is_damaged_is_refused(
     tmp_path: Path, change: Callable[[dict[str, dict[str, object]]], object], message: str
 ) -> None:
-    with pytest.raises(Stopped):
+    with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(20, lambda: signal.raise_signal(signal.SIGTERM)))
     state = read_checkpoint(tmp_path / CHECKPOINT)
-    change(state["players"]["classifier"])
+    change(state["modules"]["classifier"])
     torch.save(state, tmp_path / CHECKPOINT)
     with pytest.raises(GapError, match=message):
         run(tmp_path, resume=True)
@@ -230,6 +230,6 @@ def test_a_checkpoint_of_a_player_that_is_damaged_is_refused(
 
 @pytest.mark.parametrize("step", ["20", -1, True])
 def test_a_checkpoint_of_a_step_that_is_none_is_refused(tmp_path: Path, step: object) -> None:
-    torch.save({"step": step, "players": {}, "job": {}}, tmp_path / CHECKPOINT)
+    torch.save({"step": step, "modules": {}, "training": {}}, tmp_path / CHECKPOINT)
     with pytest.raises(GapError, match="is damaged: its step is"):
         read_checkpoint(tmp_path / CHECKPOINT)

@@ -18,20 +18,26 @@ from accelerate import Accelerator
 from gap.models.generators import Discriminator, Generator, UniversalGenerator, make_generator
 from torch import Tensor, nn
 
-from gap.attacks.criteria import find_goal
-from gap.attacks.generator.tasks import AttackJob, DirectJob, DiscriminatorJob, ThresholdedJob, UniversalJob
+from gap.attacks.criteria import find_criterion
+from gap.attacks.generator.tasks import (
+    AdversarialGeneratorTraining,
+    BoundedGeneratorTraining,
+    DirectGeneratorTraining,
+    GeneratorTraining,
+    UniversalGeneratorTraining,
+)
 from gap.attacks.losses import find_loss
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
-from gap.core.process import Stopped
-from gap.data.dataset import MemorySplit
-from gap.hardening.initializers import Generators, GeneratorStart, RandomStart, Universals, UniversalStart
-from gap.hardening.inner_attacks import Sparring
-from gap.hardening.task import HardenJob
+from gap.core.process import TrainingInterrupted
+from gap.data.dataset import InMemorySplit
+from gap.hardening.initializers import GeneratorInit, GeneratorPopulation, PerturbationBank, RandomInit, UniversalInit
+from gap.hardening.inner_attacks import InnerAttack
+from gap.hardening.task import AdversarialTraining
 from gap.threat import L2, Budget
-from gap.training.runtime import TrainingMachineOptions, make_accelerator
-from gap.training.task import Backward, Player, adam
-from gap.training.trainer import Plan, read_checkpoint, train
+from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.task import Backward, OptimizedModule, with_adamw
+from gap.training.trainer import TrainSchedule, read_checkpoint, train
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")
@@ -39,7 +45,7 @@ BUDGET = Budget.parse("linf:0.2")
 SAME = 1e-4
 
 
-class Noted(MemorySplit):
+class Noted(InMemorySplit):
     """A split that keeps which images it gave."""
 
     given: list[int]
@@ -56,7 +62,7 @@ class Noted(MemorySplit):
 
 
 def split(count: int, seed: int) -> Noted:
-    """Noisy pictures, brighter on one side, labelled by which."""
+    """Noisy pictures, brighter on one side, labeled by which."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(2, (count,), generator=generator)
     images = torch.rand(count, 1, 12, 12, generator=generator) * 0.6
@@ -76,7 +82,7 @@ def classifier() -> nn.Module:
 
 
 def rest(network: nn.Module, lr: float) -> tuple[Any, ...]:
-    return adam(network, lr), [classifier()], find_goal("untargeted", 2), find_loss("margin")
+    return with_adamw(network, lr), [classifier()], find_criterion("untargeted", 2), find_loss("margin")
 
 
 def plain() -> Generator:
@@ -84,80 +90,82 @@ def plain() -> Generator:
     return Generator(nn.Conv2d(4, 4, 3, padding=1), 2, 1)
 
 
-def still() -> AttackJob:
+def still() -> GeneratorTraining:
     """No training moves it: a tiny learning rate, no buffers."""
-    return ThresholdedJob(BUDGET, *rest(plain(), 1e-12))
+    return BoundedGeneratorTraining(BUDGET, *rest(plain(), 1e-12))
 
 
-def thresholded() -> AttackJob:
-    return ThresholdedJob(BUDGET, *rest(plain(), 0.01))
+def thresholded() -> GeneratorTraining:
+    return BoundedGeneratorTraining(BUDGET, *rest(plain(), 0.01))
 
 
-def universal() -> AttackJob:
-    return UniversalJob(BUDGET, 4, *rest(UniversalGenerator(plain(), 1, (12, 12)), 0.01))
+def universal() -> GeneratorTraining:
+    return UniversalGeneratorTraining(BUDGET, 4, *rest(UniversalGenerator(plain(), 1, (12, 12)), 0.01))
 
 
-def direct() -> AttackJob:
-    return DirectJob(L2, 1.5, *rest(plain(), 0.01))
+def direct() -> GeneratorTraining:
+    return DirectGeneratorTraining(L2, 1.5, *rest(plain(), 0.01))
 
 
-def discriminated() -> AttackJob:
-    judge: Player = adam(Discriminator(1, width=4), 0.001)
-    return DiscriminatorJob(judge, *rest(plain(), 0.01))
+def discriminated() -> GeneratorTraining:
+    judge: OptimizedModule = with_adamw(Discriminator(1, width=4), 0.001)
+    return AdversarialGeneratorTraining(judge, *rest(plain(), 0.01))
 
 
-def with_statistics() -> AttackJob:
-    return ThresholdedJob(BUDGET, *rest(make_generator(1, encoder="resnet18", decoder=[8], fold=2), 0.01))
+def with_statistics() -> GeneratorTraining:
+    return BoundedGeneratorTraining(
+        BUDGET, *rest(make_generator(1, encoder="resnet18", decoder=[8], pixel_unshuffle=2), 0.01)
+    )
 
 
-class Apart(ThresholdedJob):
+class Apart(BoundedGeneratorTraining):
     """Each process follows its own gradient: what a sync that is broken would give."""
 
     def adversarial(self, images: Tensor) -> Tensor:
-        return self.budget.perturb(images, self.players["generator"].bare(images))
+        return self.budget.apply(images, self.modules["generator"].unwrapped(images))
 
 
-def apart() -> AttackJob:
+def apart() -> GeneratorTraining:
     return Apart(BUDGET, *rest(plain(), 0.01))
 
 
-class Signalled(ThresholdedJob):
+class Signalled(BoundedGeneratorTraining):
     """One process, of two the second, is sent SIGINT and then SIGTERM, as a launcher would, in its third step."""
 
     steps = 0
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         self.steps += 1
         if self.steps == 3 and os.environ.get("RANK", "1") == "1":
             signal.raise_signal(signal.SIGINT)
             signal.raise_signal(signal.SIGTERM)
-        return super().step(images, labels, backward)
+        return super().training_step(images, labels, backward)
 
 
-PLAIN: dict[str, Callable[[], AttackJob]] = {
-    job.__name__: job for job in (still, thresholded, universal, direct, discriminated)
+PLAIN: dict[str, Callable[[], GeneratorTraining]] = {
+    training.__name__: training for training in (still, thresholded, universal, direct, discriminated)
 }
 JOBS = PLAIN | {"with_statistics": with_statistics}
 
 
 def work(folder: Path) -> dict[str, Any]:
-    """Figures of each job, the images that this process learned from, and the first layer's weights at the end."""
-    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
+    """Figures of each training, the images that this process learned from, and the first layer's weights at the end."""
+    machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
     left: dict[str, Any] = {}
     for name, make in (JOBS | {"apart": apart}).items():
         torch.manual_seed(0)
-        job, data, heard = make(), split(256, seed=1), []
-        figures = train(job, data, split(HELD_OUT, seed=2), Plan(2, 32), folder, machine, [heard.append])
-        weights = next(job.players["generator"].bare.parameters())
+        training, data, heard = make(), split(256, seed=1), []
+        metrics = train(training, data, split(HELD_OUT, seed=2), TrainSchedule(2, 32), folder, machine, [heard.append])
+        weights = next(training.modules["generator"].unwrapped.parameters())
         left[name] = {
-            "figures": figures,
+            "metrics": metrics,
             "given": data.given,
             "weights": weights.flatten()[:200].tolist(),
-            "pictures": [sorted(progress.pictures) for progress in heard if progress.judged],
+            "pictures": [sorted(progress.pictures) for progress in heard if progress.validation_metrics],
         }
     left["hardened"] = hardened(folder, machine)
     left["averaged statistics"] = averaged_statistics(folder, machine)
-    few = train(thresholded(), split(64, seed=1), split(1, seed=2), Plan(1, 32), folder, machine)
+    few = train(thresholded(), split(64, seed=1), split(1, seed=2), TrainSchedule(1, 32), folder, machine)
     return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
 
 
@@ -169,31 +177,36 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
     torch.manual_seed(0)
     classifier = sgd(nn.Sequential(nn.Flatten(), nn.Linear(144, 16), nn.ReLU(), nn.Linear(16, 4)))
     mix = [
-        Sparring("generator-start", 0.25, GeneratorStart(sgd(Generators(plain))), 2),
-        Sparring("generator", 0.25, GeneratorStart(sgd(Generators(plain))), 0),
-        Sparring("universal-start", 0.25, UniversalStart(sgd(Universals(1, 1, (12, 12)))), 1),
-        Sparring("universal", 0.25, UniversalStart(sgd(Universals(1, 1, (12, 12)))), 0),
+        InnerAttack("generator-start", 0.25, GeneratorInit(sgd(GeneratorPopulation(plain))), 2),
+        InnerAttack("generator", 0.25, GeneratorInit(sgd(GeneratorPopulation(plain))), 0),
+        InnerAttack("universal-start", 0.25, UniversalInit(sgd(PerturbationBank(1, 1, (12, 12)))), 1),
+        InnerAttack("universal", 0.25, UniversalInit(sgd(PerturbationBank(1, 1, (12, 12)))), 0),
     ]
-    job = HardenJob(classifier, mix, BUDGET, warmup=3, decay=0.9)
-    train(job, split(256, seed=1), split(HELD_OUT, seed=2), Plan(1, 32), folder, machine)
-    bare = {name: player.bare for name, player in job.players.items()} | {"averaged": job.averaged.module}
+    training = AdversarialTraining(classifier, mix, BUDGET, epsilon_warmup=3, decay=0.9)
+    train(training, split(256, seed=1), split(HELD_OUT, seed=2), TrainSchedule(1, 32), folder, machine)
+    unwrapped = {name: module.unwrapped for name, module in training.modules.items()} | {
+        "averaged": training.averaged.module
+    }
     return {
-        name: [w for each in network.parameters() for w in each.flatten().tolist()] for name, network in bare.items()
+        name: [w for each in network.parameters() for w in each.flatten().tolist()]
+        for name, network in unwrapped.items()
     }
 
 
-def sgd(network: nn.Module) -> Player:
-    """A player whose steps are as long as its gradients: one that is wrong by a factor shows."""
-    return Player(network, torch.optim.SGD(network.parameters(), lr=0.1))
+def sgd(network: nn.Module) -> OptimizedModule:
+    """A module whose steps are as long as its gradients: one that is wrong by a factor shows."""
+    return OptimizedModule(network, torch.optim.SGD(network.parameters(), lr=0.1))
 
 
 def averaged_statistics(folder: Path, machine: Accelerator) -> list[float]:
     """The statistics of the norms of a classifier's average, as they were judged."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.Flatten(), nn.Linear(144, 8), nn.BatchNorm1d(8), nn.Linear(8, 4))
-    job = HardenJob(adam(network, 0.01), [Sparring("pgd", 1.0, RandomStart(), 1)], BUDGET, decay=0.5)
-    train(job, split(64, seed=1), split(32, seed=2), Plan(1, 32), folder, machine)
-    return [value for buffer in job.averaged.module.buffers() for value in buffer.flatten().tolist()]
+    training = AdversarialTraining(
+        with_adamw(network, 0.01), [InnerAttack("pgd", 1.0, RandomInit(), 1)], BUDGET, decay=0.5
+    )
+    train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 32), folder, machine)
+    return [value for buffer in training.averaged.module.buffers() for value in buffer.flatten().tolist()]
 
 
 def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
@@ -206,9 +219,9 @@ def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
     out = folder / "stopped"
     out.mkdir(exist_ok=True)
     save = torch.save
-    job = Signalled(BUDGET, *rest(plain(), 0.01))
-    with patch.object(torch, "save", slowly), pytest.raises(Stopped) as ended:
-        train(job, split(256, seed=1), split(8, seed=2), Plan(1, 32), out, machine)
+    training = Signalled(BUDGET, *rest(plain(), 0.01))
+    with patch.object(torch, "save", slowly), pytest.raises(TrainingInterrupted) as ended:
+        train(training, split(256, seed=1), split(8, seed=2), TrainSchedule(1, 32), out, machine)
     return {"says": str(ended.value), "step": read_checkpoint(out / CHECKPOINT)["step"]}
 
 
@@ -217,7 +230,7 @@ def blocked(folder: Path, machine: Accelerator) -> str:
     taken = folder / "taken"
     (taken / CHECKPOINT / "by a folder").mkdir(parents=True, exist_ok=True)
     with pytest.raises(GapError) as ended:
-        train(thresholded(), split(256, seed=1), split(8, seed=2), Plan(2, 32), taken, machine)
+        train(thresholded(), split(256, seed=1), split(8, seed=2), TrainSchedule(2, 32), taken, machine)
     return str(ended.value)
 
 
@@ -239,11 +252,11 @@ def together(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
 def test_every_figure_of_a_network_that_holds_still_is_exact(
     alone: dict[str, Any], together: list[dict[str, Any]]
 ) -> None:
-    figures = alone["still"]["figures"]
-    assert set(figures) == {"accuracy_under_attack", "fooling_rate", "l1", "l2", "linf"}
+    metrics = alone["still"]["metrics"]
+    assert set(metrics) == {"accuracy_under_attack", "fooling_rate", "l1", "l2", "linf"}
     for process in together:
-        assert process["still"]["figures"] == pytest.approx(figures, abs=1e-6)
-    counted = figures["accuracy_under_attack"] * HELD_OUT
+        assert process["still"]["metrics"] == pytest.approx(metrics, abs=1e-6)
+    counted = metrics["accuracy_under_attack"] * HELD_OUT
     assert counted == pytest.approx(round(counted), abs=1e-6)
 
 
@@ -257,7 +270,7 @@ def test_the_same_global_batch_gives_the_same_weights_and_figures(
     alone: dict[str, Any], together: list[dict[str, Any]], name: str
 ) -> None:
     assert apartness(alone[name], together[0][name]) < SAME
-    assert together[0][name]["figures"] == pytest.approx(alone[name]["figures"], rel=1e-3, abs=0.005)
+    assert together[0][name]["metrics"] == pytest.approx(alone[name]["metrics"], rel=1e-3, abs=0.005)
 
 
 def test_processes_that_do_not_share_their_gradients_would_be_noticed(
@@ -289,7 +302,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_all(alone: dict[str, Any], tog
 @pytest.mark.parametrize("name", JOBS)
 def test_processes_agree_and_share_the_images(alone: dict[str, Any], together: list[dict[str, Any]], name: str) -> None:
     first, second = (process[name] for process in together)
-    assert first["figures"] == second["figures"]
+    assert first["metrics"] == second["metrics"]
     assert first["weights"] == second["weights"]
     assert sorted(first["given"] + second["given"]) == sorted(alone[name]["given"])
     assert first["pictures"] == [["clean", "perturbed"]] * 2
@@ -325,13 +338,13 @@ def threads() -> list[str]:
     return [name.read_text().strip() for name in Path("/proc/self/task").glob("*/comm")]
 
 
-def leave(left: Path, figures: dict[str, Any]) -> None:
+def leave(left: Path, metrics: dict[str, Any]) -> None:
     """Writes the figures, and the threads that Python finds after the work and at its end."""
-    left.write_text(json.dumps(figures | {"threads": [figures["threads"], threads()]}))
+    left.write_text(json.dumps(metrics | {"threads": [metrics["threads"], threads()]}))
 
 
 if __name__ == "__main__":
     out = Path(sys.argv[1])
-    figures: dict[str, Any] = {}
-    atexit.register(leave, out / f"{os.environ['RANK']}.json", figures)
-    figures |= work(out) | {"threads": threads()}
+    metrics: dict[str, Any] = {}
+    atexit.register(leave, out / f"{os.environ['RANK']}.json", metrics)
+    metrics |= work(out) | {"threads": threads()}

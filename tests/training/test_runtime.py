@@ -6,9 +6,9 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from gap.core.errors import GapError
-from gap.training.runtime import MachineOptions, TrainingMachineOptions, main_first, make_accelerator
+from gap.training.runtime import RuntimeOptions, TrainRuntimeOptions, main_first, make_accelerator
 
-CPU = TrainingMachineOptions(device="cpu", precision="fp32")
+CPU = TrainRuntimeOptions(device="cpu", precision="fp32")
 
 
 def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
@@ -35,7 +35,7 @@ def test_the_main_process_goes_first_and_lets_the_others_go(main: bool, order: l
 
 
 def test_what_measures_has_no_precision_to_choose() -> None:
-    assert make_accelerator(MachineOptions(device="cpu")).mixed_precision == "no"
+    assert make_accelerator(RuntimeOptions(device="cpu")).mixed_precision == "no"
     assert not torch.backends.cudnn.allow_tf32
     with pytest.raises(GapError, match="precision"):
-        MachineOptions.read({"precision": "bf16"})
+        RuntimeOptions.read({"precision": "bf16"})

@@ -6,18 +6,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import STEPS, TinyJob, run, split
+from tiny import STEPS, TinyTraining, run, split
 from torch import Tensor, nn
 
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
-from gap.data.dataset import MemorySplit
-from gap.training.runtime import TrainingMachineOptions, make_accelerator
+from gap.data.dataset import InMemorySplit
+from gap.training.runtime import TrainRuntimeOptions, make_accelerator
 from gap.training.task import Backward
-from gap.training.trainer import Plan, Progress, _schedule, read_checkpoint, train
+from gap.training.trainer import TrainingProgress, TrainSchedule, _schedule, read_checkpoint, train
 
 
-class Listing(MemorySplit):
+class Listing(InMemorySplit):
     """A split that keeps the order in which it is read."""
 
     read: list[Tensor]
@@ -34,11 +34,11 @@ class Listing(MemorySplit):
 
 
 def test_learns_something(tmp_path: Path) -> None:
-    figures, job = run(tmp_path)
-    fresh = TinyJob()
-    before = fresh.judge(*next(split(31, seed=1).batches([torch.arange(31)])))["loss"].mean().item()
-    assert job.steps == STEPS
-    assert figures["loss"] < before
+    metrics, training = run(tmp_path)
+    fresh = TinyTraining()
+    before = fresh.validation_step(*next(split(31, seed=1).batches([torch.arange(31)])))["loss"].mean().item()
+    assert training.steps == STEPS
+    assert metrics["loss"] < before
 
 
 def test_learning_rate_rises_then_falls_to_nothing() -> None:
@@ -61,8 +61,8 @@ def test_one_step_is_a_step() -> None:
 def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None:
     listing = split(40, kind=Listing)
     assert isinstance(listing, Listing)
-    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
-    train(TinyJob(), listing, split(3), Plan(epochs=3, batch_size=batch_size), tmp_path, machine)
+    machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
+    train(TinyTraining(), listing, split(3), TrainSchedule(epochs=3, batch_size=batch_size), tmp_path, machine)
     batch = min(batch_size, 40)
     per_epoch = 40 // batch
     assert [len(indices) for indices in listing.read] == [batch] * per_epoch * 3
@@ -75,48 +75,59 @@ def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None
 def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path) -> None:
     listing = split(40, kind=Listing)
     assert isinstance(listing, Listing)
-    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="fp32"))
-    train(TinyJob(), split(40), listing, Plan(epochs=1, batch_size=10, judged=7), tmp_path, machine)
+    machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
+    train(
+        TinyTraining(),
+        split(40),
+        listing,
+        TrainSchedule(epochs=1, batch_size=10, validation_images=7),
+        tmp_path,
+        machine,
+    )
     assert torch.equal(torch.cat(listing.read), torch.arange(7))
 
 
-class HearingJob(TinyJob):
+class HearingTraining(TinyTraining):
     """Keeps what it hears, and carries along how often that was."""
 
     def __init__(self) -> None:
         super().__init__()
         self.heard: list[dict[str, float]] = []
 
-    def judged(self, figures: Mapping[str, float]) -> None:
-        self.heard.append(dict(figures))
+    def on_validation_end(self, metrics: Mapping[str, float]) -> None:
+        self.heard.append(dict(metrics))
 
-    def state(self) -> dict[str, float]:
-        return super().state() | {"heard": len(self.heard)}
+    def state_dict(self) -> dict[str, float]:
+        return super().state_dict() | {"heard": len(self.heard)}
 
 
-def test_a_job_hears_what_each_epoch_was_judged_before_it_is_saved(tmp_path: Path) -> None:
-    job, judged, saved = HearingJob(), [], []
+def test_a_training_hears_what_each_epoch_was_judged_before_it_is_saved(tmp_path: Path) -> None:
+    training, judged, saved = HearingTraining(), [], []
 
-    def listen(progress: Progress) -> None:
-        judged.extend([progress.judged] if progress.judged else [])
+    def listen(progress: TrainingProgress) -> None:
+        judged.extend([progress.validation_metrics] if progress.validation_metrics else [])
         saved.extend([read_checkpoint(tmp_path / CHECKPOINT)] if progress.step == 40 else [])
 
-    run(tmp_path, listen, job=job)
-    assert job.heard == judged and len(judged) == 2
-    assert [(state["step"], state["job"]["heard"]) for state in saved] == [(25, 1)]
+    run(tmp_path, listen, training=training)
+    assert training.heard == judged and len(judged) == 2
+    assert [(state["step"], state["training"]["heard"]) for state in saved] == [(25, 1)]
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="no longer a number at step 40 of 50; the last good state is in"):
-        run(tmp_path, job=TinyJob(poison_at=30))
+        run(tmp_path, training=TinyTraining(poison_at=30))
     kept = read_checkpoint(tmp_path / CHECKPOINT)
     assert kept["step"] == 25
-    assert all(tensor.isfinite().all() for tensor in kept["players"]["classifier"]["network"].values())
+    assert all(tensor.isfinite().all() for tensor in kept["modules"]["classifier"]["network"].values())
 
 
 def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="nothing was kept yet"):
-        run(tmp_path, job=TinyJob(poison_at=1), plan=Plan(epochs=2, batch_size=4, checkpoint_seconds=0))
+        run(
+            tmp_path,
+            training=TinyTraining(poison_at=1),
+            schedule=TrainSchedule(epochs=2, batch_size=4, checkpoint_seconds=0),
+        )
     assert not (tmp_path / CHECKPOINT).exists()
 
 
@@ -131,24 +142,24 @@ def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: P
 def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     with pytest.raises(GapError, match=message):
-        train(TinyJob(), split(images), split(3), Plan(1, batch_size), tmp_path, two)
+        train(TinyTraining(), split(images), split(3), TrainSchedule(1, batch_size), tmp_path, two)
 
 
 def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
     learned, judged = [], []
 
-    class Typed(TinyJob):
-        def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
-            learned.append(self.players["classifier"].network[1](images.flatten(1)).dtype)
-            return super().step(images, labels, backward)
+    class Typed(TinyTraining):
+        def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+            learned.append(self.modules["classifier"].network[1](images.flatten(1)).dtype)
+            return super().training_step(images, labels, backward)
 
-        def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-            network = self.players["classifier"].network
+        def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+            network = self.modules["classifier"].network
             judged.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
-            return super().judge(images, labels)
+            return super().validation_step(images, labels)
 
-    machine = make_accelerator(TrainingMachineOptions(device="cpu", precision="bf16"))
-    train(Typed(), split(16), split(8), Plan(epochs=1, batch_size=8), tmp_path, machine)
+    machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="bf16"))
+    train(Typed(), split(16), split(8), TrainSchedule(epochs=1, batch_size=8), tmp_path, machine)
     assert set(learned) == {torch.bfloat16}
     for dtype, logits, plain in judged:
         assert dtype == logits.dtype == torch.float32 and torch.equal(logits, plain)

@@ -2,7 +2,7 @@
 
 import typer
 
-from gap.attacks.registry import attack_names, attack_options
+from gap.attacks.registry import attack_options, list_attacks
 
 EXAMPLE = "gap attacks"
 
@@ -12,6 +12,6 @@ def attacks() -> None:
 
     `start` takes a folder that gap train left: the search begins at what that generator makes.
     """
-    for name, description in attack_names().items():
+    for name, description in list_attacks().items():
         options = ",".join(f"{option}={default}" for option, default in attack_options(name).items())
         typer.echo(f"{name:14} {description}\n{'':14} {name}:{options}" if options else f"{name:14} {description}")

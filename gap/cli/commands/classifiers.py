@@ -4,27 +4,27 @@ from typing import Annotated
 
 import typer
 
-from gap.classifiers.registry import FORMS
-from gap.models.classifiers import ZOO
+from gap.classifiers.registry import NAME_SYNTAX
+from gap.models.classifiers import BUILTIN
 
 EXAMPLE = "gap classifiers torchvision"
 
 
 def classifiers(
     family: Annotated[str, typer.Argument(help="gap, torchvision or timm")] = "gap",
-    containing: Annotated[str, typer.Option("--containing", help="only names with this in them")] = "",
+    containing: Annotated[str, typer.Option("--filter", help="only names with this in them")] = "",
 ) -> None:
     """List the classifiers that can be named."""
     for line in _lines(family):
         if containing in line:
             typer.echo(line)
     if family == "gap":
-        typer.echo(f"\nA classifier is {FORMS}.\nMore names: gap classifiers torchvision, gap classifiers timm")
+        typer.echo(f"\nA classifier is {NAME_SYNTAX}.\nMore names: gap classifiers torchvision, gap classifiers timm")
 
 
 def _lines(family: str) -> list[str]:
     if family == "gap":
-        return [f"{name:24} {entry.description}" for name, entry in ZOO.items()]
+        return [f"{name:24} {entry.description}" for name, entry in BUILTIN.items()]
     if family == "torchvision":
         import torchvision.models
 

@@ -7,17 +7,17 @@ from typing import Annotated, Any
 import typer
 from pydantic import Field
 
-from gap.classifiers.task import load_setting, warn_if_chance
-from gap.cli.commands.evaluate import Attacks, LineupOptions
+from gap.classifiers.task import load_task, warn_if_at_chance
+from gap.cli.commands.evaluate import Attacks, BenchmarkOptions
 from gap.cli.options import with_options
 from gap.cli.results import columns_for, curve_names, curves_of, for_display
-from gap.core.artifact import claim_output, mark
+from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.errors import GapError
 from gap.core.files import write_bytes, write_json
-from gap.evaluation.benchmark import common_budget, find_entrants, run_lineup
+from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
 from gap.evaluation.evaluate import Example
-from gap.report.page import Act, Figure, write_page
-from gap.report.pictures import SheetRow, contact_sheet, to_png_bytes
+from gap.report.page import Figure, Section, write_page
+from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
 from gap.report.plots import accuracy_curves
 from gap.report.tables import Table, print_table
 from gap.threat import Budget
@@ -28,7 +28,7 @@ EXAMPLE = (
 )
 
 
-class CompareOptions(LineupOptions):
+class CompareOptions(BenchmarkOptions):
     """Options of `gap compare`."""
 
     epsilons: Annotated[
@@ -47,49 +47,51 @@ def compare(
 ) -> None:
     """Put attacks side by side over several budgets: one table, one plot, one page."""
     options = read()
-    entrants = find_entrants(attacks)
-    widest = common_budget(entrants, options.budget)
+    entries = parse_attacks(attacks)
+    widest = common_budget(entries, options.budget)
     if widest is None:
         raise GapError("there is no budget to compare at; give --budget, for example l2:2.4")
     epsilons = options.epsilons or [widest.epsilon * share for share in (0.25, 0.5, 0.75, 1.0)]
     budgets = [Budget(widest.norm, epsilon) for epsilon in sorted(epsilons)]
-    claim_output(out)
+    prepare_output_dir(out)
     accelerator = make_accelerator(options)
-    setting = load_setting(options.classifier, options, accelerator.device)
-    for classifier in setting.classifiers:
-        warn_if_chance(classifier, setting.data.trial_split, accelerator.device, setting.data.name)
+    task = load_task(options.classifier, options, accelerator.device)
+    for classifier in task.classifiers:
+        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
     rows: list[dict[str, Any]] = []
     examples: list[Example] = []
-    for evaluation in run_lineup(
-        entrants, setting, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
+    for evaluation in run_benchmark(
+        entries, task, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
     ):
         row = evaluation.row
         typer.echo(f"{row['attack']} at {row['budget']}: {row['accuracy_under_attack']:.2%} left", err=True)
         rows.append(row)
         examples.append(evaluation.example)
     curves = curves_of(rows)
-    sheet = [
-        SheetRow(name, example.clean, example.adversarial, example.captions)
+    pictures = [
+        ContactRow(name, example.clean, example.adversarial, example.captions)
         for name, row, example in zip(curve_names(rows), rows, examples, strict=True)
         if row["budget"] == str(budgets[-1])
     ]
-    title = f"{setting.data.name}, {rows[0]['images']} test images"
+    title = f"{task.data.name}, {rows[0]['images']} test images"
     plot = accuracy_curves(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
     try:
-        mark(out)
-        write_json(out / "table.json", {"rows": rows, "data": setting.data.describe()})
+        write_marker(out)
+        write_json(out / "table.json", {"rows": rows, "data": task.data.describe()})
         write_bytes(out / "accuracy-against-epsilon.png", plot)
     finally:
         print_table(for_display(rows), columns_for(rows), title)
-    act = Act(
+    section = Section(
         "Accuracy against epsilon",
         "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",
         [
             Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
             Figure(
-                to_png_bytes(contact_sheet(sheet)), f"Pictures at {budgets[-1]}", "clean, perturbation and perturbed"
+                to_png_bytes(contact_sheet(pictures)),
+                f"Pictures at {budgets[-1]}",
+                "clean, perturbation and perturbed",
             ),
         ],
         Table(for_display(rows), columns_for(rows)),
     )
-    typer.echo(write_page(out / "page.html", "Attacks compared", title, [act]))
+    typer.echo(write_page(out / "page.html", "Attacks compared", title, [section]))

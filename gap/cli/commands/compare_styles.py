@@ -11,24 +11,31 @@ import typer
 from torch import Tensor
 
 from gap.cli.commands.stylize import Precise
-from gap.cli.drawing import Device, find_device, load_backbone, open_sized
+from gap.cli.drawing import Device, find_device, load_backbone, load_resized
 from gap.cli.options import parse_numbers
-from gap.core.artifact import claim_output, mark
+from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.errors import GapError
 from gap.core.files import write_json
 from gap.data.images import save_picture
 from gap.evaluation.layer_robustness import layer_robustness
 from gap.imagery.backbone import default_layers
-from gap.imagery.canvas import resized, within
-from gap.imagery.comparison.ablations import Painter, ablated
-from gap.imagery.comparison.methods import WEIGHTS, Drawn, activation_entropy, check_held_out, draw_all, lead
-from gap.imagery.style_transfer import Manner
-from gap.report.page import Act, Figure, Slider, write_page
+from gap.imagery.canvas import fit_size, resize
+from gap.imagery.comparison.ablations import StylizationMethod, ablated
+from gap.imagery.comparison.methods import (
+    WEIGHTS,
+    StylizationResult,
+    activation_entropy,
+    check_metric_network,
+    run_comparison,
+    style_advantage,
+)
+from gap.imagery.style_transfer import StyleTransferConfig
+from gap.report.page import Figure, Section, Slider, write_page
 from gap.report.pictures import to_image, to_png_bytes
 from gap.report.plots import lines
 from gap.report.tables import Column, Table, print_table
 from gap.threat import Budget
-from gap.training.runtime import Precision, is_half
+from gap.training.runtime import Precision, use_bf16
 
 EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
 
@@ -48,7 +55,7 @@ def compare_styles(
         typer.Option("--ablation", help="the first backbone again: smoothed, shallow or random (weights); repeatable"),
     ] = None,
     judge: Annotated[
-        str, typer.Option("--judge", help="the classifier that measures, and that no drawing looked through")
+        str, typer.Option("--metric-network", help="the classifier that measures, and that no drawing looked through")
     ] = "efficientnet-lite0",
     weights: Annotated[
         list[str] | None,
@@ -71,36 +78,38 @@ def compare_styles(
     names = backbone or ["drawing-standard", "drawing-hardened"]
     if len({*names, *(ablation or [])}) < 2 or len(set(names)) < len(names):
         raise GapError("name two or more backbones, each once, to compare")
-    claim_output(out)
+    prepare_output_dir(out)
     where = find_device(device, 0)
     backbones = [load_backbone(name, where) for name in names]
     reader = load_backbone(judge, where)
-    channels = reader.facts.channels
-    if any(each.facts.channels != channels for each in backbones):
+    channels = reader.spec.channels
+    if any(each.spec.channels != channels for each in backbones):
         raise GapError("backbones and judge must look at the same pictures; these differ in channels")
-    contents = [open_sized(path, channels, size).to(where) for path in content]
-    styles = [open_sized(path, channels).to(where) for path in style]
-    taken: Precision = "bf16" if is_half(precision, where) else "fp32"
-    manner = Manner(evaluations=evaluations, precision=taken)
-    painters = [Painter(each.name, each, manner) for each in backbones]
-    painters += [ablated(painters[0], kind) for kind in dict.fromkeys(ablation or [])]
-    names = [painter.name for painter in painters]
+    contents = [load_resized(path, channels, size).to(where) for path in content]
+    styles = [load_resized(path, channels).to(where) for path in style]
+    taken: Precision = "bf16" if use_bf16(precision, where) else "fp32"
+    config = StyleTransferConfig(evaluations=evaluations, precision=taken)
+    methods = [StylizationMethod(each.name, each, config) for each in backbones]
+    methods += [ablated(methods[0], kind) for kind in dict.fromkeys(ablation or [])]
+    names = [method.name for method in methods]
     tried = parse_numbers("--weights", weights) or list(WEIGHTS)
     for network in backbones:
-        check_held_out(reader, network)
-    mark(out)
+        check_metric_network(reader, network)
+    write_marker(out)
     started = time.monotonic()
-    drawn: list[Drawn] = []
-    for each in draw_all(contents, styles, painters, reader, weights=tried):
+    drawn: list[StylizationResult] = []
+    for each in run_comparison(contents, styles, methods, reader, weights=tried):
         drawn.append(each)
         save_picture(each.picture, out / _file(each, content, style))
-        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.painter} x {each.weight:g}"
+        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.method} x {each.weight:g}"
         typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
-    for row, painter in zip(rows, painters, strict=True):
-        row["entropy"] = sum(activation_entropy(painter, each) for each in contents) / len(contents)
-        row["robustness"] = None if painter.manner.smoothed else _robustness(painter, [*contents, *styles][:MOST])
+    for row, method in zip(rows, methods, strict=True):
+        row["entropy"] = sum(activation_entropy(method, each) for each in contents) / len(contents)
+        row["robustness"] = (
+            None if method.config.smooth_activations else _robustness(method, [*contents, *styles][:MOST])
+        )
     columns = [
         Column("backbone", "backbone"),
         Column("style", "style distance", ".3g"),
@@ -134,24 +143,24 @@ def compare_styles(
         " distance of each pair is that of whatever weight, the mean over the pairs. R is within an L2 budget of a"
         " hundredth of the largest distance, over these pictures."
     )
-    curves = {name: _means_by_weight([each for each in drawn if each.painter == name]) for name in names}
+    curves = {name: _means_by_weight([each for each in drawn if each.method == name]) for name in names}
     plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
-    table = Act("Measured", text, [figure], Table(rows, columns))
+    table = Section("Measured", text, [figure], Table(rows, columns))
     given = [
         [_shown(path, picture) for path, picture in zip(paths, pictures, strict=True)]
-        for paths, pictures in ((content, contents), (style, [resized(each, within(each, size)) for each in styles]))
+        for paths, pictures in ((content, contents), (style, [resize(each, fit_size(each, size)) for each in styles]))
     ]
-    acts = [table, *(_act(pair, names, *given) for pair in pairs)]
+    sections = [table, *(_section(pair, names, *given) for pair in pairs)]
     lead_text = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
     if any("apart" in str(row["ahead"]) for row in rows):
         typer.echo(
             "pairs apart share no content distance: more --weights between those, or beyond, bring them together"
         )
-    typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, acts).resolve())
+    typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, sections).resolve())
 
 
-def _means_by_weight(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
+def _means_by_weight(drawn: Sequence[StylizationResult]) -> list[tuple[float, float]]:
     """The mean content and style distance of each style weight."""
     by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
     return [
@@ -160,27 +169,28 @@ def _means_by_weight(drawn: Sequence[Drawn]) -> list[tuple[float, float]]:
     ]
 
 
-def _robustness(painter: Painter, pictures: Sequence[Tensor]) -> float:
+def _robustness(method: StylizationMethod, pictures: Sequence[Tensor]) -> float:
     """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
-    mean over the painter's layers. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
-    size = painter.backbone.facts.size
-    images = torch.stack([resized(each, size) for each in pictures])
+    mean over the method's layers. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
+    size = method.backbone.spec.size
+    images = torch.stack([resize(each, size) for each in pictures])
     budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
-    layers = list(painter.manner.layers or default_layers(painter.backbone))
-    return fmean(each.value for each in layer_robustness(painter.backbone, layers, images, budget, steps=5))
+    layers = list(method.config.layers or default_layers(method.backbone))
+    return fmean(each.value for each in layer_robustness(method.backbone, layers, images, budget, steps=5))
 
 
 def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
     return [(of, like) for of in range(len(content)) for like in range(len(style))]
 
 
-def _row(name: str, pairs: Sequence[Sequence[Drawn]], first: str) -> dict[str, object]:
+def _row(name: str, pairs: Sequence[Sequence[StylizationResult]], first: str) -> dict[str, object]:
     """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
-    by_pair = [[each for each in pair if each.painter == name] for pair in pairs]
+    by_pair = [[each for each in pair if each.method == name] for pair in pairs]
     own = [each for pair in by_pair for each in pair]
     nearest = [min(pair, key=lambda each: each.style_distance) for pair in by_pair]
     leads = [
-        lead(mine, [each for each in pair if each.painter == first]) for mine, pair in zip(by_pair, pairs, strict=True)
+        style_advantage(mine, [each for each in pair if each.method == first])
+        for mine, pair in zip(by_pair, pairs, strict=True)
     ]
     known = [each for each in leads if each is not None]
     return {
@@ -201,10 +211,12 @@ def _left_out(leads: Sequence[float | None]) -> str:
     return f" ({apart} apart)" if apart else ""
 
 
-def _act(pair: Sequence[Drawn], names: Sequence[str], contents: Sequence[Figure], styles: Sequence[Figure]) -> Act:
+def _section(
+    pair: Sequence[StylizationResult], names: Sequence[str], contents: Sequence[Figure], styles: Sequence[Figure]
+) -> Section:
     """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
     of, like = pair[0].content, pair[0].style
-    by = {(each.painter, each.weight): each for each in pair}
+    by = {(each.method, each.weight): each for each in pair}
     sliders = [
         Slider(
             _figure(by[names[0], weight].picture, names[0]),
@@ -215,28 +227,28 @@ def _act(pair: Sequence[Drawn], names: Sequence[str], contents: Sequence[Figure]
         for weight in dict.fromkeys(each.weight for each in pair)
     ]
     title = f"{Path(contents[of].caption).stem} in the style of {Path(styles[like].caption).stem}"
-    return Act(title, "", [contents[of], styles[like]], sliders=sliders)
+    return Section(title, "", [contents[of], styles[like]], sliders=sliders)
 
 
-def _figure(picture: Tensor, painter: str) -> Figure:
-    return Figure(to_png_bytes(to_image(picture)), painter, f"drawn by {painter}")
+def _figure(picture: Tensor, method: str) -> Figure:
+    return Figure(to_png_bytes(to_image(picture)), method, f"drawn by {method}")
 
 
 def _shown(path: Path, picture: Tensor) -> Figure:
     return Figure(to_png_bytes(to_image(picture)), path.name, path.name)
 
 
-def _file(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> str:
-    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.painter)
+def _file(drawn: StylizationResult, content: Sequence[Path], style: Sequence[Path]) -> str:
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.method)
     names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
     return f"{names}-{backbone}-{drawn.weight:g}.png"
 
 
-def _told(drawn: Drawn, content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+def _told(drawn: StylizationResult, content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
     return {
         "content": content[drawn.content].name,
         "style": style[drawn.style].name,
-        "backbone": drawn.painter,
+        "backbone": drawn.method,
         "weight": drawn.weight,
         "content_distance": drawn.content_distance,
         "style_distance": drawn.style_distance,

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gap.core.errors import unknown
+from gap.core.errors import unknown_name_error
 from gap.core.options import named_configs
 
 EXAMPLE = "gap configs mnist-per-image"
@@ -19,7 +19,7 @@ def configs(name: Annotated[str | None, typer.Argument(help="print this one")] =
             typer.echo(f"{each:28} {_text(each).splitlines()[0].lstrip('# ')}")
         return
     if name not in known:
-        raise unknown("config", name, known)
+        raise unknown_name_error("config", name, known)
     typer.echo(_text(name), nl=False)
 
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from gap.cli.demo_sections import ACTS, Stage
-from gap.core.artifact import claim_output, mark
-from gap.core.process import Stopped
+from gap.cli.demo_sections import SECTIONS, Stage
+from gap.core.artifact import prepare_output_dir, write_marker
+from gap.core.process import TrainingInterrupted
 from gap.report.page import write_page
 
 EXAMPLE = "gap demo --out runs/demo"
@@ -23,16 +23,17 @@ def demo(
     learn nothing beside them; the classifier hardened, and what attacks leave of it; what hardened networks draw. The
     last line printed is the path of the page.
     """
-    claim_output(out)
-    mark(out)
+    prepare_output_dir(out)
+    write_marker(out)
     stage = Stage(out)
     started = time.monotonic()
     try:
-        for act in ACTS:
-            act(stage)
-    except Stopped as stopped:
+        for add in SECTIONS:
+            add(stage)
+    except TrainingInterrupted as stopped:
         stopped.advice = f"in {out}; gap demo begins from its beginning"
         raise
-    lead = f"{len(stage.acts)} acts on 5,000 real digits, made by gap demo in {time.monotonic() - started:.0f} seconds."
-    page = write_page(out / "index.html", "gap: attack a classifier, harden it, draw with it", lead, stage.acts)
+    seconds = time.monotonic() - started
+    lead = f"{len(stage.sections)} sections on 5,000 real digits, made by gap demo in {seconds:.0f} seconds."
+    page = write_page(out / "index.html", "gap: attack a classifier, harden it, draw with it", lead, stage.sections)
     typer.echo(page.resolve())

@@ -8,16 +8,16 @@ import typer
 from PIL import Image
 from pydantic import Field
 
-from gap.classifiers.task import DataOptions, load_setting, warn_if_chance
+from gap.classifiers.task import DataOptions, load_task, warn_if_at_chance
 from gap.cli.options import Json, with_options
 from gap.cli.results import columns_for, for_display
-from gap.core.artifact import claim_output, mark
+from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.files import check_writable, write_json
-from gap.evaluation.benchmark import common_budget, find_entrants, run_lineup
+from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
 from gap.evaluation.evaluate import Evaluation
-from gap.report.pictures import SheetRow, contact_sheet, save_image
+from gap.report.pictures import ContactRow, contact_sheet, save_image
 from gap.report.tables import print_table
-from gap.training.runtime import MachineOptions, make_accelerator
+from gap.training.runtime import RuntimeOptions, make_accelerator
 
 EXAMPLE = (
     "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json table.json"
@@ -28,7 +28,7 @@ Attacks = Annotated[
 ]
 
 
-class LineupOptions(MachineOptions, DataOptions):
+class BenchmarkOptions(RuntimeOptions, DataOptions):
     """What `gap evaluate` and `gap compare` share."""
 
     classifier: Annotated[list[str], Field(min_length=1, description="the classifiers to attack")]
@@ -42,7 +42,7 @@ class LineupOptions(MachineOptions, DataOptions):
     batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
 
 
-class EvaluateOptions(LineupOptions):
+class EvaluateOptions(BenchmarkOptions):
     """Options of `gap evaluate`."""
 
     transfer: Annotated[
@@ -64,20 +64,20 @@ def evaluate(
     classifiers there is a row for each.
     """
     options = read()
-    entrants = find_entrants(attacks)
-    budget = common_budget(entrants, options.budget)
+    entries = parse_attacks(attacks)
+    budget = common_budget(entries, options.budget)
     if json:
         check_writable(json)
     if out:
-        claim_output(out)
+        prepare_output_dir(out)
     accelerator = make_accelerator(options)
-    setting = load_setting(options.classifier, options, accelerator.device)
-    for classifier in setting.classifiers:
-        warn_if_chance(classifier, setting.data.trial_split, accelerator.device, setting.data.name)
+    task = load_task(options.classifier, options, accelerator.device)
+    for classifier in task.classifiers:
+        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
     found: list[Evaluation] = []
-    lineup = run_lineup(
-        entrants,
-        setting,
+    benchmark = run_benchmark(
+        entries,
+        task,
         [budget],
         own_budgets=options.budget is None,
         transfer=options.transfer,
@@ -85,25 +85,25 @@ def evaluate(
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    for evaluation in lineup:
+    for evaluation in benchmark:
         row = evaluation.row
         typer.echo(f"{row['attack']} on {row['classifier']}: {row['accuracy_under_attack']:.2%} left", err=True)
         found.append(evaluation)
     rows = [evaluation.row for evaluation in found]
-    table = {"rows": rows, "data": setting.data.describe()}
+    table = {"rows": rows, "data": task.data.describe()}
     try:
         if json:
             write_json(json, table)
         if out:
-            mark(out)
+            write_marker(out)
             write_json(out / "table.json", table)
             save_image(_sheet(found), out / "pictures.png")
     finally:
-        print_table(for_display(rows), columns_for(rows), f"{setting.data.name}, {rows[0]['images']} test images")
+        print_table(for_display(rows), columns_for(rows), f"{task.data.name}, {rows[0]['images']} test images")
 
 
 def _sheet(evaluations: Sequence[Evaluation]) -> Image.Image:
     """The example pictures of each attack."""
     return contact_sheet(
-        [SheetRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in evaluations]
+        [ContactRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in evaluations]
     )

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from gap.classifiers.export import export as work
-from gap.classifiers.task import load_classifiers, parse_input
+from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.core.errors import GapError
 
@@ -23,10 +23,10 @@ def export(
 ) -> None:
     """Write a classifier as ONNX, TorchScript or a plain state dict.
 
-    ONNX and TorchScript hold the normaliser, and are compared with the network on random pixels before they are kept.
+    ONNX and TorchScript hold the normalizer, and are compared with the network on random pixels before they are kept.
     """
     if file.exists() and not overwrite:
         raise GapError(f"{file} is there already; use --overwrite, or another name")
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
+    (loaded,) = load_classifiers([classifier], parse_input_shape(input), None, *given)
     typer.echo(f"{file}: {work(loaded, file)}")

@@ -16,7 +16,7 @@ def harden(
 ) -> None:
     """Train a classifier to withstand attacks that learn beside it.
 
-    The mix is given by repeating --attack, each with a weight: --attack generator-start=0.3 --attack pgd=0.7. After
+    The mixture is given by repeating --attack, each with a weight: --attack generator-start=0.3 --attack pgd=0.7. After
     each epoch a short PGD on held-out images, the probe, which trains nobody, picks the weights that are kept.
     """
     run_training("harden", read, work, out, resume, overwrite)

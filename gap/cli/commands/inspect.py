@@ -7,11 +7,11 @@ import torch
 import typer
 
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import load_classifiers, parse_input
+from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.core.frozen import frozen
-from gap.data.images import open_picture
-from gap.models.feature_extractor import aliases
+from gap.data.images import load_image
+from gap.models.feature_extractor import layer_aliases
 
 EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 
@@ -26,17 +26,17 @@ def inspect(
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (loaded,) = load_classifiers([classifier], parse_input(input), None, *given)
-    facts = loaded.facts
+    (loaded,) = load_classifiers([classifier], parse_input_shape(input), None, *given)
+    spec = loaded.spec
     parameters = sum(weight.numel() for weight in loaded.parameters())
     typer.echo(
         f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}"
     )
-    typer.echo(f"input         {facts.channels}x{facts.size[0]}x{facts.size[1]} pixels in [0, 1]")
-    typer.echo(f"normaliser    mean {_told(facts.mean)}, std {_told(facts.std)}")
-    typer.echo(f"classes       {facts.classes}\nparameters    {parameters:,}\nlayers")
+    typer.echo(f"input         {spec.channels}x{spec.size[0]}x{spec.size[1]} pixels in [0, 1]")
+    typer.echo(f"normalizer    mean {_told(spec.mean)}, std {_told(spec.std)}")
+    typer.echo(f"classes       {spec.classes}\nparameters    {parameters:,}\nlayers")
     usual: dict[str, list[str]] = {}
-    for alias, name in aliases(loaded.network).items():
+    for alias, name in layer_aliases(loaded.network).items():
         usual.setdefault(name, []).append(alias)
     for name, module in loaded.network.named_modules():
         if name and name.count(".") < depth:
@@ -53,7 +53,7 @@ def _told(values: tuple[float, ...] | None) -> str:
 
 @torch.no_grad()
 def _top(classifier: Classifier, picture: Path) -> list[tuple[str, float]]:
-    image = open_picture(picture, classifier.facts.channels, classifier.facts.size).unsqueeze(0).float() / 255
+    image = load_image(picture, classifier.spec.channels, classifier.spec.size).unsqueeze(0).float() / 255
     with frozen(classifier):
-        shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.facts.classes))
+        shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.spec.classes))
     return [(classifier.label(int(label)), share.item()) for label, share in zip(labels, shares, strict=True)]

@@ -10,26 +10,26 @@ from PIL import Image
 from pydantic import Field
 
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import DataOptions, load_setting
-from gap.cli.drawing import check_out, open_sized, split_names
+from gap.classifiers.task import DataOptions, load_task
+from gap.cli.drawing import check_output, load_resized, split_names
 from gap.cli.options import Json, with_options
 from gap.core.errors import GapError
 from gap.core.files import check_writable, write_bytes, write_json
-from gap.data.images import open_picture
+from gap.data.images import load_image
 from gap.evaluation.layer_robustness import STEPS, LayerRobustness, as_rows, layer_robustness
 from gap.imagery.backbone import default_layers
-from gap.imagery.style_transfer import Manner, stylize
+from gap.imagery.style_transfer import StyleTransferConfig, stylize
+from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.pictures import save_image, to_image
 from gap.report.plots import grouped_bars
-from gap.report.sheets import Captioned, sheet
 from gap.report.tables import Column, print_table
 from gap.threat import Budget
-from gap.training.runtime import MachineOptions, make_accelerator
+from gap.training.runtime import RuntimeOptions, make_accelerator
 
 EXAMPLE = "gap layers drawing-standard drawing-hardened --data cifar10 --budget l2:0.5 --out layers.png"
 
 
-class LayersOptions(MachineOptions, DataOptions):
+class LayersOptions(RuntimeOptions, DataOptions):
     """Options of `gap layers`."""
 
     budget: Annotated[str, Field(description="the perturbations, linf:8/255 or l2:0.5 (pixels in [0, 1])")]
@@ -47,12 +47,14 @@ def layers(
     json: Json = None,
     out: Annotated[Path | None, typer.Option("--out", help="write the plot there, .png")] = None,
     content: Annotated[
-        Path | None, typer.Option("--content", help="for --sweep: a picture whose content is kept")
+        Path | None, typer.Option("--content", help="for --layer-sweep: a picture whose content is kept")
     ] = None,
-    style: Annotated[Path | None, typer.Option("--style", help="for --sweep: a picture whose style is taken")] = None,
+    style: Annotated[
+        Path | None, typer.Option("--style", help="for --layer-sweep: a picture whose style is taken")
+    ] = None,
     sweep: Annotated[
         Path | None,
-        typer.Option("--sweep", help="write a sheet there, .png: the style through each layer alone, with R"),
+        typer.Option("--layer-sweep", help="write a sheet there, .png: the style through each layer alone, with R"),
     ] = None,
     size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of a drawing's longer side")] = 192,
     evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of the network for each drawing")] = 100,
@@ -64,24 +66,24 @@ def layers(
     """
     options = read()
     if (sweep is None) != (content is None) or (sweep is None) != (style is None):
-        raise GapError("a sweep needs --sweep, --content and --style together")
+        raise GapError("a sweep needs --layer-sweep, --content and --style together")
     if json:
         check_writable(json)
     if out:
-        check_out(out)
+        check_output(out)
     if sweep and content and style:
-        check_out(sweep, [content, style])
+        check_output(sweep, [content, style])
         for path in (content, style):
-            open_picture(path, 3)
+            load_image(path, 3)
     accelerator = make_accelerator(options)
-    setting = load_setting(classifiers, options, accelerator.device)
+    task = load_task(classifiers, options, accelerator.device)
     budget = Budget.parse(options.budget)
-    budget.check(setting.classifiers[0].facts.channels, *setting.classifiers[0].facts.size)
-    test = setting.data.test
+    budget.check(task.classifiers[0].spec.channels, *task.classifiers[0].spec.size)
+    test = task.data.test
     count = min(options.images, len(test))
     images = torch.cat([part for part, _ in test.batches([torch.arange(count)], accelerator.device)])
     found: dict[str, list[LayerRobustness]] = {}
-    for classifier in setting.classifiers:
+    for classifier in task.classifiers:
         names = split_names(options.layers) or default_layers(classifier)
         typer.echo(f"{classifier.name}: {', '.join(names)}, {options.steps} steps each", err=True)
         found[classifier.name] = layer_robustness(
@@ -97,15 +99,15 @@ def layers(
     columns = [Column("classifier", "classifier"), Column("layer", "layer"), Column("robustness", "R", ".3f")]
     try:
         if json:
-            write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": setting.data.describe()})
+            write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": task.data.describe()})
         if out:
             write_bytes(out, _plot(found, budget))
     finally:
-        print_table(rows, columns, f"{setting.data.name}, {count} test images, {budget}")
+        print_table(rows, columns, f"{task.data.name}, {count} test images, {budget}")
     if out:
         typer.echo(out)
     if sweep and content and style:
-        _sweep(setting.classifiers, found, content, style, size, evaluations, sweep)
+        _sweep(task.classifiers, found, content, style, size, evaluations, sweep)
 
 
 def _plot(found: Mapping[str, Sequence[LayerRobustness]], budget: Budget) -> bytes:
@@ -123,16 +125,16 @@ def _sweep(
     out: Path,
 ) -> None:
     """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
-    drawn: list[Captioned] = []
+    drawn: list[CaptionedImage] = []
     columns = max(map(len, found.values()))
     for classifier in classifiers:
-        channels, device = classifier.facts.channels, classifier.device
-        picture, painting = (open_sized(content, channels, size), open_sized(style, channels))
+        channels, device = classifier.spec.channels, classifier.device
+        picture, painting = (load_resized(content, channels, size), load_resized(style, channels))
         for each in found[classifier.name]:
-            manner = Manner(layers=[each.layer], evaluations=evaluations)
-            made = stylize(picture.to(device), [painting.to(device)], classifier, manner=manner).picture
-            drawn.append(Captioned(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
-            save_image(sheet(drawn, columns=columns), out)
+            config = StyleTransferConfig(layers=[each.layer], evaluations=evaluations)
+            made = stylize(picture.to(device), [painting.to(device)], classifier, config=config).picture
+            drawn.append(CaptionedImage(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
+            save_image(image_grid(drawn, columns=columns), out)
             typer.echo(drawn[-1].caption, err=True)
-        drawn += [Captioned(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(found[classifier.name]))
+        drawn += [CaptionedImage(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(found[classifier.name]))
     typer.echo(out)

@@ -8,11 +8,11 @@ import typer
 from gap.cli.commands.stylize import (
     BACKBONE,
     Backbone,
-    ColourWeight,
+    ColorWeight,
     Evaluations,
     Layers,
     Log,
-    Optimiser,
+    Optimizer,
     Out,
     Padded,
     Pooled,
@@ -23,9 +23,9 @@ from gap.cli.commands.stylize import (
     StyleMeasure,
     Tolerance,
 )
-from gap.cli.drawing import Device, check_out, draw, find_device, load_backbone, open_sized, split_names
+from gap.cli.drawing import Device, check_output, find_device, load_backbone, load_resized, run_drawing, split_names
 from gap.cli.options import Input, Mean, Std
-from gap.imagery.style_transfer import COLOUR_WEIGHT, SMOOTHNESS, Manner
+from gap.imagery.style_transfer import COLOR_WEIGHT, TV_WEIGHT, StyleTransferConfig
 from gap.imagery.style_transfer import texture as work
 
 EXAMPLE = "gap texture painting.jpg --out texture.png"
@@ -35,12 +35,12 @@ def texture(
     style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
     backbone: Backbone = None,
     layers: Layers = None,
-    colour_weight: ColourWeight = COLOUR_WEIGHT,
-    smoothness: Smoothness = SMOOTHNESS,
+    color_weight: ColorWeight = COLOR_WEIGHT,
+    tv_weight: Smoothness = TV_WEIGHT,
     size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
-    measure: StyleMeasure = "gram",
+    style_loss: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
-    optimiser: Optimiser = "lbfgs",
+    optimizer: Optimizer = "lbfgs",
     tolerance: Tolerance = 0.0,
     pooling: Pooled = "max",
     padding: Padded = "zeros",
@@ -55,16 +55,16 @@ def texture(
     out: Out = Path("texture.png"),
 ) -> None:
     """Draw the style of a picture alone, from noise."""
-    check_out(out, [style])
+    check_output(out, [style])
     where = find_device(device, seed)
     seer = load_backbone(backbone or BACKBONE, where, input, mean, std)
-    manner = Manner(
+    config = StyleTransferConfig(
         layers=split_names(layers),
-        colour_weight=colour_weight,
-        smoothness=smoothness,
-        measure=measure,
+        color_weight=color_weight,
+        tv_weight=tv_weight,
+        style_loss=style_loss,
         evaluations=evaluations,
-        method=optimiser,
+        method=optimizer,
         tolerance=tolerance,
         pooling=pooling,
         padding=padding,
@@ -72,5 +72,5 @@ def texture(
         precision=precision,
         seed=seed,
     )
-    painting = open_sized(style, seer.facts.channels).to(where)
-    draw(out, lambda stand: work(painting, (size, size), seer, manner=manner, tell=stand), log)
+    painting = load_resized(style, seer.spec.channels).to(where)
+    run_drawing(out, lambda stand: work(painting, (size, size), seer, config=config, tell=stand), log)

@@ -13,7 +13,7 @@ EXAMPLE = "gap train --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --
 def train(read: Callable[..., TrainOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False) -> None:
     """Train a generator of perturbations against a classifier.
 
-    The perturbation is per image under a threshold (--budget), per image and made directly (--direct --magnitude), or
-    one for all images (--universal --budget). Several classifiers, by repeating --classifier, are attacked together.
+    The perturbation is per image under a threshold (--budget), per image and made directly (--unbounded --target-norm),
+    or one for all images (--universal --budget). Several classifiers, by repeating --classifier, are attacked together.
     """
     run_training("train", read, train_generator, out, resume, overwrite)

@@ -9,32 +9,32 @@ from torch import Tensor
 
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.registry import split_name
-from gap.classifiers.task import load_classifiers, parse_input
-from gap.cli.drawing import Device, check_apart, easel, find_class, find_device
+from gap.classifiers.task import load_classifiers, parse_input_shape
+from gap.cli.drawing import Device, check_not_input, find_class, find_device, progress_display
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.core.files import check_writable
-from gap.data.images import find_pictures, open_picture
-from gap.imagery.optimize import reach
+from gap.data.images import find_pictures, load_image
+from gap.imagery.optimize import default_budget
 from gap.imagery.traversal import traverse as work
+from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.pictures import save_image, to_image
-from gap.report.sheets import Captioned
-from gap.report.sheets import sheet as shown
+from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
 from gap.report.video import check_video, save_video
-from gap.report.walks import DrawnWalk, key_frames, walk_frames
 from gap.threat import Budget
 
-EXAMPLE = "gap traverse runs/hard digit.png --beside runs/mnist-cnn --to 0 --out walk.mp4"
+EXAMPLE = "gap traverse runs/hard digit.png --compare-with runs/mnist-cnn --target-class 0 --out walk.mp4"
 
 
 def traverse(
     classifier: Annotated[str, typer.Argument(help="any classifier; a hardened one shows what a class looks like")],
     pictures: Annotated[list[Path], typer.Argument(help="picture files or folders: where the walks begin")],
-    to: Annotated[str, typer.Option("--to", help="the class to walk to, by number or by name")],
+    to: Annotated[str, typer.Option("--target-class", help="the class to walk to, by number or by name")],
     out: Annotated[
         Path, typer.Option("--out", help="the video, .mp4 or .gif; its key frames are left beside it, as .frames.png")
     ],
     beside: Annotated[
-        list[str] | None, typer.Option("--beside", help="another classifier to walk with, side by side; repeatable")
+        list[str] | None,
+        typer.Option("--compare-with", help="another classifier to walk with, side by side; repeatable"),
     ] = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="how far, as l2:5; by default a quarter of the largest distance")
@@ -57,40 +57,44 @@ def traverse(
     within = Budget.parse(budget) if budget else None
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     where = find_device(device, 0)
-    walkers = load_classifiers([classifier, *(beside or [])], parse_input(input), None, *given)
-    first, facts = walkers[0], walkers[0].facts
+    walkers = load_classifiers([classifier, *(beside or [])], parse_input_shape(input), None, *given)
+    first, spec = walkers[0], walkers[0].spec
     target = find_class(first, to)
     files = [file for path in pictures for file in find_pictures(path)]
     for left in (out, sheet):
-        check_apart(left, files)
+        check_not_input(left, files)
         check_writable(left)
-    images = torch.stack([open_picture(file, facts.channels, facts.size) for file in files]).float() / 255
-    within = within or reach(images)
-    within.check(facts.channels, *facts.size)
+    images = torch.stack([load_image(file, spec.channels, spec.size) for file in files]).float() / 255
+    within = within or default_budget(images)
+    within.check(spec.channels, *spec.size)
     images, classes = images.to(where), torch.full((len(images),), target, device=where)
-    drawn: list[DrawnWalk] = []
+    drawn: list[TraversalFrames] = []
 
     def keep(pictures: Tensor) -> None:
-        so_far = [Captioned(to_image(picture), file.name) for picture, file in zip(pictures, files, strict=True)]
-        save_image(shown(so_far), sheet)
+        so_far = [CaptionedImage(to_image(picture), file.name) for picture, file in zip(pictures, files, strict=True)]
+        save_image(image_grid(so_far), sheet)
 
-    with easel(keep) as stand:
+    with progress_display(keep) as stand:
         for walker in walkers:
             walk = work(walker.to(where), images, classes, budget=within, steps=steps, tell=stand)
-            drawn.append(DrawnWalk(Path(split_name(walker.name)[1] or walker.name).name, walk.pictures, walk.shares))
-    names = [first.label(index) for index in range(facts.classes)]
+            drawn.append(
+                TraversalFrames(Path(split_name(walker.name)[1] or walker.name).name, walk.pictures, walk.probabilities)
+            )
+    names = [first.label(index) for index in range(spec.classes)]
     try:
         save_image(key_frames(drawn, names), sheet)
-        save_video(walk_frames(drawn, names), out, fps=fps)
+        save_video(traversal_frames(drawn, names), out, fps=fps)
     finally:
         for walker, each in zip(walkers, drawn, strict=True):
-            _say(walker, each.shares, files, target)
+            _say(walker, each.probabilities, files, target)
     typer.echo(f"within {within}; key frames in {sheet}\n{out}")
 
 
-def _say(classifier: Classifier, shares: torch.Tensor, files: list[Path], target: int) -> None:
+def _say(classifier: Classifier, probabilities: torch.Tensor, files: list[Path], target: int) -> None:
     for index, file in enumerate(files):
-        before, after = (f"{classifier.label(int(at.argmax()))} {at.max().item():.1%}" for at in shares[[0, -1], index])
-        reached = int(shares[-1, index].argmax()) == target
-        short = "" if reached else f" (not {classifier.label(target)}, {shares[-1, index, target].item():.1%})"
+        before, after = (
+            f"{classifier.label(int(at.argmax()))} {at.max().item():.1%}" for at in probabilities[[0, -1], index]
+        )
+        reached = int(probabilities[-1, index].argmax()) == target
+        short = "" if reached else f" (not {classifier.label(target)}, {probabilities[-1, index, target].item():.1%})"
         typer.echo(f"{classifier.name}, {file.name}: {before} -> {after}{short}")

@@ -7,54 +7,58 @@ from dataclasses import dataclass, replace
 import torch
 
 from gap.classifiers.classifier import Classifier
-from gap.core.errors import GapError, unknown
+from gap.core.errors import GapError, unknown_name_error
 from gap.imagery.backbone import default_content_layers, default_layers
-from gap.imagery.style_transfer import Manner
+from gap.imagery.style_transfer import StyleTransferConfig
 
 
 @dataclass(frozen=True, eq=False)
-class Painter:
-    """What draws: a backbone and its manner, under a name."""
+class StylizationMethod:
+    """What draws: a backbone and its config, under a name."""
 
     name: str
     backbone: Classifier
-    manner: Manner
+    config: StyleTransferConfig
 
 
-def smoothed(painter: Painter) -> Painter:
+def smoothed_activations(method: StylizationMethod) -> StylizationMethod:
     """The same with the peaks of its layers' outputs smoothed by a softmax (SWAG, Wang et al., 2021)."""
-    return replace(painter, manner=replace(painter.manner, smoothed=True))
+    return replace(method, config=replace(method.config, smooth_activations=True))
 
 
-def shallow(painter: Painter) -> Painter:
+def shallow_layers(method: StylizationMethod) -> StylizationMethod:
     """The same looking at the first half of its layers only; content too, where that is read in one of them."""
-    layers = list(painter.manner.layers or default_layers(painter.backbone))
+    layers = list(method.config.layers or default_layers(method.backbone))
     half = layers[: max(1, len(layers) // 2)]
-    content = list(painter.manner.content_layers or default_content_layers(painter.backbone))
+    content = list(method.config.content_layers or default_content_layers(method.backbone))
     kept = [layer for layer in content if layer in half] or half[-1:]
-    return replace(painter, manner=replace(painter.manner, layers=half, content_layers=kept))
+    return replace(method, config=replace(method.config, layers=half, content_layers=kept))
 
 
-def random(painter: Painter, seed: int = 0) -> Painter:
+def random_weights(method: StylizationMethod, seed: int = 0) -> StylizationMethod:
     """The same network with weights that have learned nothing; raises GapError where some cannot be drawn anew."""
-    backbone = deepcopy(painter.backbone)
+    backbone = deepcopy(method.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in backbone.modules():
             own = list(module.parameters(recurse=False))
             reset = getattr(module, "reset_parameters", None)
             if own and not callable(reset):
-                raise GapError(f"{painter.name} has weights that cannot be drawn anew ({type(module).__name__})")
+                raise GapError(f"{method.name} has weights that cannot be drawn anew ({type(module).__name__})")
             if callable(reset):
                 reset()
-    return replace(painter, backbone=backbone.eval())
+    return replace(method, backbone=backbone.eval())
 
 
-ABLATIONS: dict[str, Callable[[Painter], Painter]] = {"smoothed": smoothed, "shallow": shallow, "random": random}
+ABLATIONS: dict[str, Callable[[StylizationMethod], StylizationMethod]] = {
+    "smoothed": smoothed_activations,
+    "shallow": shallow_layers,
+    "random": random_weights,
+}
 
 
-def ablated(painter: Painter, kind: str) -> Painter:
-    """A painter by the name of its ablation; raises GapError for an unknown one."""
+def ablated(method: StylizationMethod, kind: str) -> StylizationMethod:
+    """A method by the name of its ablation; raises GapError for an unknown one."""
     if kind not in ABLATIONS:
-        raise unknown("ablation", kind, ABLATIONS)
-    return replace(ABLATIONS[kind](painter), name=f"{painter.name} {kind}")
+        raise unknown_name_error("ablation", kind, ABLATIONS)
+    return replace(ABLATIONS[kind](method), name=f"{method.name} {kind}")

@@ -11,59 +11,59 @@ from torch import Tensor
 
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError
-from gap.imagery.backbone import View, default_content_layers, default_layers, prepared
-from gap.imagery.canvas import resized, within
-from gap.imagery.comparison.ablations import Painter
-from gap.imagery.losses import TINY, Content, Style, maps
-from gap.imagery.objectives import Look, Objective
-from gap.imagery.style_transfer import shares_of, stylize
+from gap.imagery.backbone import MultiFeatureExtractor, default_content_layers, default_layers, prepare_backbone
+from gap.imagery.canvas import fit_size, resize
+from gap.imagery.comparison.ablations import StylizationMethod
+from gap.imagery.losses import TINY, ContentLoss, GramLoss, feature_maps
+from gap.imagery.objectives import Activations, Objective
+from gap.imagery.style_transfer import normalize_weights, stylize
 
 # The style weights that each backbone may try: its search budget. Beyond the last, standard ones go no further.
 WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Drawn:
-    """One drawing: of which content and style (by number), by which painter, with which weight, and how far it is from
+class StylizationResult:
+    """One drawing: of which content and style (by number), by which method, with which weight, and how far it is from
     both as the judge sees them (shares, as the objectives give them)."""
 
     content: int
     style: int
-    painter: str
+    method: str
     weight: float
     picture: Tensor
     content_distance: float
     style_distance: float
 
 
-def draw_all(
+def run_comparison(
     contents: Sequence[Tensor],
     styles: Sequence[Tensor],
-    painters: Sequence[Painter],
+    methods: Sequence[StylizationMethod],
     judge: Classifier,
     *,
     weights: Sequence[float] = WEIGHTS,
-) -> Iterator[Drawn]:
-    """Every content in every style by every painter, once for each weight, one after the other.
+) -> Iterator[StylizationResult]:
+    """Every content in every style by every method, once for each weight, one after the other.
 
-    Raises GapError where the judge is the backbone of a painter.
+    Raises GapError where the judge is the backbone of a method.
     """
-    for painter in painters:
-        check_held_out(judge, painter.backbone)
+    for method in methods:
+        check_metric_network(judge, method.backbone)
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
-        judged = Judge(judge, of, [like])
-        for painter, weight in product(painters, weights):
-            picture = stylize(of, [like], painter.backbone, manner=replace(painter.manner, style_weight=weight)).picture
-            yield Drawn(content, style, painter.name, weight, picture, *judged(picture))
+        judged = PerceptualMetric(judge, of, [like])
+        for method, weight in product(methods, weights):
+            picture = stylize(of, [like], method.backbone, config=replace(method.config, style_weight=weight)).picture
+            yield StylizationResult(content, style, method.name, weight, picture, *judged(picture))
 
 
-def check_held_out(judge: Classifier, backbone: Classifier) -> None:
+def check_metric_network(judge: Classifier, backbone: Classifier) -> None:
     """Raise GapError where a judge would measure what it drew itself."""
     if judge.fingerprint() == backbone.fingerprint():
-        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with --judge")
+        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with --metric-network")
 
 
-class Judge:
+class PerceptualMetric:
     """How far a picture is from a content and its styles, C x H x W each, in the layers usual for a network.
 
     Styles are looked at as large as the content, which is how they are drawn: a network's Gram matrices are of strokes
@@ -75,26 +75,28 @@ class Judge:
     ) -> None:
         layers = default_layers(network)
         kept = default_content_layers(network)
-        self.view = View({"": prepared(network, content[None], list(dict.fromkeys([*layers, *kept])))})
-        seen = self._look(content)
-        self.content = _even([Content(layer, maps(seen, layer)) for layer in kept])
-        looks = [self._look(resized(style, within(style, max(content.shape[-2:])))) for style in styles]
+        self.extractors = MultiFeatureExtractor(
+            {"": prepare_backbone(network, content[None], list(dict.fromkeys([*layers, *kept])))}
+        )
+        seen = self._evaluate(content)
+        self.content = _even([ContentLoss(layer, feature_maps(seen, layer)) for layer in kept])
+        looks = [self._evaluate(resize(style, fit_size(style, max(content.shape[-2:])))) for style in styles]
         first, *rest = [
-            share * _even([Style(layer, maps(look, layer)) for layer in layers])
-            for share, look in zip(shares_of(shares, len(styles)), looks, strict=True)
+            share * _even([GramLoss(layer, feature_maps(activations, layer)) for layer in layers])
+            for share, activations in zip(normalize_weights(shares, len(styles)), looks, strict=True)
         ]
         self.style: Objective = sum(rest, start=first)
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> tuple[float, float]:
         """The distance to the content and to the styles, each the mean over its layers."""
-        look = self._look(picture)
-        return self.content(look).item(), self.style(look).item()
+        activations = self._evaluate(picture)
+        return self.content(activations).item(), self.style(activations).item()
 
     @torch.no_grad()
-    def _look(self, picture: Tensor) -> Look:
-        with self.view.still():
-            return Look(picture[None], self.view(picture[None]))
+    def _evaluate(self, picture: Tensor) -> Activations:
+        with self.extractors.frozen():
+            return Activations(picture[None], self.extractors(picture[None]))
 
 
 def _even(parts: Sequence[Objective]) -> Objective:
@@ -103,7 +105,7 @@ def _even(parts: Sequence[Objective]) -> Objective:
     return sum(rest, start=first) * (1 / len(parts))
 
 
-def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
+def style_advantage(ours: Sequence[StylizationResult], theirs: Sequence[StylizationResult]) -> float | None:
     """How many times smaller the style distance of our drawings is, at equal content distance: above 1 is ahead.
 
     Both are drawings of one content in one style, over some weights. Compared are the least style distances at each
@@ -114,13 +116,13 @@ def lead(ours: Sequence[Drawn], theirs: Sequence[Drawn]) -> float | None:
     if low > high:
         return None
     places = np.linspace(low, high, 33)
-    return float(np.exp(np.mean(_front(theirs, places) - _front(ours, places))))
+    return float(np.exp(np.mean(_pareto_front(theirs, places) - _pareto_front(ours, places))))
 
 
-def _front(drawn: Sequence[Drawn], places: np.ndarray) -> np.ndarray:
+def _pareto_front(drawn: Sequence[StylizationResult], places: np.ndarray) -> np.ndarray:
     """The logarithm of the style distance at these content distances, of the drawings that no other one beats in
     both."""
-    best: list[Drawn] = []
+    best: list[StylizationResult] = []
     for each in sorted(drawn, key=lambda one: (one.content_distance, one.style_distance)):
         if not best or each.style_distance < best[-1].style_distance:
             best.append(each)
@@ -129,18 +131,18 @@ def _front(drawn: Sequence[Drawn], places: np.ndarray) -> np.ndarray:
 
 
 @torch.no_grad()
-def activation_entropy(painter: Painter, picture: Tensor) -> float:
-    """How evenly a picture's activations, as a painter sees them, are spread over a layer's channels and places: the
+def activation_entropy(method: StylizationMethod, picture: Tensor) -> float:
+    """How evenly a picture's activations, as a method sees them, are spread over a layer's channels and places: the
     entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
-    layers = list(painter.manner.layers or default_layers(painter.backbone))
-    view = View({"": prepared(painter.backbone, picture[None], layers)})
-    with view.still():
-        if painter.manner.smoothed:
-            view.smooth(picture[None])
-        seen = Look(picture[None], view(picture[None]))
+    layers = list(method.config.layers or default_layers(method.backbone))
+    extractors = MultiFeatureExtractor({"": prepare_backbone(method.backbone, picture[None], layers)})
+    with extractors.frozen():
+        if method.config.smooth_activations:
+            extractors.smooth_activations(picture[None])
+        seen = Activations(picture[None], extractors(picture[None]))
     found = []
     for layer in layers:
-        shares = maps(seen, layer).flatten().square()
+        shares = feature_maps(seen, layer).flatten().square()
         shares = shares / shares.sum().clamp_min(TINY)
         found.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
     return sum(found) / len(found)

@@ -1,4 +1,4 @@
-"""A trained network that draws any content in any style in one pass, and the artefact that holds it."""
+"""A trained network that draws any content in any style in one pass, and the artifact that holds it."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,34 +9,34 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from gap.classifiers.checkpoints import check_shapes
-from gap.classifiers.classifier import Classifier, Told, load_classifier
-from gap.classifiers.registry import is_code, split_name
-from gap.core.artifact import CARD, TENSORS, Artefact, Count, open_artefact
+from gap.classifiers.classifier import Classifier, ClassifierMetadata, load_classifier
+from gap.classifiers.registry import runs_user_code, split_name
+from gap.core.artifact import CARD, TENSORS, Artifact, Count, open_artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
-from gap.imagery.backbone import check_size, prepared
-from gap.imagery.style_transfer import shares_of
-from gap.models.feature_extractor import UNFIT, Taps
+from gap.imagery.backbone import check_size, prepare_backbone
+from gap.imagery.style_transfer import normalize_weights
+from gap.models.feature_extractor import SHAPE_ERRORS, FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 
 KIND = "stylizer"
-Form = Literal["adaptive", "gram-maps"]
+StylizerType = Literal["adaptive", "gram-maps"]
 
 
 class StylizerCard(BaseModel):
     """What the card of a stylizer tells."""
 
-    backbone: Told
-    form: Form
+    backbone: ClassifierMetadata
+    type: StylizerType
     layers: list[str] = Field(min_length=1)
     widths: list[Count]
 
 
-class FastStylizer:
+class FeedForwardStylizer:
     """Draws with a stylizer and the backbone that it sees through, both held still; pictures have `channels`."""
 
-    def __init__(self, network: Stylizer, taps: Taps, channels: int) -> None:
-        self.network, self.taps, self.channels = network, taps, channels
+    def __init__(self, network: Stylizer, extractor: FeatureExtractor, channels: int) -> None:
+        self.network, self.extractor, self.channels = network, extractor, channels
 
     @property
     def device(self) -> torch.device:
@@ -49,59 +49,61 @@ class FastStylizer:
 
         Raises GapError for pictures that the backbone cannot look at, and weights that do not fit.
         """
-        shares = shares_of(weights, len(styles))
-        with frozen(self.network, self.taps.run):
-            codes = [self.network.code(self._see(style)) for style in styles]
+        shares = normalize_weights(weights, len(styles))
+        with frozen(self.network, self.extractor.run):
+            codes = [self.network.encode_style(self._extract(style)) for style in styles]
             mixed = [
                 sum((share * part for share, part in zip(shares, parts, strict=True)), start=torch.zeros_like(parts[0]))
                 for parts in zip(*codes, strict=True)
             ]
             height, width = content.shape[-2:]
-            drawn: Tensor = self.network(self._see(content), mixed, (height, width))
+            drawn: Tensor = self.network(self._extract(content), mixed, (height, width))
         return drawn[0]
 
-    def _see(self, picture: Tensor) -> list[Tensor]:
+    def _extract(self, picture: Tensor) -> list[Tensor]:
         try:
-            return list(see(self.taps, picture[None]).values())
-        except UNFIT:
-            check_size(self.taps, picture[None], "the backbone")
+            return list(extract(self.extractor, picture[None]).values())
+        except SHAPE_ERRORS:
+            check_size(self.extractor, picture[None], "the backbone")
             raise
 
 
-def see(taps: Taps, images: Tensor) -> dict[str, Tensor]:
+def extract(extractor: FeatureExtractor, images: Tensor) -> dict[str, Tensor]:
     """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
-    return taps(images)
+    return extractor(images)
 
 
 def load_stylizer(
     folder: Path | str, backbone: Classifier | None = None, device: torch.device | str = "cpu"
-) -> FastStylizer:
+) -> FeedForwardStylizer:
     """The stylizer in a folder that `gap train-stylizer` left, with its backbone, by default the one its card names.
 
     Raises GapError when the folder holds none or is damaged, and where the backbone is not the one it was trained with,
     or is code of your own, which a card alone never runs.
     """
-    artefact = open_artefact(Path(folder), KIND)
-    card = artefact.read(StylizerCard)
-    backbone = backbone or _backbone(card.backbone, artefact)
+    artifact = open_artifact(Path(folder), KIND)
+    card = artifact.read(StylizerCard)
+    backbone = backbone or _backbone(card.backbone, artifact)
     if backbone.fingerprint() != card.backbone.fingerprint:
         raise GapError(f"{folder} was trained with {card.backbone.name} as it then was; {backbone.name} is another")
     with torch.device("meta"):  # without memory: a damaged card may ask for more than there is
-        outline = make_stylizer(card.form, card.widths, backbone.facts.channels)
-    check_shapes(outline.state_dict(), artefact.tensors(), artefact.folder / TENSORS)
-    network = make_stylizer(card.form, card.widths, backbone.facts.channels)
-    artefact.fit(network)
-    probe = torch.rand(1, backbone.facts.channels, *backbone.facts.size)
-    taps = prepared(backbone.to(device), probe.to(device), card.layers)
-    widths = [each.shape[1] for each in see(taps, probe.to(device)).values()]
+        outline = make_stylizer(card.type, card.widths, backbone.spec.channels)
+    check_shapes(outline.state_dict(), artifact.tensors(), artifact.folder / TENSORS)
+    network = make_stylizer(card.type, card.widths, backbone.spec.channels)
+    artifact.fit(network)
+    probe = torch.rand(1, backbone.spec.channels, *backbone.spec.size)
+    extractor = prepare_backbone(backbone.to(device), probe.to(device), card.layers)
+    widths = [each.shape[1] for each in extract(extractor, probe.to(device)).values()]
     if widths != card.widths:
-        raise GapError(f"{artefact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
-    return FastStylizer(network.eval().to(device).to(memory_format=torch.channels_last), taps, backbone.facts.channels)
+        raise GapError(f"{artifact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
+    return FeedForwardStylizer(
+        network.eval().to(device).to(memory_format=torch.channels_last), extractor, backbone.spec.channels
+    )
 
 
-def _backbone(told: Told, artefact: Artefact) -> Classifier:
-    if is_code(told.architecture) or is_code(split_name(told.name)[0]):
-        raise GapError(f"{artefact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
+def _backbone(told: ClassifierMetadata, artifact: Artifact) -> Classifier:
+    if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
+        raise GapError(f"{artifact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
     return load_classifier(
         told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
     )

@@ -1,4 +1,4 @@
-"""Train a network that draws any content in any style in one pass, from options to artefact."""
+"""Train a network that draws any content in any style in one pass, from options to artifact."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,30 +9,30 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
-from gap.classifiers.provenance import identify
-from gap.classifiers.task import load_classifiers, parse_input
-from gap.core.artifact import Artefact, save_artefact
+from gap.classifiers.provenance import data_fingerprints
+from gap.classifiers.task import load_classifiers, parse_input_shape
+from gap.core.artifact import Artifact, save_artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.data.dataset import Dataset, Split
 from gap.data.registry import load_data
-from gap.imagery.backbone import default_content_layers, default_layers, prepared
-from gap.imagery.feed_forward.stylizer import KIND, Form, see
-from gap.imagery.losses import Colours, Content, Style
-from gap.imagery.objectives import Look, Variation
-from gap.imagery.style_transfer import COLOUR_WEIGHT, SMOOTHNESS, STYLE_WEIGHT
-from gap.models.feature_extractor import Taps
+from gap.imagery.backbone import default_content_layers, default_layers, prepare_backbone
+from gap.imagery.feed_forward.stylizer import KIND, StylizerType, extract
+from gap.imagery.losses import ColorGramLoss, ContentLoss, GramLoss
+from gap.imagery.objectives import Activations, TotalVariation
+from gap.imagery.style_transfer import COLOR_WEIGHT, STYLE_WEIGHT, TV_WEIGHT
+from gap.models.feature_extractor import FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import TrainingMachineOptions, main_first, make_accelerator
-from gap.training.task import Backward, Job, adam
-from gap.training.trainer import Listener, Plan, train
+from gap.training.runtime import TrainRuntimeOptions, main_first, make_accelerator
+from gap.training.task import Backward, TrainingTask, with_adamw
+from gap.training.trainer import Callback, TrainSchedule, train
 
 # Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
-ROOM = 2
+LOAD_SCALE = 2
 
 
-class StylizerOptions(TrainingMachineOptions):
+class StylizerOptions(TrainRuntimeOptions):
     """Options of `gap train-stylizer`."""
 
     content: Annotated[str, Field(description="pictures whose content is drawn: a data set by name, or folder:PATH")]
@@ -44,16 +44,16 @@ class StylizerOptions(TrainingMachineOptions):
         "drawing-hardened"
     )
     input: Annotated[str | None, Field(description="what a backbone of your own takes, as 3x256x256")] = None
-    mean: Annotated[list[float] | None, Field(description="normaliser of a backbone that has none: mean")] = None
+    mean: Annotated[list[float] | None, Field(description="normalizer of a backbone that has none: mean")] = None
     std: Annotated[list[float] | None, Field(description="and standard deviation, of pixels in [0, 1]")] = None
-    form: Annotated[
-        Form, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
+    type: Annotated[
+        StylizerType, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
     ] = "adaptive"
     style_weight: Annotated[float, Field(ge=0, description="of style beside content, as in gap stylize")] = STYLE_WEIGHT
-    colour_weight: Annotated[float, Field(ge=0, description="of the style's colours, beside its layers together")] = (
-        COLOUR_WEIGHT
+    color_weight: Annotated[float, Field(ge=0, description="of the style's colors, beside its layers together")] = (
+        COLOR_WEIGHT
     )
-    smoothness: Annotated[float, Field(ge=0, description="and of neighbouring pixels being alike")] = SMOOTHNESS
+    tv_weight: Annotated[float, Field(ge=0, description="and of neighboring pixels being alike")] = TV_WEIGHT
     size: Annotated[int, Field(ge=16, le=512, description="pixels of each side while training; it draws any size")] = (
         128
     )
@@ -62,41 +62,41 @@ class StylizerOptions(TrainingMachineOptions):
     lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-3
 
 
-class StylizerJob(Job):
+class StylizerTraining(TrainingTask):
     """The objective of stylizing, asked of a network that draws in one pass (Johnson et al., 2016), for styles that
     change from picture to picture."""
 
     def __init__(
         self,
         network: Stylizer,
-        taps: Taps,
+        extractor: FeatureExtractor,
         layers: Sequence[str],
         kept: Sequence[str],
         styles: Dataset,
         options: StylizerOptions,
     ) -> None:
-        """The stylizer sees, and style is compared at, `layers` of the taps; content is compared at `kept`."""
-        self.players = {"stylizer": adam(network, options.lr)}
-        self.code = network.code
-        self.taps, self.layers, self.kept = taps, layers, kept
+        """The stylizer sees, and style is compared at, `layers` of the extractor; content is compared at `kept`."""
+        self.modules = {"stylizer": with_adamw(network, options.lr)}
+        self.encode_style = network.encode_style
+        self.extractor, self.layers, self.kept = extractor, layers, kept
         self.styles, self.options = styles, options
-        self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / ROOM)
+        self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / LOAD_SCALE)
 
-    def step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         chosen = torch.randint(len(self.styles.train), (len(images),))
         styles = self.augmentation(_pictures(self.styles.train, chosen, images.device))
-        _, figures = self._drawn(self.augmentation(images), styles)
-        loss = figures["objective"].mean()
-        self.players["stylizer"].learn(loss, backward)
+        _, metrics = self._drawn(self.augmentation(images), styles)
+        loss = metrics["objective"].mean()
+        self.modules["stylizer"].update(loss, backward)
         return {"loss": loss} | {
-            name: values.detach().mean() for name, values in figures.items() if name != "objective"
+            name: values.detach().mean() for name, values in metrics.items() if name != "objective"
         }
 
-    def judge(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         parts = [self._drawn(*self._held_out(part)) for part in images.split(self.options.batch_size)]
-        return {name: torch.cat([figures[name] for _, figures in parts]) for name in parts[0][1]}
+        return {name: torch.cat([metrics[name] for _, metrics in parts]) for name in parts[0][1]}
 
-    def pictures(self, images: Tensor) -> dict[str, Tensor]:
+    def sample_images(self, images: Tensor) -> dict[str, Tensor]:
         contents, styles = self._held_out(images)
         return {"content": contents, "style": styles, "drawn": self._drawn(contents, styles)[0]}
 
@@ -110,10 +110,10 @@ class StylizerJob(Job):
         contents, styles = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (images, styles))
         return contents, styles
 
-    def _check_layers(self, look: Look) -> None:
+    def _check_layers(self, activations: Activations) -> None:
         """Raise GapError naming a layer that passes no gradient to the drawing: nothing would be learned from it."""
         for name in (*self.layers, *self.kept):
-            if not look.layers[name].requires_grad:
+            if not activations.layers[name].requires_grad:
                 raise GapError(
                     f"layer {name} passes no gradient to the drawing: the stylizer would learn nothing from it;"
                     " use a backbone that passes gradients at its stages"
@@ -121,38 +121,38 @@ class StylizerJob(Job):
 
     def _drawn(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Contents in styles, and the objective of each with its parts."""
-        player = self.players["stylizer"]
-        with frozen(self.taps.run):
+        module = self.modules["stylizer"]
+        with frozen(self.extractor.run):
             with torch.no_grad():
-                of, like = see(self.taps, contents), see(self.taps, styles)
-                code = self.code([like[name] for name in self.layers])
-            drawn = player.network([of[name] for name in self.layers], code, tuple(contents.shape[-2:]))
-            look = Look(drawn, see(self.taps, drawn))
-            if look.images.requires_grad:
-                self._check_layers(look)
-            style = _mean([Style(name, like[name])(look) for name in self.layers])
-            content = _mean([Content(name, of[name])(look) for name in self.kept])
-            colours = Colours(styles)(look)
+                of, like = extract(self.extractor, contents), extract(self.extractor, styles)
+                code = self.encode_style([like[name] for name in self.layers])
+            drawn = module.network([of[name] for name in self.layers], code, tuple(contents.shape[-2:]))
+            activations = Activations(drawn, extract(self.extractor, drawn))
+            if activations.images.requires_grad:
+                self._check_layers(activations)
+            style = _mean([GramLoss(name, like[name])(activations) for name in self.layers])
+            content = _mean([ContentLoss(name, of[name])(activations) for name in self.kept])
+            colors = ColorGramLoss(styles)(activations)
         asked = self.options
-        whole = content + asked.style_weight * (style + asked.colour_weight * colours)
-        whole = whole + asked.smoothness * Variation()(look)
-        return drawn, {"objective": whole, "style": style, "content": content, "colours": colours}
+        total = content + asked.style_weight * (style + asked.color_weight * colors)
+        total = total + asked.tv_weight * TotalVariation()(activations)
+        return drawn, {"objective": total, "style": style, "content": content, "colors": colors}
 
 
 def train_stylizer(
-    options: StylizerOptions, folder: Path | str, listeners: Sequence[Listener] = (), *, resume: bool = False
-) -> Artefact:
-    """Train a stylizer and leave it as an artefact in `folder`, which the caller has made ready.
+    options: StylizerOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
+) -> Artifact:
+    """Train a stylizer and leave it as an artifact in `folder`, which the caller has made ready.
 
     Raises GapError when backbone and pictures do not fit.
     """
     folder = Path(folder)
     accelerator = make_accelerator(options)
-    room = (ROOM * options.size, ROOM * options.size)
+    room = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
     with main_first(accelerator):
-        asked = parse_input(options.input)
+        asked = parse_input_shape(options.input)
         (backbone,) = load_classifiers([options.backbone], asked, (3, room), options.mean, options.std)
-        channels = backbone.facts.channels
+        channels = backbone.spec.channels
         contents, styles = (
             load_data(name, options.data_root, channels=channels, size=room)
             for name in (options.content, options.style)
@@ -162,47 +162,49 @@ def train_stylizer(
     layers, kept = default_layers(backbone), default_content_layers(backbone)
     backbone.to(accelerator.device)
     some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), accelerator.device)
-    taps = prepared(backbone, some, list(dict.fromkeys([*layers, *kept])))
-    network, widths = _fresh(options.form, taps, layers, some, channels)
-    job = StylizerJob(network, taps, layers, kept, styles, options)
-    plan = Plan(options.epochs, options.batch_size, options.seed)
-    figures = train(
-        job,
+    extractor = prepare_backbone(backbone, some, list(dict.fromkeys([*layers, *kept])))
+    network, widths = _fresh(options.type, extractor, layers, some, channels)
+    training = StylizerTraining(network, extractor, layers, kept, styles, options)
+    schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
+    metrics = train(
+        training,
         contents.train,
         contents.validation,
-        plan,
+        schedule,
         folder,
         accelerator,
-        listeners,
+        callbacks,
         resume=resume,
-        identity=identify(contents, [backbone]) | identify(styles),
+        fingerprints=data_fingerprints(contents, [backbone]) | data_fingerprints(styles),
     )
     card: dict[str, Any] = {
         "backbone": backbone.describe(),
-        "form": options.form,
+        "type": options.type,
         "layers": layers,
         "widths": widths,
         "content": contents.describe(),
         "style": styles.describe(),
-        "figures": {"validation": figures},
-        "options": options.dump(),
+        "metrics": {"validation": metrics},
+        "options": options.to_dict(),
     }
     if not accelerator.is_main_process:
-        return Artefact(folder, {"kind": KIND, **card})
-    return save_artefact(folder, KIND, network.state_dict(), card)
+        return Artifact(folder, {"kind": KIND, **card})
+    return save_artifact(folder, KIND, network.state_dict(), card)
 
 
 @torch.no_grad()
-def _fresh(form: str, taps: Taps, layers: Sequence[str], images: Tensor, channels: int) -> tuple[Stylizer, list[int]]:
+def _fresh(
+    type: str, extractor: FeatureExtractor, layers: Sequence[str], images: Tensor, channels: int
+) -> tuple[Stylizer, list[int]]:
     """A fresh stylizer that knows how large each layer's output is for these images, and the layers' widths."""
-    with frozen(taps.run):
-        seen = see(taps, images)
-        maps = [seen[name] for name in layers]
-    if any(each.ndim != 4 for each in maps):
+    with frozen(extractor.run):
+        seen = extract(extractor, images)
+        feature_maps = [seen[name] for name in layers]
+    if any(each.ndim != 4 for each in feature_maps):
         raise GapError("a stylizer needs layers that give maps; take a convolutional backbone")
-    widths = [each.shape[1] for each in maps]
-    network = make_stylizer(form, widths, channels)
-    network.scales = torch.stack([each.float().square().mean().sqrt() for each in maps]).cpu()
+    widths = [each.shape[1] for each in feature_maps]
+    network = make_stylizer(type, widths, channels)
+    network.scales = torch.stack([each.float().square().mean().sqrt() for each in feature_maps]).cpu()
     return network.to(images.device).to(memory_format=torch.channels_last), widths
 
 

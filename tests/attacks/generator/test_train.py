@@ -2,13 +2,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gap.attacks.criteria import find_goal
-from gap.attacks.generator.tasks import DirectJob, DiscriminatorJob, ThresholdedJob
+from gap.attacks.criteria import find_criterion
+from gap.attacks.generator.tasks import AdversarialGeneratorTraining, BoundedGeneratorTraining, DirectGeneratorTraining
 from gap.attacks.generator.train import _default_epochs
 from gap.attacks.losses import find_loss
 from gap.core.errors import GapWarning
 from gap.threat import L2, Budget
-from gap.training.task import adam
+from gap.training.task import with_adamw
 
 
 def test_many_epochs_that_nobody_asked_for_are_told(recwarn: pytest.WarningsRecorder) -> None:
@@ -24,23 +24,23 @@ def test_pictures_are_augmented_for_learning_and_not_for_judging(kind: str) -> N
     classifier = nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).requires_grad_(False)
     classifier.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0].detach()))
     rest = (
-        adam(nn.Conv2d(1, 1, 1), 0.0),
+        with_adamw(nn.Conv2d(1, 1, 1), 0.0),
         [classifier],
-        find_goal("untargeted", 2),
+        find_criterion("untargeted", 2),
         find_loss("margin"),
         lambda images: torch.zeros_like(images),
     )
     discriminator = nn.Sequential(nn.Flatten(), nn.Linear(16, 1), nn.Flatten(0))
-    job = {
-        "thresholded": lambda: ThresholdedJob(Budget("linf", 0.01), *rest),
-        "direct": lambda: DirectJob(L2, 1.0, *rest),
-        "discriminator": lambda: DiscriminatorJob(adam(discriminator, 0.0), *rest),
+    training = {
+        "thresholded": lambda: BoundedGeneratorTraining(Budget("linf", 0.01), *rest),
+        "direct": lambda: DirectGeneratorTraining(L2, 1.0, *rest),
+        "discriminator": lambda: AdversarialGeneratorTraining(with_adamw(discriminator, 0.0), *rest),
     }[kind]()
-    job.players["generator"].network.weight.data.zero_()
-    job.players["generator"].network.bias.data.zero_()
+    training.modules["generator"].network.weight.data.zero_()
+    training.modules["generator"].network.bias.data.zero_()
     images = torch.full((3, 1, 4, 4), 0.5)
-    job.step(images, torch.zeros(3, dtype=torch.int64), torch.Tensor.backward)
+    training.training_step(images, torch.zeros(3, dtype=torch.int64), torch.Tensor.backward)
     assert seen and all(not picture.any() for picture in seen)
     seen.clear()
-    job.judge(images, torch.zeros(3, dtype=torch.int64))
+    training.validation_step(images, torch.zeros(3, dtype=torch.int64))
     assert seen and all(torch.equal(picture, images) for picture in seen)

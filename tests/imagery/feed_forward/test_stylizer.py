@@ -12,11 +12,11 @@ from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
 from gap.core.errors import GapError
-from gap.data.images import open_picture
+from gap.data.images import load_image
 from gap.imagery.feed_forward import train as training
-from gap.imagery.feed_forward.stylizer import FastStylizer, load_stylizer
+from gap.imagery.feed_forward.stylizer import FeedForwardStylizer, load_stylizer
 from gap.imagery.feed_forward.train import StylizerOptions, train_stylizer
-from gap.imagery.losses import Content
+from gap.imagery.losses import ContentLoss
 from gap.report.pictures import save_image, to_image
 
 WIDTHS = [4, 8]
@@ -32,7 +32,7 @@ def maps(count: int, seed: int, side: int = 16) -> list[Tensor]:
 
 @pytest.fixture
 def folders(tmp_path: Path) -> tuple[Path, Path]:
-    """Waves to draw, and stripes of several colours to learn."""
+    """Waves to draw, and stripes of several colors to learn."""
     torch.manual_seed(0)
     down, across = torch.arange(40)[:, None], torch.arange(40)[None, :]
     for number in range(12):
@@ -47,7 +47,7 @@ def folders(tmp_path: Path) -> tuple[Path, Path]:
 def test_a_stylizer_draws_any_size_and_heeds_the_style(form: str) -> None:
     torch.manual_seed(0)
     network = make_stylizer(form, WIDTHS, 3)
-    one, other = (network.code(maps(1, seed, side)) for seed, side in ((1, 16), (2, 24)))
+    one, other = (network.encode_style(maps(1, seed, side)) for seed, side in ((1, 16), (2, 24)))
     content = maps(1, 0)
     drawn, again = network(content, one, (33, 31)), network(content, other, (33, 31))
     assert drawn.shape == (1, 3, 33, 31) and drawn.min() >= 0 and drawn.max() <= 1
@@ -59,7 +59,7 @@ def test_adaptive_maps_take_on_the_moments_of_the_style(monkeypatch: pytest.Monk
     seen: list[Tensor] = []
     monkeypatch.setattr(network.decoder, "forward", lambda given, size: seen.extend(given) or given[0])
     styles = maps(2, 1)
-    network(maps(2, 0), network.code(styles), (16, 16))
+    network(maps(2, 0), network.encode_style(styles), (16, 16))
     for given, style in zip(seen, styles, strict=True):
         torch.testing.assert_close(given.mean(dim=(2, 3)), style.mean(dim=(2, 3)), rtol=1e-3, atol=1e-3)
         torch.testing.assert_close(given.std(dim=(2, 3)), style.std(dim=(2, 3)), rtol=1e-2, atol=1e-2)
@@ -70,9 +70,9 @@ def test_an_unknown_form() -> None:
         make_stylizer("adaptve", WIDTHS, 3)
 
 
-def heeds_styles(swift: FastStylizer, styles: Path) -> bool:
-    """Whether drawings are nearer in colour to the style they were drawn in than to another, for most."""
-    pictures = [open_picture(path, 3, (16, 16)) / 255 for path in sorted(styles.iterdir())]
+def heeds_styles(swift: FeedForwardStylizer, styles: Path) -> bool:
+    """Whether drawings are nearer in color to the style they were drawn in than to another, for most."""
+    pictures = [load_image(path, 3, (16, 16)) / 255 for path in sorted(styles.iterdir())]
     means = torch.stack([each.mean(dim=(1, 2)) for each in pictures])
     drawn = torch.stack([swift(pictures[0], [style]).mean(dim=(1, 2)) for style in pictures])
     own = (drawn - means).norm(dim=1)
@@ -80,14 +80,14 @@ def heeds_styles(swift: FastStylizer, styles: Path) -> bool:
 
 
 @pytest.mark.parametrize("form", ["adaptive", "gram-maps"])
-def test_training_lowers_the_objective_and_the_artefact_draws(
+def test_training_lowers_the_objective_and_the_artifact_draws(
     folders: tuple[Path, Path], tmp_path: Path, form: str
 ) -> None:
     contents, styles = folders
     given = {
         "content": f"folder:{contents}",
         "style": f"folder:{styles}",
-        "form": form,
+        "type": form,
         "size": 16,
         "batch_size": 4,
         "epochs": 30,
@@ -96,12 +96,12 @@ def test_training_lowers_the_objective_and_the_artefact_draws(
     losses: list[float] = []
     folder = tmp_path / form
     folder.mkdir()
-    artefact = train_stylizer(
-        StylizerOptions.read(given), folder, [lambda progress: losses.append(progress.figures.get("loss", math.inf))]
+    artifact = train_stylizer(
+        StylizerOptions.read(given), folder, [lambda progress: losses.append(progress.metrics.get("loss", math.inf))]
     )
     # The first is told before anything is learned.
     assert statistics.median(losses[-5:]) < 0.8 * statistics.median(losses[1:6]), losses
-    assert set(artefact.card["figures"]["validation"]) == {"objective", "style", "content", "colours"}
+    assert set(artifact.card["metrics"]["validation"]) == {"objective", "style", "content", "colors"}
     # The plain form has not learned that much yet.
     assert form == "gram-maps" or heeds_styles(load_stylizer(folder), styles)
     swift = load_stylizer(folder)
@@ -121,11 +121,11 @@ def test_content_is_compared_where_stylize_compares_it(
     """Also at a layer that is no layer of style, as VGG's usual one: the stylizer does not see it."""
     seen: list[str] = []
     monkeypatch.setattr(training, "default_content_layers", lambda backbone: ["conv1"])
-    monkeypatch.setattr(training, "Content", lambda layer, target: seen.append(layer) or Content(layer, target))
+    monkeypatch.setattr(training, "ContentLoss", lambda layer, target: seen.append(layer) or ContentLoss(layer, target))
     (tmp_path / "out").mkdir()
     given = {"content": f"folder:{folders[0]}", "style": f"folder:{folders[1]}", "size": 16, "epochs": 1}
-    artefact = train_stylizer(StylizerOptions.read(given | {"device": "cpu"}), tmp_path / "out")
-    assert set(seen) == {"conv1"} and "conv1" not in artefact.card["layers"]
+    artifact = train_stylizer(StylizerOptions.read(given | {"device": "cpu"}), tmp_path / "out")
+    assert set(seen) == {"conv1"} and "conv1" not in artifact.card["layers"]
     assert load_stylizer(tmp_path / "out")(torch.rand(3, 20, 30), [torch.rand(3, 24, 18)]).shape == (3, 20, 30)
 
 
@@ -138,7 +138,7 @@ def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
         card = {
             "kind": "stylizer",
             "backbone": told | {part: f"{code}:make"},
-            "form": "adaptive",
+            "type": "adaptive",
             "layers": ["layer1"],
             "widths": [4],
         }

@@ -5,21 +5,21 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageOps
 
-from gap.report.layout import INK, PAPER, font, framed, grid, label, stack
+from gap.report.layout import INK, PAPER, font, grid, label, stack, with_border
 
 SIDE = 160  # the longer side of a picture on a sheet, in pixels, where it is smaller by itself
 MOST = 384  # and where it is larger
 
 
 @dataclass(frozen=True, eq=False)
-class Captioned:
+class CaptionedImage:
     """A picture and what stands under it."""
 
     picture: Image.Image
     caption: str
 
 
-def sheet(pictures: Sequence[Captioned], columns: int = 8) -> Image.Image:
+def image_grid(pictures: Sequence[CaptionedImage], columns: int = 8) -> Image.Image:
     """Pictures in rows, their captions under them; small ones are enlarged by whole numbers, large ones reduced."""
     cells = [_cell(each) for each in pictures]
     columns = min(columns, len(cells))
@@ -29,6 +29,6 @@ def sheet(pictures: Sequence[Captioned], columns: int = 8) -> Image.Image:
     return ImageOps.expand(grid(rows, across=10, down=12), 18, PAPER)
 
 
-def _cell(each: Captioned) -> Image.Image:
-    picture = framed(each.picture, SIDE, at_most=MOST)
-    return stack([picture, label(each.caption, font(12), picture.width, colour=INK)], down=3)
+def _cell(each: CaptionedImage) -> Image.Image:
+    picture = with_border(each.picture, SIDE, at_most=MOST)
+    return stack([picture, label(each.caption, font(12), picture.width, color=INK)], down=3)
