@@ -59,7 +59,7 @@ NETWORKS = {
     "timm:levit_128s@none": 224,
     "timm:xcit_nano_12_p16_224@none": 224,
 }
-VERBS = ("inspect", "evaluate", "train", "pretrain", "harden", "judge", "layers", "stylize", "visualize")
+VERBS = ("inspect", "evaluate", "train", "pretrain", "harden", "judge", "layer-robustness", "stylize", "visualize")
 QUICK = [verb for verb in VERBS if verb != "judge"]
 
 
@@ -78,7 +78,7 @@ def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
         "pretrain": ["--classifier", name, *data, *short, "--out", str(folder / "pretrain")],
         "harden": [name, *data, *budget, *short, "--attack", "pgd", "--steps", "1", "--out", str(folder / "harden")],
         "judge": [name, *data, *budget, "--fast", "--images", "2"],
-        "layers": [name, *data, *budget, "--images", "2", "--steps", "1"],
+        "layer-robustness": [name, *data, *budget, "--images", "2", "--steps", "1"],
         "stylize": [content, style, *drawing, "--evaluations", "2", "--out", str(folder / "stylized.png")],
         "visualize": [name, "logit:3", *shape, "--steps", "2", "--out", str(folder / "feature.png")],
     }

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
 from gap.core.frozen import frozen
-from gap.imagery.feature_visualization import Feature, visualize
+from gap.imagery.feature_visualization import Feature, visualize_features
 from gap.threat import Budget
 
 
@@ -33,7 +33,10 @@ def main() -> None:
         features = [Feature(LOGITS, index) for index in range(backbone.spec.classes)]
         seeds = range(arguments.samples)
         drawn = torch.cat(
-            [visualize(backbone, features, budget=arguments.budget, seed=seed, steps=arguments.steps) for seed in seeds]
+            [
+                visualize_features(backbone, features, budget=arguments.budget, seed=seed, steps=arguments.steps)
+                for seed in seeds
+            ]
         )
         classes = torch.arange(backbone.spec.classes).repeat(arguments.samples)
         with frozen(reader, backbone), torch.no_grad():

@@ -27,7 +27,8 @@ from gap.classifiers.classifier import load_classifier
 from gap.classifiers.task import load_task
 from gap.core.artifact import open_artifact
 from gap.hardening.inner_attacks import parse_inner_attack
-from gap.hardening.train import HardenOptions, make_training
+from gap.hardening.options import HardenOptions
+from gap.hardening.train import make_training
 from gap.report.plots import accuracy_curves
 from gap.training.runtime import make_accelerator
 

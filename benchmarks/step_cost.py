@@ -22,7 +22,8 @@ from torch.nn import functional as F
 
 from gap.classifiers.classifier import Classifier, load_classifier
 from gap.classifiers.task import load_task
-from gap.hardening.train import HardenOptions, make_training
+from gap.hardening.options import HardenOptions
+from gap.hardening.train import make_training
 from gap.threat import Budget
 from gap.training.runtime import make_accelerator
 

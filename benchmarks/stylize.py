@@ -26,7 +26,8 @@ from torch import Tensor, nn
 from gap.classifiers.classifier import Classifier, load_classifier
 from gap.cli.drawing import load_resized
 from gap.imagery.backbone import default_content_layers, default_layers
-from gap.imagery.style_transfer import STYLE_WEIGHT, StyleTransferConfig, stylize
+from gap.imagery.options import STYLE_WEIGHT
+from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
 
 HISTORY = 20
 
@@ -142,7 +143,7 @@ class _Start(nn.Module):
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The same through gap."""
     config = StyleTransferConfig(evaluations=evaluations, min_size=10**6, tv_weight=0.0, color_weight=0.0)
-    drawn = stylize(content, [style], backbone, config=config, tell=lambda progress: tick())
+    drawn = transfer_style(content, [style], backbone, config=config, tell=lambda progress: tick())
     return float(drawn.loss_summary.splitlines()[0].rpartition(":")[2])
 
 

@@ -20,7 +20,7 @@ from gap.cli.drawing import load_resized
 from gap.core.artifact import open_artifact
 from gap.imagery.comparison.methods import PerceptualMetric
 from gap.imagery.feed_forward.stylizer import KIND, StylizerCard, load_stylizer
-from gap.imagery.style_transfer import StyleTransferConfig, stylize
+from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
 
 
 def main() -> None:
@@ -43,7 +43,7 @@ def main() -> None:
             started = time.perf_counter()
             picture: Tensor
             if name == "L-BFGS":
-                picture = stylize(content, [style], backbone, config=config).picture
+                picture = transfer_style(content, [style], backbone, config=config).image
             else:
                 picture = swift[name](content, [style])
             seconds = time.perf_counter() - started

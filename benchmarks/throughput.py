@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision.transforms.functional import to_tensor
 
-from gap.attacks.generator.train import TrainOptions, make_training
+from gap.attacks.generator.options import TrainOptions
+from gap.attacks.generator.train import make_training
 from gap.attacks.losses import Criterion, margin
 from gap.classifiers.task import load_task
 from gap.core.frozen import frozen

@@ -12,10 +12,11 @@ from pathlib import Path
 
 import torch
 
-from gap.classifiers.task import DataOptions, load_task
+from gap.classifiers.options import DataOptions
+from gap.classifiers.task import load_task
 from gap.core.frozen import frozen
 from gap.evaluation.interval import wilson
-from gap.imagery.traversal import traverse
+from gap.imagery.traversal import traverse_images
 from gap.threat import Budget
 
 
@@ -41,7 +42,7 @@ def main() -> None:
     for walker in walkers:
         ends = torch.cat(
             [
-                traverse(walker, part, goals, budget=budget, steps=arguments.steps).pictures[-1]
+                traverse_images(walker, part, goals, budget=budget, steps=arguments.steps).pictures[-1]
                 for part, goals in zip(starts.split(450), targets.split(450), strict=True)
             ]
         )

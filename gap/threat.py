@@ -322,10 +322,15 @@ class Budget:
         """
         clean = to_8bit(clean)
         levels = self.project(adversarial - clean) * 255
-        rounded = _round_towards_zero(levels, LEVEL_TOLERANCE)
+        whole = _round_towards_zero(levels, LEVEL_TOLERANCE)
         # Measured in whole levels, which floats hold exactly: k / 255 they do not.
-        over = self.norm_of(rounded) > self.epsilon * 255 * (1 + 1e-6)
-        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), rounded))
+        over = self.norm_of(whole) > self.epsilon * 255 * (1 + 1e-6)
+        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), whole))
+
+
+def as_budget(budget: "Budget | str") -> Budget:
+    """A budget, or the text of one such as "linf:8/255"."""
+    return Budget.parse(budget) if isinstance(budget, str) else budget
 
 
 def to_8bit(images: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The classifiers this project brings itself, and the facts about each."""
+"""The classifiers this project brings itself, and the facts about each; `classifier_names` describes them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,7 +22,6 @@ class BuiltinClassifier:
     classes: int
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    description: str
     pretrained: bool = False
     class_names: tuple[str, ...] | None = None
 
@@ -114,12 +113,8 @@ CIFAR_CLASSES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog",
 CIFAR_MEAN, CIFAR_STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 
 BUILTIN: dict[str, BuiltinClassifier] = {
-    "mnist-cnn": BuiltinClassifier(
-        mnist_cnn, 1, (28, 28), 10, (0.0,), (1.0,), "two convolutions and 512 hidden units, 28x28x1"
-    ),
-    "cifar-resnet18": BuiltinClassifier(
-        CifarResNet18, 3, (32, 32), 10, CIFAR_MEAN, CIFAR_STD, "ResNet-18 with a stem for small pictures, 32x32x3"
-    ),
+    "mnist-cnn": BuiltinClassifier(mnist_cnn, 1, (28, 28), 10, (0.0,), (1.0,)),
+    "cifar-resnet18": BuiltinClassifier(CifarResNet18, 3, (32, 32), 10, CIFAR_MEAN, CIFAR_STD),
     "cifar-resnet18-narrow": BuiltinClassifier(
         lambda channels, classes: CifarResNet18(channels, classes, width=16),
         3,
@@ -127,7 +122,6 @@ BUILTIN: dict[str, BuiltinClassifier] = {
         10,
         CIFAR_MEAN,
         CIFAR_STD,
-        "the same at a quarter of the width, for CPUs",
     ),
     **{
         name: BuiltinClassifier(
@@ -137,14 +131,10 @@ BUILTIN: dict[str, BuiltinClassifier] = {
             10,
             CIFAR_MEAN,
             CIFAR_STD,
-            description,
             pretrained=True,
             class_names=CIFAR_CLASSES,
         )
-        for name, description in (
-            ("drawing-standard", "cifar-resnet18-narrow, trained on CIFAR-10 (JPEG), weights included"),
-            ("drawing-hardened", "the same, hardened within l2:0.75: the backbone that the drawing verbs take"),
-        )
+        for name in ("drawing-standard", "drawing-hardened")
     },
     "efficientnet-lite0": BuiltinClassifier(
         efficientnet_lite0,
@@ -153,7 +143,6 @@ BUILTIN: dict[str, BuiltinClassifier] = {
         1000,
         (0.5, 0.5, 0.5),
         (0.5, 0.5, 0.5),
-        "EfficientNet-Lite0 with ImageNet-1k weights, from the extra [imagenet]",
         pretrained=True,
     ),
 }

@@ -272,7 +272,7 @@ def with_average_pooling(network: T, images: Tensor) -> T:
     copy = deepcopy(network)
     names = [name for name, module in copy.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not names:
-        raise GapError("this backbone has no max pooling to average; leave out --pooling")
+        raise GapError("this backbone has no max pooling to average; leave out `pooling`")
     given = FeatureExtractor(copy, names)(images)
     for name, output in given.items():
         pool = copy.get_submodule(name)
@@ -292,7 +292,7 @@ def with_smooth_strides(network: T) -> T:
     copy = deepcopy(network)
     strided = [module for module in copy.modules() if isinstance(module, nn.Conv2d) and max(module.stride) > 1]
     if not strided:
-        raise GapError("this backbone has no strides to smooth; leave out --strides")
+        raise GapError("this backbone has no strides to smooth; leave out `strides`")
     for module in strided:
         down, across = module.stride
         averaged = nn.AvgPool2d((down, across), ceil_mode=True, count_include_pad=False)

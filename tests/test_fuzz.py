@@ -30,11 +30,11 @@ from torch import Tensor, nn
 
 from gap.attacks.criteria import find_criterion
 from gap.attacks.generator.model import load_attack
-from gap.attacks.generator.train import TrainOptions
+from gap.attacks.generator.options import TrainOptions
 from gap.attacks.registry import create_attack, init_folder_of
 from gap.classifiers import registry as architectures
 from gap.classifiers.classifier import load_classifier, model_dir_of
-from gap.classifiers.pretrain import PretrainOptions
+from gap.classifiers.options import PretrainOptions
 from gap.classifiers.registry import is_untrained, runs_user_code, split_name
 from gap.classifiers.task import parse_input_shape
 from gap.core.artifact import CARD, CHECKPOINT, CONFIG, TENSORS, save_artifact, was_written_by_gap
@@ -45,7 +45,7 @@ from gap.data.images import find_pictures, load_image
 from gap.data.registry import load_data
 from gap.evaluation.benchmark import parse_attacks
 from gap.hardening.inner_attacks import parse_inner_attack, parse_mixture
-from gap.hardening.train import HardenOptions
+from gap.hardening.options import HardenOptions
 from gap.imagery.feed_forward.stylizer import load_stylizer
 from gap.threat import Budget
 

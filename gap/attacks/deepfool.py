@@ -9,7 +9,7 @@ from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget, Norm, find_norm, quantize_towards
+from gap.threat import Budget, Norm, as_budget, find_norm, quantize_towards
 
 # The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
 SHORTEST_STEP = 1e-4
@@ -41,6 +41,8 @@ class DeepFool:
     name: str = "deepfool"
 
     def __post_init__(self) -> None:
+        if self.budget is not None:
+            object.__setattr__(self, "budget", as_budget(self.budget))
         find_norm(self.norm)
         if self.steps < 1 or self.candidates < 2:
             raise GapError(

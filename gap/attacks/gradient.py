@@ -6,62 +6,90 @@ What differs between norms belongs to the budget: where a search starts, which w
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from gap.attacks.base import Attack
-from gap.attacks.losses import CONFIDENCE, Criterion, Loss, find_loss, margin
-from gap.core.errors import GapError
+from gap.attacks.losses import Criterion, Loss, find_loss, margin, needs_clean_logits
+from gap.attacks.options import CONFIDENCE
+from gap.attacks.steps import projected_step
+from gap.core.errors import GapError, unknown_name_error
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
 from gap.core.network import call
-from gap.threat import Budget
+from gap.threat import Budget, as_budget
+
+StepSchedule = Literal["cosine", "constant"]
 
 
 @dataclass(frozen=True)
 class PGD:
     """Projected gradient descent (Madry et al., 2018), tuned to be a reference that does not flatter.
 
-    Each run starts at a random point of the budget's ball and takes `steps` steepest steps whose size falls along a
-    cosine from `scale * epsilon` towards 0. There is one run for each scale of `relative_step_sizes`, `restarts` times
-    over, so an image that withstands them all costs `steps * len(relative_step_sizes) * restarts` gradients. Per image
-    the most adversarial iterate of all runs is kept: the one of lowest logit margin, so a success if any run had one.
+    Each run starts at a random point of the budget's ball and takes `steps` steepest steps. There is one run for each
+    of `relative_step_sizes`, `restarts` times over: an image that no run fools costs
+    `steps * len(relative_step_sizes) * restarts` gradients. Per image the iterate of lowest logit margin of all runs is
+    kept, hence a success if any run had one.
 
-    With a `init`, runs begin at what that attack makes instead, projected onto the budget: a trained generator is a
-    guess that few steps make good.
+    The textbook form, as other libraries have it, is
+    `PGD("linf:8/255", steps=10, step_size=2/255, step_schedule="constant", early_stop=False)`.
 
-    An image leaves the search once it is fooled by a logit margin of `confidence` (in logits, at least 0), a little
-    past the boundary so that rounding to 8 bits does not undo it; one that begins there is returned as it was.
+    Args:
+        budget: the largest perturbation, a Budget or its text such as "linf:8/255".
+        steps: gradient steps of each run.
+        loss: a name of `gap.attacks.losses`, or a function of logits, clean logits and a Criterion that gives N values.
+        restarts: how often the runs are repeated from other random points.
+        relative_step_sizes: the first step size of each run, in epsilons.
+        step_size: the first step size of one run, in pixels of [0, 1]; replaces `relative_step_sizes`.
+        step_schedule: "cosine" lowers the step size to 0 along half a cosine; "constant" keeps it.
+        confidence: an image leaves the search once it is misclassified by this logit margin, a little past the boundary
+            so that rounding to 8 bits does not undo it. An image that begins there is returned as it is.
+        early_stop: False takes every step with every image and returns the last iterate of the last run.
+        targeted: the labels are the classes to reach, not those to leave.
+        init: an attack whose images are where runs begin, projected onto the budget.
+        name: how tables call the attack.
 
-    `loss` is a name of `gap.attacks.losses`. The labels are the classes to leave or, when `targeted`, to reach.
-    Raises GapError for options out of range and for a classifier that passes no gradient.
+    Raises:
+        GapError: for options out of range, and for a classifier that passes no gradient.
     """
 
     budget: Budget
     steps: int = 40
-    loss: str = "margin"
+    loss: str | Loss = "margin"
     restarts: int = 1
     relative_step_sizes: tuple[float, ...] = (0.25, 1.0)
+    step_size: float | None = None
+    step_schedule: StepSchedule = "cosine"
     confidence: float = 1.0
+    early_stop: bool = True
     targeted: bool = False
     init: Attack | None = None
     name: str = "pgd"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", as_budget(self.budget))
         find_loss(self.loss)
         if self.steps < 1 or self.restarts < 1:
             raise GapError(f"pgd needs at least 1 step and 1 restart, not steps={self.steps}, restarts={self.restarts}")
-        if not self.relative_step_sizes or not all(0 < scale < math.inf for scale in self.relative_step_sizes):
+        if not self.relative_step_sizes or not all(0 < size < math.inf for size in self.relative_step_sizes):
             raise GapError(f"pgd needs positive relative_step_sizes, such as 0.25/1, not {self.relative_step_sizes}")
+        if self.step_size is not None and not 0 < self.step_size < math.inf:
+            raise GapError(f"pgd needs a positive step_size in pixels of [0, 1], such as 2/255, not {self.step_size:g}")
+        if self.step_schedule not in get_args(StepSchedule):
+            raise unknown_name_error("step_schedule", self.step_schedule, get_args(StepSchedule))
         if not self.confidence >= 0:
             raise GapError(f"pgd needs a confidence of at least 0, not {self.confidence:g}")
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            best = _BestIterates(images, call(classifier, images), Criterion(labels, self.targeted), self._margin_floor)
-            for scale in self.relative_step_sizes * self.restarts:
-                self._descend(classifier, images, best, scale * self.budget.epsilon)
+            if not self.early_stop:
+                return self._last_iterate(classifier, images, Criterion(labels, self.targeted))
+            clean_logits = call(classifier, images)
+            best = _BestIterates(images, clean_logits, Criterion(labels, self.targeted), self._margin_floor)
+            for sizes in self._runs():
+                self._descend(classifier, images, best, sizes)
             warn_if_undefined(self.name, best.undefined)
             return best.images
 
@@ -70,31 +98,48 @@ class PGD:
         """How far, in logits, the margin is followed past the boundary: at least as far as it is asked to get."""
         return max(CONFIDENCE, self.confidence)
 
-    def _descend(self, classifier: nn.Module, images: Tensor, best: "_BestIterates", first_size: float) -> None:
-        """One descent of the images still standing; what it finds is offered to `best`."""
+    def _runs(self) -> Iterator[list[float]]:
+        """The step sizes of each run."""
+        first_sizes = [scale * self.budget.epsilon for scale in self.relative_step_sizes]
+        for first in (first_sizes if self.step_size is None else [self.step_size]) * self.restarts:
+            yield [first] * self.steps if self.step_schedule == "constant" else _cosine(first, self.steps)
+
+    def _descend(self, classifier: nn.Module, images: Tensor, best: "_BestIterates", sizes: list[float]) -> None:
+        """One descent of the images that are not yet misclassified; its iterates are offered to `best`."""
         index = best.active_indices(self.confidence)
-        clean = images[index]
+        clean = images if len(index) == len(images) else images[index]
         adversarial = self._initial_point(classifier, clean, best.criterion.classes[index])
-        for size in _cosine(first_size, self.steps):
+        loss = find_loss(self.loss, self._margin_floor)
+        for size in sizes:
             if not len(index):
                 return
-            logits, gradient = loss_gradient(
-                classifier,
-                adversarial,
-                best.clean_logits[index],
-                best.criterion_of(index),
-                find_loss(self.loss, self._margin_floor),
-            )
+            criterion, clean_logits = best.criterion_of(index), best.clean_logits[index]
+            logits, gradient = loss_gradient(classifier, adversarial, clean_logits, criterion, loss)
             best.update(index, adversarial, logits)
             gradient, undefined = zero_where_undefined(gradient)
             best.undefined[index] |= undefined
-            stepped = adversarial - clean - size * self.budget.norm.steepest(gradient)
-            adversarial = (clean + self.budget.project(stepped)).clamp(0, 1)
+            adversarial = projected_step(clean, adversarial, gradient, size, self.budget)
 
-            active_indices = best.margins[index] > -self.confidence
-            index, clean, adversarial = index[active_indices], clean[active_indices], adversarial[active_indices]
+            active = best.margins[index] > -self.confidence
+            if not active.all():
+                index, clean, adversarial = index[active], clean[active], adversarial[active]
         if len(index):
             best.update(index, adversarial, call(classifier, adversarial))
+
+    def _last_iterate(self, classifier: nn.Module, images: Tensor, criterion: Criterion) -> Tensor:
+        """The textbook form: no image leaves, nothing is compared, the last iterate of the last run is the result."""
+        loss, adversarial = find_loss(self.loss, self._margin_floor), images
+        clean_logits = call(classifier, images) if needs_clean_logits(loss) else None
+        undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
+        for sizes in self._runs():
+            adversarial = self._initial_point(classifier, images, criterion.classes)
+            for size in sizes:
+                _, gradient = loss_gradient(classifier, adversarial, clean_logits, criterion, loss)
+                gradient, without = zero_where_undefined(gradient)
+                undefined |= without
+                adversarial = projected_step(images, adversarial, gradient, size, self.budget)
+        warn_if_undefined(self.name, undefined)
+        return adversarial
 
     def _initial_point(self, classifier: nn.Module, clean: Tensor, labels: Tensor) -> Tensor:
         if self.init is None:
@@ -141,10 +186,11 @@ class FGSM:
     """
 
     budget: Budget
-    loss: str = "capped-cross-entropy"
+    loss: str | Loss = "capped-cross-entropy"
     name: str = "fgsm"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", as_budget(self.budget))
         find_loss(self.loss)
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
@@ -152,8 +198,7 @@ class FGSM:
             _, gradient = loss_gradient(classifier, images, None, Criterion(labels), find_loss(self.loss))
             gradient, undefined = zero_where_undefined(gradient)
             warn_if_undefined(self.name, undefined)
-            step = self.budget.epsilon * self.budget.norm.steepest(gradient)
-            return (images - self.budget.project(step)).clamp(0, 1)
+            return projected_step(images, images, gradient, self.budget.epsilon, self.budget)
 
 
 def loss_gradient(
@@ -170,6 +215,6 @@ def loss_gradient(
     return logits.detach(), input_gradient(value, images)
 
 
-def _cosine(first: float, steps: int) -> Iterator[float]:
+def _cosine(first: float, steps: int) -> list[float]:
     """Sizes that fall from `first` towards 0 along half a cosine."""
-    return (first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps))
+    return [first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]

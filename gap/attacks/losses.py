@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gap.attacks.options import CONFIDENCE
 from gap.core.errors import unknown_name_error
 
-# Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
-CONFIDENCE = 2.0
 # Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
 CROSS_ENTROPY_CAP = 10.0
 # The logarithm of a cross-entropy is taken no lower than at this cross-entropy.
@@ -79,15 +78,23 @@ LOSSES: dict[str, Loss] = {
     "log-cross-entropy": log_cross_entropy,
     "relativistic": relativistic,
 }
-# Losses that look at the clean logits; for the others they may be None.
-NEED_CLEAN = (relativistic,)
 
 
-def find_loss(name: str, confidence: float = CONFIDENCE) -> Loss:
-    """The loss of that name, `margin` with that confidence; raises GapError naming the nearest when there is none."""
-    if name not in LOSSES:
-        raise unknown_name_error("loss", name, LOSSES)
-    return partial(margin, confidence=confidence) if name == "margin" else LOSSES[name]
+def find_loss(loss: str | Loss, confidence: float = CONFIDENCE) -> Loss:
+    """The loss of that name, `margin` with that confidence; a function is taken as it is.
+
+    Raises GapError naming the nearest when there is none of that name.
+    """
+    if callable(loss):
+        return loss
+    if loss not in LOSSES:
+        raise unknown_name_error("loss", loss, LOSSES)
+    return partial(margin, confidence=confidence) if loss == "margin" else LOSSES[loss]
+
+
+def needs_clean_logits(loss: Loss) -> bool:
+    """Whether a loss may look at the clean logits: the relativistic one does, and a function of the user's own may."""
+    return getattr(loss, "func", loss) not in (margin, capped_cross_entropy, log_cross_entropy)
 
 
 def _split(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from gap.core.errors import GapError
-from gap.threat import Budget
+from gap.threat import Budget, as_budget
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,9 @@ class Noise:
 
     budget: Budget
     name: str = "noise"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", as_budget(self.budget))
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         noise = self.budget.epsilon * self.budget.norm.steepest(torch.randn_like(images))
@@ -38,6 +41,7 @@ class Checkerboard:
     name: str = "checkerboard"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "budget", as_budget(self.budget))
         if self.side < 1:
             raise GapError(f"a checkerboard needs a side of at least 1 pixel, not {self.side}")
 

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from torch import nn
 
@@ -120,26 +120,40 @@ def _is_option_of_folder(part: str) -> bool:
 
 
 def _read(attack: str, option: str, value: str, hint: Any) -> Any:
-    kind, read = OPTION_PARSERS[hint]
+    kind, read = _parser_of(hint)
     try:
         return read(value)
     except ValueError:
         raise GapError(f"the option {option} of {attack} is {kind}, not {value!r}") from None
 
 
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 OPTION_PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     int: ("a whole number", int),
     float: ("a number", float),
+    bool: ("true or false", _read_bool),
     str: ("a name", str),
-    Attack | None: ("a folder that gap train left", Path),
+    Attack: ("a folder that gap train left", Path),
     tuple[float, ...]: ("numbers parted by /", lambda text: tuple(float(part) for part in text.split("/"))),
 }
+
+
+def _parser_of(hint: Any) -> tuple[str, Callable[[str], Any]]:
+    """What an option of a type is called, and how its text is read; the first type of a union that can be written."""
+    if get_origin(hint) is Literal:
+        return OPTION_PARSERS[str]
+    return next(OPTION_PARSERS[each] for each in (hint, *get_args(hint)) if each in OPTION_PARSERS)
 
 
 def _format(value: Any) -> str:
     if isinstance(value, tuple):
         return "/".join(f"{part:g}" for part in value)
-    return "" if value is None else str(value)
+    return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def _first_line(maker: Callable[..., Attack]) -> str:

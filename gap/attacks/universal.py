@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gap.attacks.base import SavedAttack
 from gap.attacks.deepfool import DeepFool
 from gap.attacks.gradient import loss_gradient
-from gap.attacks.losses import NEED_CLEAN, Criterion, find_loss
+from gap.attacks.losses import Criterion, find_loss, needs_clean_logits
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import warn_if_undefined, zero_where_undefined
@@ -22,7 +23,7 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
-class Universal:
+class Universal(SavedAttack):
     """Adds one perturbation (1 x C x H x W, pixels of [0, 1]) to every image, inside the budget, and clamps to [0, 1].
 
     Images of another size get it resized bilinearly and projected again. Raises GapError for another shape or
@@ -155,7 +156,7 @@ def _descend(
     with frozen(classifier), torch.no_grad():
         for images, labels in (batch for taken in _epochs(batches, images_seen) for batch in taken):
             perturbed = images + total
-            clean_logits = call(classifier, images) if chosen in NEED_CLEAN else None
+            clean_logits = call(classifier, images) if needs_clean_logits(chosen) else None
             _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Criterion(labels), chosen)
             gradient, part = zero_where_undefined(gradient)
             undefined.append(part)

@@ -18,7 +18,7 @@ from torch.nn.parameter import is_lazy
 from gap.classifiers.checkpoints import infer_num_classes, load_state_dict_checked, read_weights, tensors_of
 from gap.classifiers.registry import ClassifierSpec, resolve_builder, runs_user_code, split_name
 from gap.core.artifact import TENSORS, Artifact, Count, Side, is_artifact, open_artifact
-from gap.core.errors import GapError, GapWarning
+from gap.core.errors import GapError, GapWarning, unknown_name_error
 from gap.core.frozen import frozen
 from gap.core.network import device_of, output_types, run_network
 from gap.core.paths import is_file
@@ -26,14 +26,31 @@ from gap.models.classifiers import BUILTIN
 
 
 class Classifier(nn.Module):
-    """A network with its normalizer inside, and the facts about it.
-
-    Takes images N x C x H x W in [0, 1]; gives logits N x classes. Images of another size than its own are resized to
-    it, so that one attack can meet several classifiers. `architecture` is the string that builds the network, `name`
-    the one the user wrote. `normalizer_known` says that its normalizer, or that it has none, came with its weights.
+    """Any network as a classifier of images in [0, 1], with its normalization inside.
 
     The network gets its own copy of the images, in the layout `memory_format`, and may return its logits in an object,
     a mapping or a tuple (see `gap.core.network`). What it raises becomes a NetworkError that names it.
+
+    Args:
+        network: any `nn.Module` that turns normalized images into logits.
+        spec: all that is known about it at once, in place of the next five arguments.
+        mean: mean of each channel, or one for all, that pixels in [0, 1] are normalized by; None where the network
+            normalizes by itself.
+        std: standard deviation of each channel, or one for all.
+        class_names: the names of the classes, in the order of the logits.
+        input_size: (H, W), or the side of a square: images of another size are resized to it. Without it, the network
+            gets images at the size that they have.
+        channels: 1 or 3; by default those of the network's first convolution.
+        name: how tables and errors call it; by default the class of the network.
+        architecture: the text that builds the network, for cards.
+        normalizer_known: whether its normalization, or that it has none, came with its weights.
+        takes_any_size: whether images keep their size although `spec` names one.
+
+    Shape:
+        Images N x C x H x W to logits N x K.
+
+    Raises:
+        GapError: for a normalization that does not fit the channels.
     """
 
     # For `gap.core.network.call`: the network inside gets its own copy of the images.
@@ -43,20 +60,36 @@ class Classifier(nn.Module):
     std: Tensor | None
 
     def __init__(
-        self, network: nn.Module, spec: ClassifierSpec, *, name: str, architecture: str, normalizer_known: bool = False
+        self,
+        network: nn.Module,
+        spec: ClassifierSpec | None = None,
+        *,
+        mean: Sequence[float] | float | None = None,
+        std: Sequence[float] | float | None = None,
+        class_names: Sequence[str] | None = None,
+        input_size: tuple[int, int] | int | None = None,
+        channels: int | None = None,
+        name: str | None = None,
+        architecture: str = "",
+        normalizer_known: bool = False,
+        takes_any_size: bool = False,
     ) -> None:
         super().__init__()
+        if spec is None:
+            takes_any_size, normalizer_known = input_size is None, True
+            spec = _spec_of(network, mean, std, class_names, input_size, channels)
         self.normalizer_known = normalizer_known
+        self.takes_any_size = takes_any_size
         self.network = network
         self.spec = spec
-        self.name = name
+        self.name = name or type(network).__name__
         self.architecture = architecture
         self.memory_format = torch.contiguous_format
         self.register_buffer("mean", _as_buffer(spec.mean, spec.channels, "mean"), persistent=False)
         self.register_buffer("std", _as_buffer(spec.std, spec.channels, "std"), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != self.spec.size:
+        if images.shape[-2:] != self.spec.size and not self.takes_any_size:
             images = functional.interpolate(images, self.spec.size, mode="bilinear", antialias=True)
         return self.logits_at(images)
 
@@ -91,6 +124,18 @@ class Classifier(nn.Module):
         names = self.spec.class_names
         return names[index] if names and index < len(names) else str(index)
 
+    def find_class(self, text: str) -> int:
+        """The index of the class of that number or name. Raises GapError naming the nearest where there is none."""
+        count = self.spec.classes
+        if text.isdecimal():
+            if int(text) < count:
+                return int(text)
+            raise GapError(f"{self.name} has the classes 0 to {count - 1}, not {text}")
+        names = {self.label(index).casefold(): index for index in range(count)}
+        if text.casefold() not in names:
+            raise unknown_name_error("class", text, names)
+        return names[text.casefold()]
+
     def fingerprint(self) -> str:
         """A hash of the weights and buffers, the same for the same network wherever it is saved."""
         digest = hashlib.sha256()
@@ -103,6 +148,31 @@ class Classifier(nn.Module):
         """The facts for a card: how to build it again and how to know it again."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {"name": self.name, "architecture": self.architecture, "fingerprint": self.fingerprint(), **spec}
+
+
+def _spec_of(
+    network: nn.Module,
+    mean: Sequence[float] | float | None,
+    std: Sequence[float] | float | None,
+    class_names: Sequence[str] | None,
+    input_size: tuple[int, int] | int | None,
+    channels: int | None,
+) -> ClassifierSpec:
+    """What is known about a network of the user's own; its number of classes is found when it is tried."""
+    convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
+    means, stds = (
+        None if value is None else (float(value),) if isinstance(value, int | float) else tuple(map(float, value))
+        for value in (mean, std)
+    )
+    size = (input_size, input_size) if isinstance(input_size, int) else input_size or (224, 224)
+    return ClassifierSpec(
+        channels or (convolution.in_channels if convolution else len(means or (0.0,) * 3)),
+        size,
+        0,
+        means,
+        stds,
+        tuple(class_names) if class_names is not None else None,
+    )
 
 
 def load_classifier(
@@ -141,7 +211,7 @@ def load_classifier(
         classifier = Classifier(classifier.network, spec, name=text, architecture=classifier.architecture)
     if not lenient:
         check_normalizer([classifier], mean, std)
-    return _validate_forward(classifier.eval())
+    return validate_forward(classifier.eval())
 
 
 def check_normalizer(
@@ -152,7 +222,7 @@ def check_normalizer(
     if given and all(_mean_std(each.spec.mean, each.spec.std) != given for each in classifiers):
         names = " and ".join(classifier.name for classifier in classifiers)
         own = "has its own normalizer, or none" if len(classifiers) == 1 else "have their own normalizers, or none"
-        raise GapError(f"{names} {own}; leave out --mean and --std")
+        raise GapError(f"{names} {own}; leave out `mean` and `std`")
 
 
 def check_compatible(
@@ -170,12 +240,12 @@ def check_compatible(
     if labels_index_model and classes > spec.classes:
         raise GapError(
             f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {spec.classes - 1};"
-            " mend labels.csv, or use --labels predicted"
+            " mend labels.csv, or use `labels` predicted"
         )
     if not labels_index_model and classes != spec.classes:
         raise GapError(
             f"{classifier.name} knows {spec.classes} classes, but {data} has {classes};"
-            " use data with its classes, or, to attack it, --labels predicted"
+            " use data with its classes, or, to attack it, `labels` predicted"
         )
 
 
@@ -277,11 +347,11 @@ def _warn_assumed_normalization(spec: ClassifierSpec, architecture: str, weights
         supposed = f"pixels are normalized as is usual for {architecture} (mean {shown}); if it takes them as they are"
     elif runs_user_code(architecture):
         supposed = (
-            "the network gets pixels from 0 to 1; if it learned from others, give each verb --mean and --std; if not"
+            "the network gets pixels from 0 to 1; if it learned from others, give each verb `mean` and `std`; if not"
         )
     else:
         return
-    warnings.warn(f"{weights} brings no normalizer; {supposed}, say --mean 0 --std 1", GapWarning, stacklevel=4)
+    warnings.warn(f"{weights} brings no normalizer; {supposed}, say `mean` 0 `std` 1", GapWarning, stacklevel=4)
 
 
 def _from_artifact(artifact: Artifact, name: str) -> Classifier:
@@ -301,7 +371,7 @@ def _from_artifact(artifact: Artifact, name: str) -> Classifier:
 
 
 @torch.no_grad()
-def _validate_forward(classifier: Classifier) -> Classifier:
+def validate_forward(classifier: Classifier) -> Classifier:
     """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
     spec, name = classifier.spec, classifier.name
     probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
@@ -355,9 +425,9 @@ def _as_buffer(values: Sequence[float] | None, channels: int, what: str) -> Tens
     if values is None:
         return None
     if len(values) not in (1, channels):
-        raise GapError(f"--{what} has {len(values)} values for {channels} channels")
+        raise GapError(f"`{what}` has {len(values)} values for {channels} channels")
     if what == "std" and min(values) <= 0:
-        raise GapError("--std must be positive")
+        raise GapError("`std` must be positive")
     if not all(math.isfinite(value) for value in values):
-        raise GapError(f"--{what} must be finite")
+        raise GapError(f"`{what}` must be finite")
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

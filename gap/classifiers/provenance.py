@@ -20,5 +20,5 @@ def check_fingerprints(now: Mapping[str, str], then: Mapping[str, str], path: Pa
     if changed:
         raise GapError(
             f"{' and '.join(changed)} changed since {path} was saved;"
-            " bring back what was there, or start again with --overwrite"
+            " bring back what was there, or start again with `overwrite`"
         )

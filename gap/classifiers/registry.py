@@ -13,15 +13,12 @@ from typing import Any
 from torch import nn
 
 from gap.classifiers.checkpoints import check_not_exported
+from gap.classifiers.options import NAME_SYNTAX
 from gap.core.artifact import open_artifact
 from gap.core.errors import GapError, first_line, unknown_name_error
 from gap.core.paths import exists, is_file, is_folder
 from gap.models.classifiers import BUILTIN
 
-NAME_SYNTAX = (
-    "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
-    " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
-)
 # Libraries whose networks are had by name, as FAMILY:NAME.
 FAMILIES = ("torchvision", "timm")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -243,7 +240,7 @@ def _import_file(source: Path) -> Any:
 
 def _spec_from_request(architecture: str, wanted: BuildRequest) -> ClassifierSpec:
     if wanted["channels"] is None or wanted["size"] is None:
-        raise GapError(f"{architecture} does not say what it takes; add --input CxHxW, for example --input 3x32x32")
+        raise GapError(f"{architecture} does not say what it takes; add `input` CxHxW, for example `input` 3x32x32")
     return ClassifierSpec(wanted["channels"], wanted["size"], wanted["classes"] or 0)
 
 

@@ -1,52 +1,30 @@
-"""An attack task: classifiers and data that fit each other."""
+"""Classifiers and data that fit each other."""
 
+import os
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
-from typing import Annotated, Literal
+from typing import Any
 
 import torch
-from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
+from gap.classifiers.adapters import ClassifierLike, as_classifier
 from gap.classifiers.classifier import Classifier, check_compatible, check_normalizer, load_classifier, model_dir_of
 from gap.classifiers.memory_format import use_channels_last
+from gap.classifiers.options import DataOptions
 from gap.classifiers.registry import is_untrained
 from gap.core.artifact import open_artifact
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.core.options import Options
+from gap.core.network import device_of
 from gap.data.class_names import find_difference, match_classes
 from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
-from gap.data.registry import load_data
-
-Labels = Literal["auto", "data", "predicted"]
+from gap.data.registry import converted, load_data
 
 LARGE_DROP = 0.1
-
-
-class DataOptions(Options):
-    """Which pictures, and how a classifier that does not say so is to be fed."""
-
-    group = "Data"
-    data: Annotated[str, Field(description="a data set by name (see `gap data`), or folder:PATH")] = "mnist-5k"
-    data_root: Annotated[
-        Path | None, Field(description="where downloaded data sets live; also the variable GAP_DATA")
-    ] = None
-    labels: Annotated[
-        Labels, Field(description="the data's labels, the classifier's predictions, or (auto) whichever there is")
-    ] = "auto"
-    input: Annotated[str | None, Field(description="what a classifier of your own takes, as 3x32x32")] = None
-    mean: Annotated[
-        list[float] | None, Field(description="mean of the normalizer of a classifier that has none, as 0.49,0.48,0.45")
-    ] = None
-    std: Annotated[
-        list[float] | None,
-        Field(description="standard deviation of that normalizer, of pixels in [0, 1], as 0.25,0.24,0.26"),
-    ] = None
 
 
 @dataclass(frozen=True)
@@ -65,7 +43,7 @@ InputShape = tuple[int, tuple[int, int]]
 
 
 def load_classifiers(
-    names: Sequence[str],
+    models: Sequence[ClassifierLike],
     asked: InputShape | None = None,
     like: InputShape | None = None,
     mean: Sequence[float] | None = None,
@@ -77,12 +55,12 @@ def load_classifiers(
     `mean` and `std` go to those without a normalizer. Raises GapError when they differ in channels, classes or, where
     they know its names, the order of these, or all have a normalizer of their own and another is given.
     """
-    load = partial(load_classifier, mean=mean, std=std, lenient=True)
+    load = partial(as_classifier, mean=mean, std=std)
     channels, size = asked or like or (None, None)
-    first = load(names[0], channels=channels, size=size)
+    first = load(models[0], channels=channels, size=size)
     spec = first.spec
     channels, size = asked or (spec.channels, spec.size)
-    others = [load(name, channels=channels, size=size) for name in names[1:]]
+    others = [load(name, channels=channels, size=size) for name in models[1:]]
     check_normalizer([first, *others], mean, std)
     for other in others:
         if (other.spec.channels, other.spec.classes) != (spec.channels, spec.classes):
@@ -94,8 +72,15 @@ def load_classifiers(
     return [first, *others]
 
 
-def load_task(names: Sequence[str], options: DataOptions, device: torch.device | str = "cpu") -> AttackTask:
-    """Load classifiers and data by name, so that they fit.
+def load_task(
+    models: Sequence[ClassifierLike],
+    options: DataOptions,
+    device: torch.device | str = "cpu",
+    *,
+    data: Dataset | None = None,
+) -> AttackTask:
+    """Load classifiers and data, so that they fit. Networks of the user's own are taken as they are; `data` is taken
+    in place of what the options name.
 
     The data's size decides for networks that take any; a classifier's own size decides for data that has none.
     The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
@@ -104,17 +89,20 @@ def load_task(names: Sequence[str], options: DataOptions, device: torch.device |
     without a normalizer. Raises GapError when they cannot be made to fit.
     """
     asked = parse_input_shape(options.input)
-    data: Dataset | None = None
-    if asked is None and not options.data.startswith("folder:"):
+    given = data
+    if data is None and asked is None and not options.data.startswith("folder:"):
         data = load_data(options.data, options.data_root)
     like = (data.channels, data.size) if data else None
-    classifiers = load_classifiers(names, asked, like, options.mean, options.std)
+    classifiers = load_classifiers(models, asked, like, options.mean, options.std)
     first = classifiers[0].spec
     if data is None or (first.channels, first.size) != (data.channels, data.size):
         if data is not None:
             shape = "x".join(map(str, (first.channels, *first.size)))
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
-        data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
+        if given is not None:
+            data = converted(given, first.channels, first.size)
+        else:
+            data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
     counted = None
     if options.labels != "predicted":
         data = _matched(data, classifiers)
@@ -134,11 +122,37 @@ def load_task(names: Sequence[str], options: DataOptions, device: torch.device |
     unlabeled = data.test.labels is None
     if unlabeled and options.labels == "data":
         raise GapError(
-            f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: --labels predicted"
+            f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: `labels` predicted"
         )
     if unlabeled or options.labels == "predicted":
         data = label_with_predictions(data, classifiers[0], device)
     return AttackTask(classifiers, data)
+
+
+def make_task(
+    models: Sequence[ClassifierLike],
+    adapt: Callable[[Any], Dataset],
+    data: Any,
+    *,
+    device: torch.device | str | None = None,
+    **options: Any,
+) -> AttackTask:
+    """Classifiers and data of the user's own, or by name, so that they fit.
+
+    `adapt` makes a dataset of data that is not a name. The device is by default the one that the first network is on;
+    networks by name are on the first accelerator that torch has. `options` are those of DataOptions.
+    """
+    named = isinstance(data, str | os.PathLike)
+    read = DataOptions.read(({"data": str(data)} if named else {}) | options)
+    return load_task(models, read, device or find_device(models), data=None if named else adapt(data))
+
+
+def find_device(models: Sequence[ClassifierLike]) -> torch.device:
+    """The device that the first network is on; where all are names, the first accelerator, or else the CPU."""
+    for model in models:
+        if isinstance(model, nn.Module):
+            return device_of(model)
+    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
 
 
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
@@ -190,7 +204,7 @@ def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
 
 def _with_num_classes(classifier: Classifier, classes: int | None) -> Classifier:
     """A fresh network with as many classes as the data has; any other classifier as it is."""
-    if not is_untrained(classifier.name) or classes in (None, classifier.spec.classes):
+    if not is_untrained(classifier.name) or not classifier.architecture or classes in (None, classifier.spec.classes):
         return classifier
     return load_classifier(
         classifier.name, channels=classifier.spec.channels, size=classifier.spec.size, classes=classes
@@ -203,7 +217,7 @@ def parse_input_shape(text: str | None) -> InputShape | None:
         return None
     match = re.fullmatch(r"0*([1-9]\d{0,5})x0*([1-9]\d{0,5})x0*([1-9]\d{0,5})", text.lower(), re.ASCII)
     if not match:
-        raise GapError(f"cannot read --input {text!r}; write CxHxW, for example 3x32x32")
+        raise GapError(f"cannot read `input` {text!r}; write CxHxW, for example 3x32x32")
     channels, height, width = map(int, match.groups())
     return channels, (height, width)
 
@@ -244,14 +258,14 @@ def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the test"
             f" images of {recorded.data}; is it other data, are the classes in another order, or does it get another"
-            " normalization (--mean/--std)?",
+            " normalization (`mean`/`std`)?",
             GapWarning,
             stacklevel=2,
         )
     elif chance:
         warnings.warn(
             f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
-            " is it trained, and does it get its normalization (--mean/--std)?",
+            " is it trained, and does it get its normalization (`mean`/`std`)?",
             GapWarning,
             stacklevel=2,
         )

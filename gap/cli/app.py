@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -11,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from gap.cli.machine import prepare_machine
 from gap.cli.streams import install
 from gap.core.errors import GapError, GapWarning, is_out_of_memory
 from gap.core.process import TrainingInterrupted, is_main_process
@@ -28,7 +30,7 @@ COMMANDS = (
     "visualize",
     "compare-styles",
     "traverse",
-    "layers",
+    "layer-robustness",
     "perturb",
     "evaluate",
     "compare",
@@ -39,6 +41,7 @@ COMMANDS = (
     "configs",
 )
 DEBUG = "--debug"
+COMPLETION = "_GAP_COMPLETE"  # the variable by which a shell asks what may follow
 UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this typer keeps it
 
 
@@ -54,8 +57,10 @@ def main() -> None:
     warnings.showwarning = _show_warning
     arguments, debug = _without_debug(sys.argv[1:])
     arguments = arguments or ["--help"]
+    verb = _verb_to_complete() if COMPLETION in os.environ else arguments[0]
+    prepare_machine(arguments)
     try:
-        sys.exit(make_app(arguments[0])(arguments, standalone_mode=False, prog_name="gap"))
+        sys.exit(make_app(verb)(arguments, standalone_mode=False, prog_name="gap"))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
     except TrainingInterrupted as stopped:
@@ -72,6 +77,12 @@ def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
     options = [argument for argument in arguments[:end] if argument != DEBUG]
     asked = len(options) < end or os.environ.get("GAP_DEBUG", "0") not in ("", "0")
     return options + arguments[end:], asked
+
+
+def _verb_to_complete() -> str:
+    """The verb on a command line that is being typed: bash gives the line in one variable, other shells in another."""
+    line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
+    return next((word for word in line.split() if word in COMMANDS), "")
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:
@@ -94,7 +105,6 @@ def make_app(verb: str) -> typer.Typer:
     """The app with `verb` loaded. The other verbs are known by name and help only: torch takes seconds to import."""
     app = typer.Typer(
         epilog="Start with: gap demo. Each verb has --help with an example.",
-        add_completion=False,
         rich_markup_mode="rich",
         pretty_exceptions_enable=False,
         callback=_root_callback,
@@ -113,8 +123,8 @@ def _module(verb: str) -> str:
     return verb.replace("-", "_")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(context: typer.Context, asked: bool) -> None:
+    if asked and not context.resilient_parsing:
         from gap.core.artifact import versions
 
         typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
@@ -123,10 +133,10 @@ def _version(asked: bool) -> None:
 
 def _root_callback(
     debug: Annotated[
-        bool, typer.Option(DEBUG, help="show the whole traceback of an error; so does the variable GAP_DEBUG=1")
+        bool, typer.Option(DEBUG, help="Show the whole traceback of an error; the variable GAP_DEBUG=1 does the same.")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="say which gap this is, and which torch", is_eager=True, callback=_version)
+        bool, typer.Option("--version", help="Print the versions of gap and torch.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
     """Generative adversarial perturbations: fool a classifier, measure how well, and harden it."""
@@ -144,8 +154,13 @@ def _unwrap_paragraphs(command: Callable[..., None]) -> str:
 
 def _exit_with_error(message: str, code: int) -> int:
     if is_main_process() or code == 1:  # which may go wrong in one process alone
-        sys.stderr.write(f"gap: {' '.join(message.split())}\n")
+        sys.stderr.write(f"gap: {_with_flags(' '.join(message.split()))}\n")
     return code
+
+
+def _with_flags(message: str) -> str:
+    """A message in which arguments stand as flags: the library writes `batch_size`, the command line --batch-size."""
+    return re.sub(r"`([a-z]+(?:_[a-z]+)*)`", lambda match: f"--{match[1].replace('_', '-')}", message)
 
 
 def _show_warning(
@@ -156,4 +171,4 @@ def _show_warning(
     file: object = None,
     line: str | None = None,
 ) -> None:
-    sys.stderr.write(f"gap: {message}\n")
+    sys.stderr.write(f"gap: {_with_flags(str(message))}\n")

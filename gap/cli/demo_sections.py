@@ -9,23 +9,25 @@ from matplotlib.cbook import get_sample_data
 from PIL import Image, ImageOps
 from torchvision.transforms.functional import pil_to_tensor
 
-from gap.attacks.generator.train import TrainOptions, train_generator
+from gap.attacks.generator.options import TrainOptions
+from gap.attacks.generator.train import train_from_options
 from gap.classifiers.classifier import load_classifier
-from gap.classifiers.pretrain import PretrainOptions, pretrain
-from gap.classifiers.task import AttackTask, DataOptions, load_task
-from gap.cli.results import columns_for, curves_of, for_display
-from gap.cli.run_training import run_with_progress
+from gap.classifiers.options import DataOptions, PretrainOptions
+from gap.classifiers.pretrain import pretrain_from_options
+from gap.classifiers.task import AttackTask, load_task
 from gap.core.artifact import Artifact, prepare_run_dir
 from gap.core.files import write_json
 from gap.core.options import Options
 from gap.data.images import save_picture
 from gap.evaluation.benchmark import make_attack, parse_attacks, run_benchmark
 from gap.evaluation.evaluate import Evaluation
-from gap.evaluation.robustness import judge
-from gap.hardening.train import HardenOptions, harden
-from gap.imagery.feature_visualization import Feature, visualize
-from gap.imagery.style_transfer import StyleTransferConfig, stylize
-from gap.imagery.traversal import traverse
+from gap.evaluation.results import columns_for, curves_of, for_display
+from gap.evaluation.robustness import evaluate_robustness
+from gap.hardening.options import HardenOptions
+from gap.hardening.train import harden_from_options
+from gap.imagery.feature_visualization import Feature, visualize_features
+from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+from gap.imagery.traversal import traverse_images
 from gap.models.feature_extractor import LOGITS
 from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.page import Figure, Section
@@ -35,6 +37,7 @@ from gap.report.tables import Column, Table
 from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
 from gap.report.video import save_video
 from gap.threat import Budget
+from gap.training.run import logs, run_in_folder
 
 BUDGET = Budget("l2", 2.4)
 CURVE = (0.6, 1.2, 1.8, 2.4)
@@ -59,7 +62,7 @@ class Stage:
         """Run a training verb into a fresh folder of the stage."""
         folder = self.out / name
         prepare_run_dir(folder, overwrite=True)
-        return run_with_progress(name, work, options, folder)
+        return run_in_folder(name, work, options, folder, logs(folder))
 
     def path(self, name: str) -> str:
         return str(self.out / name)
@@ -71,7 +74,9 @@ class Stage:
 
 def classifier_section(stage: Stage) -> None:
     """A standard classifier, so that there is something to attack."""
-    made = stage.make("classifier", pretrain, PretrainOptions(classifier="mnist-cnn", epochs=12, batch_size=64))
+    made = stage.make(
+        "classifier", pretrain_from_options, PretrainOptions(classifier="mnist-cnn", epochs=12, batch_size=64)
+    )
     share = made.card["metrics"]["test"]["accuracy"]
     images = made.card["data"]["images"]
     text = (
@@ -88,7 +93,7 @@ def classifier_section(stage: Stage) -> None:
 def generator_section(stage: Stage) -> None:
     """One network that perturbs any image in a single pass."""
     options = {"classifier": [stage.path("classifier")], "budget": str(BUDGET), "epochs": 16, "batch_size": 64}
-    stage.make("per-image", train_generator, TrainOptions.read(options))
+    stage.make("per-image", train_from_options, TrainOptions.read(options))
     text = (
         f"A U-Net learns to perturb any digit in one pass, within {BUDGET} (the L2 length in pixels of [0, 1], of"
         " 28 x 28). Above each other: clean, the perturbation amplified, perturbed, and what the classifier says."
@@ -105,7 +110,7 @@ def universal_section(stage: Stage) -> None:
         "epochs": 12,
         "batch_size": 64,
     }
-    stage.make("universal", train_generator, TrainOptions.read(options))
+    stage.make("universal", train_from_options, TrainOptions.read(options))
     text = (
         "The same kind of network, given one fixed noise image, learns a single perturbation for every digit at once."
     )
@@ -134,9 +139,9 @@ def comparison_section(stage: Stage) -> None:
 def hardening_section(stage: Stage) -> None:
     """The classifier hardened, beside its standard surrogate, under attacks made for each."""
     options = {"classifier": stage.path("classifier"), "budget": str(HARD), "epochs": 9, "batch_size": 64}
-    stage.make("hardened", harden, HardenOptions.read(options))
+    stage.make("hardened", harden_from_options, HardenOptions.read(options))
     against = {"classifier": [stage.path("hardened")], "budget": str(HARD), "epochs": 6, "batch_size": 64}
-    stage.make("adaptive", train_generator, TrainOptions.read(against))
+    stage.make("adaptive", train_from_options, TrainOptions.read(against))
     found = {
         "standard": _withstood(stage, "classifier", {"generator": "per-image", "universal": "universal"}),
         "hardened": _withstood(
@@ -169,7 +174,7 @@ def drawing_section(stage: Stage) -> None:
     config = StyleTransferConfig(evaluations=EVALUATIONS)
     drawn = [CaptionedImage(to_image(content), "content"), CaptionedImage(to_image(style), "style")]
     for name, backbone in pair.items():
-        picture = stylize(content, [style], backbone, config=config).picture
+        picture = transfer_style(content, [style], backbone, config=config).image
         save_picture(picture, stage.out / f"stylized-{name}.png")
         drawn.append(CaptionedImage(to_image(picture), f"drawn by the {name} one"))
     features: list[CaptionedImage] = []
@@ -177,10 +182,10 @@ def drawing_section(stage: Stage) -> None:
     digits, labels = next(stage.task().data.test.batches([torch.arange(2)]))
     for name, folder in (("standard", "classifier"), ("hardened", "hardened")):
         classifier = load_classifier(stage.path(folder))
-        ten = visualize(classifier, [Feature(LOGITS, index) for index in range(10)], steps=60)
+        ten = visualize_features(classifier, [Feature(LOGITS, index) for index in range(10)], steps=60)
         features += [CaptionedImage(to_image(each), f"{name}: {index}") for index, each in enumerate(ten)]
-        walk = traverse(classifier, digits, (labels + 5) % 10, steps=60)
-        walks.append(TraversalFrames(name, walk.pictures, walk.probabilities))
+        walk = traverse_images(classifier, digits, (labels + 5) % 10, steps=60)
+        walks.append(TraversalFrames(name, walk.images, walk.probabilities))
     names = [str(index) for index in range(10)]
     save_video(traversal_frames(walks, names), stage.out / "walk.mp4", fps=20)
     text = (
@@ -220,11 +225,13 @@ def _withstood(
     entries = parse_attacks([stage.path(folder) for folder in trained.values()])
     attacks = [make_attack(entry, HARD, judged, task, 0) for entry in entries]
     standard = load_classifier(stage.path(surrogate)) if surrogate else None
-    found = judge(judged, data.test, HARD, images=IMAGES, fast=True, surrogate=standard, others=attacks, data=data.name)
-    left, last = found["attacks"], found["autoattack"][-1]
+    report = evaluate_robustness(
+        judged, data.test, HARD, images=IMAGES, fast=True, surrogate=standard, others=attacks, data=data.name
+    )
+    left, last = report.attacks, report.autoattack[-1]
     own = {name: left[attack.name] for name, attack in zip(trained, attacks, strict=True)}
-    shares = {"none": found["clean_accuracy"], **own, "PGD": left["pgd"], "AutoAttack (fast)": left[last]}
-    return shares, found["verdict"]
+    shares = {"none": report.clean_accuracy, **own, "PGD": left["pgd"], "AutoAttack (fast)": left[last]}
+    return shares, report.verdict
 
 
 # The order of the page. A later chapter of the chain is a function here.

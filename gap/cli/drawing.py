@@ -8,80 +8,70 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Annotated, Literal
 
 import torch
 import typer
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.cli.options import parse_numbers
-from gap.core.errors import GapError, GapWarning, unknown_name_error
+from gap.core.errors import GapError, GapWarning
 from gap.core.files import check_writable, reraise_write_errors
+from gap.core.progress import StepBar
 from gap.data.images import load_image, save_picture
 from gap.imagery.canvas import fit_size, resize
 from gap.imagery.optimize import OptimizationProgress
 from gap.imagery.style_transfer import StyleTransferResult
-from gap.training.runtime import RuntimeOptions, make_accelerator
+from gap.training.options import RuntimeOptions
+from gap.training.runtime import make_accelerator
 
-Device = Annotated[Literal["auto", "cpu", "cuda"], typer.Option("--device", help="auto, cpu or cuda")]
-# Seconds between two previews, and between two lines where there is no terminal.
+# Seconds between two previews.
 PREVIEW_SECONDS = 10.0
 
 
-class DrawingProgressBar:
-    """Hears of a drawing: a progress bar, and every ten seconds the pictures so far (N x C x H x W), handed to
+class DrawingProgress:
+    """Shows the progress of a drawing, and every ten seconds hands the images so far (N x C x H x W) to
     `save_preview`."""
 
-    def __init__(self, save_preview: Callable[[Tensor], None], bar: Bar, writer: SummaryWriter | None = None) -> None:
+    def __init__(self, save_preview: Callable[[Tensor], None], bar: StepBar, writer: SummaryWriter | None) -> None:
         self.save_preview, self.bar, self.writer = save_preview, bar, writer
-        self.task = bar.add_task("drawing", total=None, figures="")
-        self.told = time.monotonic()
+        self.last_preview = time.monotonic()
         self.step = self.steps = 0
-        self.pictures: Tensor | None = None
+        self.images: Tensor | None = None
 
     def __call__(self, progress: OptimizationProgress) -> None:
         self.step, self.steps = progress.step + 1, progress.steps
-        # Not the progress itself, which holds what every layer saw.
-        self.pictures = progress.activations.images.detach()
+        # Not the progress itself, which holds what every layer returned.
+        self.images = progress.activations.images.detach()
         objective = progress.values.detach().mean().item()
-        figures = f"objective {objective:.4g}"
+        self.bar.update(self.step, self.steps, f"objective {objective:.4g}")
         if self.writer:
             self.writer.add_scalar("objective", objective, self.step)
-        self.bar.update(self.task, completed=self.step, total=self.steps, figures=figures)
-        if time.monotonic() - self.told > PREVIEW_SECONDS:
-            self.told = time.monotonic()
-            self.save_preview(self.pictures)
+        if time.monotonic() - self.last_preview > PREVIEW_SECONDS:
+            self.last_preview = time.monotonic()
+            self.save_preview(self.images)
             if self.writer:
-                self.writer.add_images("pictures", self.pictures.cpu(), self.step)
-            if not self.bar.console.is_terminal:
-                sys.stderr.write(f"evaluation {self.step}/{self.steps} {figures}\n")
+                self.writer.add_images("pictures", self.images.cpu(), self.step)
 
-    def stop(self) -> None:
-        """Leave the picture as it is now, and say so."""
-        if self.pictures is not None:
-            self.save_preview(self.pictures)
+    def keep(self) -> None:
+        """Save the images as they are now, and say so."""
+        if self.images is not None:
+            self.save_preview(self.images)
             sys.stderr.write(f"gap: ended at evaluation {self.step} of {self.steps}; the picture so far is kept\n")
 
 
 @contextmanager
-def progress_display(save_preview: Callable[[Tensor], None], log: Path | None = None) -> Iterator[DrawingProgressBar]:
-    """A progress bar for a drawing; where it is interrupted, or comes apart, the pictures so far are kept."""
-    console = Console(stderr=True)
-    figures = TextColumn("{task.fields[figures]}")
-    columns = TextColumn("{task.description}"), BarColumn(), figures, TimeRemainingColumn()
-    with Bar(*columns, console=console, disable=not console.is_terminal) as bar, _event_writer(log) as writer:
-        stand = DrawingProgressBar(save_preview, bar, writer)
+def progress_display(save_preview: Callable[[Tensor], None], log: Path | None = None) -> Iterator[DrawingProgress]:
+    """Shows the progress of a drawing; where it is interrupted, or fails, the images so far are kept."""
+    with StepBar("drawing") as bar, _event_writer(log) as writer:
+        progress = DrawingProgress(save_preview, bar, writer)
         try:
             with _sigterm_as_exit():
-                yield stand
+                yield progress
         except (KeyboardInterrupt, SystemExit, Exception):  # a backbone of the user's own may raise anything
-            stand.stop()
+            progress.keep()
             raise
 
 
@@ -118,14 +108,14 @@ def _sigterm_as_exit() -> Iterator[None]:
         signal.signal(signal.SIGTERM, before)
 
 
-def run_drawing(out: Path, work: Callable[[DrawingProgressBar], StyleTransferResult], log: Path | None = None) -> None:
+def run_drawing(out: Path, work: Callable[[DrawingProgress], StyleTransferResult], log: Path | None = None) -> None:
     """Do a drawing's work beside a progress bar, leave the picture in `out`, and say how the objective ended.
 
     With `log`, TensorBoard gets the objective there and the pictures on the way.
     """
     with progress_display(lambda pictures: save_picture(pictures[0], out), log) as stand:
         drawn = work(stand)
-        save_picture(drawn.picture, out)
+        save_picture(drawn.image, out)
     typer.echo(f"{drawn.loss_summary}\n{drawn.evaluations} evaluations\n{out}")
 
 
@@ -156,20 +146,6 @@ def load_backbone(
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     (backbone,) = load_classifiers([name], parse_input_shape(input), (3, (224, 224)), *given)
     return backbone.to(device)
-
-
-def find_class(classifier: Classifier, text: str) -> int:
-    """The class of that number or name; raises GapError where there is none."""
-    count = classifier.spec.classes
-    if text.isdecimal():
-        if int(text) < count:
-            return int(text)
-        raise GapError(f"{classifier.name} knows the classes 0 to {count - 1}, not {text}")
-    names = {classifier.label(index).casefold(): index for index in range(count)}
-    found = names.get(text.casefold())
-    if found is None:
-        raise unknown_name_error("class", text, names)
-    return found
 
 
 def find_device(device: str, seed: int) -> torch.device:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import typer
 
-from gap.cli.drawing import DrawingProgressBar, progress_display
+from gap.cli.drawing import DrawingProgress, progress_display
 from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.files import write_json
 from gap.data.images import save_picture
@@ -25,7 +25,7 @@ COLUMNS = [
 PREVIEW_FILE = "unfinished.png"
 
 
-def save_grid_search(search: Callable[[DrawingProgressBar], Iterable[Trial]], judge: str, out: Path) -> None:
+def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], judge: str, out: Path) -> None:
     """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
     the best so far in `out`."""
     folder = out.with_name(f"{out.stem}-grid")

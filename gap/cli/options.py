@@ -11,24 +11,42 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 import typer
 from pydantic.fields import FieldInfo
 
+from gap.cli.completion import completer_of, configs
 from gap.core.errors import GapError
 from gap.core.files import STANDARD_OUTPUT, descriptor
-from gap.core.options import Options, deep_merge, parse_assignments, read_config
+from gap.core.options import Options, command_line_note, deep_merge, parse_assignments, read_config
 
-Config = Annotated[str | None, typer.Option("--config", help="options from a config: a name from configs/, or a path")]
+Config = Annotated[
+    str | None,
+    typer.Option("--config", help="Options from a config: a name of `gap configs`, or a path.", autocompletion=configs),
+]
 Assign = Annotated[
-    list[str] | None, typer.Option("--set", help="one option by its path in a config, such as seed=1; repeatable")
+    list[str] | None, typer.Option("--set", help="One option by its path in a config, such as seed=1; repeatable.")
 ]
 
-Input = Annotated[str | None, typer.Option("--input", help="what a classifier of your own takes, as 3x32x32")]
+Input = Annotated[
+    str | None, typer.Option("--input", help="Input shape CxHxW of a classifier of your own, such as 3x32x32.")
+]
 Mean = Annotated[
     list[str] | None,
-    typer.Option("--mean", help="mean of the normalizer of a classifier that has none, as 0.49,0.48,0.45"),
+    typer.Option(
+        "--mean", help="Mean for the input normalization of a classifier that has none, such as 0.49,0.48,0.45."
+    ),
 ]
 Std = Annotated[
     list[str] | None,
-    typer.Option("--std", help="standard deviation of that normalizer, of pixels in [0, 1], as 0.25,0.24,0.26"),
+    typer.Option(
+        "--std", help="Standard deviation for that normalization, of pixels in [0, 1], such as 0.25,0.24,0.26."
+    ),
 ]
+Device = Annotated[
+    str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1, mps or xpu; auto takes the first accelerator.")
+]
+
+# Of verbs that train.
+Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished training in --out, with its options.")]
+Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result of an earlier run in --out.")]
 
 
 def _reserve_standard_output(context: typer.Context, path: Path | None) -> Path | None:
@@ -42,7 +60,9 @@ def _reserve_standard_output(context: typer.Context, path: Path | None) -> Path 
 
 Json = Annotated[
     Path | None,
-    typer.Option("--json", help="write the result there; - is standard output", callback=_reserve_standard_output),
+    typer.Option(
+        "--json", help="File for the result as JSON; - is standard output.", callback=_reserve_standard_output
+    ),
 ]
 
 
@@ -110,16 +130,19 @@ def _to_typer_option(name: str, field: FieldInfo, group: str | None) -> inspect.
     flag = "--" + name.replace("_", "-")
     hint = _typer_type(field.annotation)
     described = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
+    completer = completer_of(field)
     option: Any
-    if field.json_schema_extra == {"positional": True}:
-        option = typer.Argument(help=described, show_default=False)
+    if command_line_note(field, "positional"):
+        option = typer.Argument(help=described, show_default=False, autocompletion=completer)
     elif field.annotation is bool:
         option = typer.Option(
             f"{flag}/--no-{flag[2:]}", help=described, show_default="on" if default else False, rich_help_panel=group
         )
     else:
         default_shown = str(shown) if shown not in (None, "") else False
-        option = typer.Option(flag, help=described, show_default=default_shown, rich_help_panel=group)
+        option = typer.Option(
+            flag, help=described, show_default=default_shown, rich_help_panel=group, autocompletion=completer
+        )
     return _parameter(name, Annotated[hint, option], None)
 
 

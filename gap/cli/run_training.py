@@ -1,40 +1,24 @@
 """What every training verb does around its work: the output folder, resume, callbacks, leaving cleanly."""
 
 import sys
-import warnings
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TypeVar
-
-import typer
-import yaml
+from typing import TypeVar
 
 from gap.classifiers.registry import runs_user_code
 from gap.core.artifact import (
     CARD,
-    CHECKPOINT,
     CONFIG,
-    MARKER_FILE,
-    RUN_FILES,
     Artifact,
     open_artifact,
     prepare_run_dir,
-    remove_run_files,
-    write_marker,
 )
-from gap.core.errors import GapError, GapWarning
-from gap.core.files import stale_temp_files, write_text
+from gap.core.errors import GapError
 from gap.core.options import Options, read_yaml_file
-from gap.core.process import TrainingInterrupted, is_main_process
-from gap.training.callbacks import MetricsLog, ProgressBar, TensorBoard
-from gap.training.trainer import TrainingProgress
+from gap.core.process import is_main_process
+from gap.training.run import logs, run_in_folder
 
 T = TypeVar("T", bound=Options)
-
-Out = Annotated[Path, typer.Option("--out", help="the folder to leave the result in")]
-Resume = Annotated[bool, typer.Option("--resume", help="go on with the unfinished work in --out, with its options")]
-Overwrite = Annotated[bool, typer.Option("--overwrite", help="replace what an earlier run left in --out")]
 
 
 def run_training(
@@ -52,64 +36,13 @@ def run_training(
         return
     options = _options(verb, read, out, resume)
     prepare_run_dir(out, resume=resume, overwrite=overwrite)
-    artifact = run_with_progress(verb, work, options, out, resume=resume)
+    artifact = run_in_folder(verb, work, options, out, logs(out), resume=resume)
     figures = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artifact.card["metrics"].items()
         for name, value in values.items()
     )
     _print(f"{artifact.kind}: {figures}\n{_next_argument(artifact)}")
-
-
-def run_with_progress(
-    name: str, work: Callable[..., Artifact], options: Options, out: Path, *, resume: bool = False
-) -> Artifact:
-    """Run `work(options, folder, callbacks, resume=...)` with a progress bar and logs.
-
-    What an earlier run left in the folder goes when the first step is about to be made, not before: options that turn
-    out not to fit lose nothing. Of several processes, one shows the progress and the warnings.
-    """
-    for part in stale_temp_files(out, (MARKER_FILE, *RUN_FILES)):
-        part.unlink(missing_ok=True)
-    opening = _OutputFolder(out, options, resume)
-    with warnings.catch_warnings(), ProgressBar(name) as terminal:
-        if not is_main_process():
-            warnings.simplefilter("ignore", GapWarning)
-        try:
-            return work(options, out, (opening, terminal, MetricsLog(out), TensorBoard(out)), resume=resume)
-        except TrainingInterrupted:
-            raise
-        except Exception:  # a network of the user's own may raise anything
-            opening.rollback()
-            raise
-
-
-class _OutputFolder:
-    """Hears the beginning of a run, and makes the folder its own; killed in the middle, it is still one of gap's."""
-
-    def __init__(self, out: Path, options: Options, resume: bool) -> None:
-        self.out, self.options, self.resume = out, options, resume
-        self.opened = False
-
-    def __call__(self, progress: TrainingProgress) -> None:
-        if self.opened or self.resume:
-            return
-        write_marker(self.out)
-        self.opened = True
-        remove_run_files(self.out)
-        write_text(self.out / CONFIG, yaml.safe_dump(self.options.to_dict(), sort_keys=False))
-        (self.out / MARKER_FILE).unlink()
-
-    def rollback(self) -> None:
-        """After a failure that left no checkpoint: nothing of the run stays, and the folder can be given again.
-
-        What an earlier run had left there went when this one began.
-        """
-        if self.opened and not (self.out / CHECKPOINT).is_file():
-            remove_run_files(self.out)
-            (self.out / MARKER_FILE).unlink(missing_ok=True)
-        with suppress(OSError):
-            self.out.rmdir()  # only where it is empty
 
 
 def _next_argument(artifact: Artifact) -> str:

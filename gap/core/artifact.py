@@ -7,27 +7,29 @@ metrics.jsonl       metrics along the way
 checkpoint.pt       only while the work is unfinished: where to resume
 
 A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
+
+Torch is imported by the functions that need it: what a folder is can be said without.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import safetensors
-import safetensors.torch
 import yaml
 from pydantic import BaseModel, Field, ValidationError
-from torch import Tensor, nn
 
-from gap.classifiers.checkpoints import READ_ERRORS, load_state_dict_checked
 from gap.core.card_formats import FORMAT, upgraded
 from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write, stale_temp_files, write_text
 from gap.core.options import load_yaml_file
 from gap.core.paths import exists, is_file, is_folder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
     "card.yaml",
@@ -59,6 +61,18 @@ class Artifact:
 
     folder: Path
     card: dict[str, Any]
+    loaded: "Mapping[str, Tensor] | None" = field(default=None, repr=False, compare=False)
+
+    def in_memory(self) -> "Artifact":
+        """The same with its tensors in memory, and its kind for a folder: it outlives the one that it was read from."""
+        return replace(self, folder=Path(self.kind), loaded=self.tensors())
+
+    def save(self, folder: Path | str) -> "Artifact":
+        """Write it into a folder. Raises GapError where that holds anything that gap did not leave."""
+        folder = Path(folder)
+        prepare_run_dir(folder, overwrite=True)
+        content = {key: value for key, value in self.card.items() if key not in ("kind", "format", "versions")}
+        return save_artifact(folder, self.kind, self.tensors(), content)
 
     @property
     def kind(self) -> str:
@@ -73,16 +87,22 @@ class Artifact:
             key, reason = ".".join(map(str, first["loc"])), first["msg"][:1].lower() + first["msg"][1:]
             raise GapError(f"{self.folder / CARD} is damaged at {key}: {reason}; make {self.folder} again") from error
 
-    def tensors(self) -> dict[str, Tensor]:
+    def tensors(self) -> "dict[str, Tensor]":
         """The saved tensors by name; raises GapError when the file is missing or cut short."""
+        if self.loaded is not None:
+            return dict(self.loaded)
+        from safetensors.torch import load_file
+
         with self._reading() as path:
-            return safetensors.torch.load_file(path)
+            return load_file(path)
 
     def check_sizes(self, key: str, sizes: Iterable[int]) -> None:
         """Raise GapError where the card says a size, at a key, that no side of any saved tensor has.
 
         A network of such a size could ask for more memory than there is.
         """
+        if self.loaded is not None:  # it was checked when it was read
+            return
         with self._reading() as path, safetensors.safe_open(path, "pt") as file:
             sides = {side for name in file.keys() for side in file.get_slice(name).get_shape()}  # noqa: SIM118
         if strange := [size for size in sizes if size not in sides]:
@@ -94,6 +114,8 @@ class Artifact:
     @contextmanager
     def _reading(self) -> Iterator[Path]:
         """Gives the file of the tensors; turns what reading it raises into a line."""
+        from gap.classifiers.checkpoints import READ_ERRORS
+
         path = self.folder / TENSORS
         try:
             yield path
@@ -103,8 +125,10 @@ class Artifact:
             why = first_line(error)
             raise GapError(f"{path} is missing or cut short ({why}); make {self.folder} again") from error
 
-    def fit(self, network: nn.Module) -> None:
+    def fit(self, network: "nn.Module") -> None:
         """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
+        from gap.classifiers.checkpoints import load_state_dict_checked
+
         load_state_dict_checked(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
 
 
@@ -117,7 +141,7 @@ def open_artifact(folder: Path, *kinds: str) -> Artifact:
     """The artifact of one of these kinds in a folder; raises GapError saying what is there instead."""
     if not is_artifact(folder):
         if _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS):
-            raise GapError(f"{folder} is unfinished; go on with --resume --out {folder}")
+            raise GapError(f"{folder} is unfinished; go on with `resume` `out` {folder}")
         raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
     card = load_yaml_file(folder / CARD)
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
@@ -128,8 +152,11 @@ def open_artifact(folder: Path, *kinds: str) -> Artifact:
     return Artifact(folder, card)
 
 
-def save_artifact(folder: Path, kind: str, tensors: Mapping[str, Tensor], content: Mapping[str, Any]) -> Artifact:
+def save_artifact(folder: Path, kind: str, tensors: "Mapping[str, Tensor]", content: Mapping[str, Any]) -> Artifact:
     """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
+    from safetensors.torch import save_file
+    from torch import Tensor
+
     card = {"kind": kind, "format": FORMAT, **content, "versions": versions()}
     plain = {
         name: tensor.detach().cpu().contiguous().clone()
@@ -137,7 +164,7 @@ def save_artifact(folder: Path, kind: str, tensors: Mapping[str, Tensor], conten
         if isinstance(tensor, Tensor)  # modules may keep other things in a state dict besides
     }
     with atomic_write(folder / TENSORS) as part:
-        safetensors.torch.save_file(plain, part)
+        save_file(plain, part)
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return Artifact(folder, card)
@@ -153,8 +180,8 @@ def prepare_run_dir(folder: Path, *, resume: bool = False, overwrite: bool = Fal
     """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
     prepare_output_dir(folder)
     if _contents(folder) and not (resume or overwrite):
-        state = "a finished piece of work; use" if is_artifact(folder) else "unfinished work; use --resume to go on,"
-        raise GapError(f"{folder} holds {state} --overwrite, or another folder")
+        state = "a finished piece of work; use" if is_artifact(folder) else "unfinished work; use `resume` to go on,"
+        raise GapError(f"{folder} holds {state} `overwrite`, or another folder")
 
 
 def prepare_output_dir(folder: Path) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Self
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic.fields import FieldInfo
 
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import is_file
@@ -37,6 +38,14 @@ class Options(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML."""
         return self.model_dump(mode="json")
+
+
+def command_line_note(field: FieldInfo, key: str) -> Any:
+    """What a field tells the command line beside its type, in `json_schema_extra`, or None.
+
+    `positional` is whether it has no flag; `complete` is what its values are names of.
+    """
+    return field.json_schema_extra.get(key) if isinstance(field.json_schema_extra, dict) else None
 
 
 def named_configs() -> list[str]:
@@ -139,9 +148,9 @@ def _missing(options: type[BaseModel], path: str) -> GapError:
     field = options.model_fields.get(path)
     if field is None:
         return GapError(f"option {path} is missing")
-    if field.json_schema_extra == {"positional": True}:
+    if command_line_note(field, "positional"):
         return GapError(f"{path} is missing: name it without a flag")
-    return GapError(f"option {path} is missing; give --{path.replace('_', '-')}: {field.description}")
+    return GapError(f"option {path} is missing; give `{path}`: {field.description}")
 
 
 def _paths(options: type[BaseModel], prefix: str = "") -> list[str]:

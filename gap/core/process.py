@@ -11,7 +11,7 @@ class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user as
         super().__init__(step, steps, folder)
         self.code = 128 + signal_number
         self.stop = f"stopped at step {step} of {steps}"
-        self.advice = f"saved; go on with --resume --out {folder}"
+        self.advice = f"saved; go on with `resume` `out` {folder}"
 
     def __str__(self) -> str:
         return f"{self.stop}, {self.advice}"

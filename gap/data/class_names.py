@@ -175,7 +175,7 @@ def _indices_of(data: Dataset, names: Sequence[str], classifier: str, known: Cla
         fix = "rename the folder (or the label in labels.csv)" if data.sorted_classes else "use data with its classes"
         raise GapError(
             f"{data.name} has {len(names)} classes, of which {classifier} does not know {strange[0]!r}{more} (it knows"
-            f" {len(known.names)} classes: {abbreviate(near, len(known.names))}); {fix}, or, to attack it, use --labels"
+            f" {len(known.names)} classes: {abbreviate(near, len(known.names))}); {fix}, or, to attack it, use `labels`"
             " predicted"
         )
     for name, indices in meanings.items():

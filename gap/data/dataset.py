@@ -58,14 +58,14 @@ class Split(Protocol):
 class InMemorySplit:
     """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once.
 
-    `convert` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
-    Without `labels_are_original` the labels are someone's reading of the pictures, and no part of the fingerprint.
+    `transform` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
+    Without `labels_are_original` the labels are someone's reading of the pictures, and no part of the digest.
     """
 
     images: Tensor
     labels: Tensor | None = None
     device_cache: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)
-    convert: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
+    transform: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     labels_are_original: bool = field(default=True, repr=False, compare=False)
 
     def __len__(self) -> int:
@@ -76,8 +76,8 @@ class InMemorySplit:
         images = self._images_near(device)
         for indices in order:
             pictures = images[indices.to(images.device)]
-            if self.convert is not None:
-                pictures = self.convert(pictures.to(device))
+            if self.transform is not None:
+                pictures = self.transform(pictures.to(device))
             yield as_floats(pictures, device), take_labels(self.labels, indices).to(device)
 
     def with_labels(self, labels: Tensor) -> "InMemorySplit":

@@ -4,6 +4,7 @@ import os
 import struct
 import warnings
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,6 +27,9 @@ READ_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
     RuntimeError, struct.error, Image.DecompressionBombError,
 )  # fmt: skip
+
+
+ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
 def load_image(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
@@ -54,6 +58,58 @@ def load_image(path: str | Path, channels: int, size: tuple[int, int] | None = N
         raise GapError(f"{path} {_error_message(path, error)}") from error
     pixels = torch.from_numpy(np.array(flat))
     return pixels.reshape(*pixels.shape[:2], channels).permute(2, 0, 1).contiguous()
+
+
+def as_image(image: ImageLike, channels: int, size: tuple[int, int] | None = None) -> Tensor:
+    """An image that the user holds as float32 C x H x W in [0, 1].
+
+    Args:
+        image: a path, a PIL image, an array H x W x C or H x W, or a tensor C x H x W, H x W or 1 x C x H x W; uint8 or
+            floats in [0, 1].
+        channels: 1 (gray) or 3 (RGB): the image is converted.
+        size: (H, W): the image is resized to cover it and cropped at the center; None keeps its own.
+
+    Raises:
+        GapError: for a file that cannot be read, another shape, and pixels outside of [0, 1].
+    """
+    if isinstance(image, str | Path):
+        return load_image(image, channels, size).float() / 255
+    if isinstance(image, Tensor):
+        image = Image.fromarray(_tensor_levels(image))
+    elif isinstance(image, np.ndarray):
+        image = Image.fromarray(_levels(image))
+    if not isinstance(image, Image.Image):
+        raise GapError(f"an image is a path, a PIL image, an array or a tensor, not a {type(image).__name__}")
+    flat = _flatten_alpha(_eight_bit(image)).convert(_mode(channels))
+    if size is not None:
+        flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
+    pixels = torch.from_numpy(np.array(flat))
+    return pixels.reshape(*pixels.shape[:2], channels).permute(2, 0, 1).float() / 255
+
+
+def _tensor_levels(image: Tensor) -> np.ndarray[Any, Any]:
+    """A tensor C x H x W as uint8 H x W x C, or H x W where C is 1."""
+    pixels = image.detach().cpu()
+    if pixels.ndim == 4 and len(pixels) == 1:
+        pixels = pixels[0]
+    if pixels.ndim == 2:
+        pixels = pixels[None]
+    if pixels.ndim != 3 or pixels.shape[0] not in (1, 3, 4):
+        raise GapError(f"an image is a tensor C x H x W of 1 or 3 channels, not of the shape {tuple(image.shape)}")
+    pixels = pixels.float() if pixels.is_floating_point() else pixels
+    return _levels(pixels.permute(1, 2, 0).numpy())
+
+
+def _levels(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """An array of uint8, or of floats in [0, 1] rounded to 8 bits."""
+    if pixels.ndim not in (2, 3) or (pixels.ndim == 3 and pixels.shape[2] not in (1, 3, 4)):
+        raise GapError(f"an image is an array H x W x C of 1 or 3 channels, not of the shape {pixels.shape}")
+    if pixels.dtype != np.uint8:
+        if not np.issubdtype(pixels.dtype, np.floating) or not (pixels.min() >= -1e-4 and pixels.max() <= 1 + 1e-4):
+            span = f"{pixels.dtype} from {pixels.min():g} to {pixels.max():g}"
+            raise GapError(f"pixels are uint8 or floats in [0, 1], not {span}")
+        pixels = np.clip(pixels * 255, 0, 255).round().astype(np.uint8)
+    return np.ascontiguousarray(pixels[..., 0] if pixels.ndim == 3 and pixels.shape[2] == 1 else pixels)
 
 
 def find_pictures(path: str | Path) -> list[Path]:

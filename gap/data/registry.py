@@ -1,6 +1,5 @@
 """Data by one name: the embedded digits, a published set, or a folder of pictures."""
 
-import os
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -11,30 +10,13 @@ from torch.nn import functional
 
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import expanded
+from gap.data.adapters import DatasetSplit
 from gap.data.dataset import Dataset, InMemorySplit, Split
 from gap.data.image_folder import load_folder
+from gap.data.names import FOLDER, default_root, list_datasets
 from gap.data.torchvision_datasets import DATASETS, load_mnist_5k, load_published
 
-FOLDER = "folder:"
 LUMA = (0.299, 0.587, 0.114)
-
-
-def list_datasets() -> dict[str, str]:
-    """Every name that `load_data` knows, with a line about it."""
-    return {
-        "mnist-5k": "5,000 MNIST digits that come with a dependency: 28 x 28, gray, 10 classes",
-        "mnist": "MNIST digits, 60,000 and 10,000: 28 x 28, gray, 10 classes",
-        "fashion-mnist": "Zalando's clothes, 60,000 and 10,000: 28 x 28, gray, 10 classes",
-        "cifar10": "CIFAR-10, 50,000 and 10,000: 32 x 32, RGB, 10 classes",
-        "svhn": "street view house numbers, 73,257 and 26,032: 32 x 32, RGB, 10 classes",
-        "stl10": "STL-10, 5,000 and 8,000: 96 x 96, RGB, 10 classes",
-        "folder:PATH": "your pictures: train/ and test/ with class folders, class folders, or pictures (labels.csv)",
-    }
-
-
-def default_root() -> Path:
-    """Where downloaded sets are kept: the variable GAP_DATA, else ~/.cache/gap."""
-    return expanded(os.environ.get("GAP_DATA") or "~/.cache/gap")
 
 
 def load_data(
@@ -62,18 +44,19 @@ def load_data(
         data = load_published(name, expanded(root) if root else default_root(), download)
     else:
         raise unknown_name_error("data", name, list_datasets())
-    return _converted(data, channels or data.channels, size or data.size)
+    return converted(data, channels or data.channels, size or data.size)
 
 
-def _converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
+def converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
+    """The dataset at other channels, 1 or 3, and another size (H, W). Raises GapError for other channels."""
     if (channels, size) == (data.channels, data.size):
         return data
     if channels not in (1, 3):
         raise GapError(f"{data.name} can be had with 1 or 3 channels, not {channels}")
 
-    def convert(split: Split) -> InMemorySplit:
-        assert isinstance(split, InMemorySplit)
-        return replace(split, convert=partial(_convert, channels=channels, size=size))
+    def convert(split: Split) -> Split:
+        assert isinstance(split, InMemorySplit | DatasetSplit)
+        return replace(split, transform=partial(_convert, channels=channels, size=size))
 
     return replace(
         data,

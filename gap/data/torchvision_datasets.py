@@ -25,7 +25,7 @@ CIFAR = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse"
 STL = ("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck")
 
 HELD_OUT, HELD_OUT_FROM = 5_000, 50_000
-OTHER_ROOT = "or name another folder with --data-root or GAP_DATA"
+OTHER_ROOT = "or name another folder with `data_root` or GAP_DATA"
 FAILURES = (
     RuntimeError, OSError, ValueError, TypeError, KeyError, IndexError, AssertionError, EOFError,
     tarfile.TarError, zlib.error, http.client.HTTPException,

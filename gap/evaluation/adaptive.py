@@ -11,13 +11,15 @@ import torch
 
 from gap.attacks.base import Attack
 from gap.attacks.generator.model import load_attack_artifact
-from gap.attacks.generator.train import EPOCHS_TO_WARN, TrainOptions, train_against
+from gap.attacks.generator.options import TrainOptions
+from gap.attacks.generator.train import EPOCHS_TO_WARN, train_against
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.task import AttackTask
 from gap.core.errors import GapError, GapWarning
 from gap.evaluation.masking_checks import differentiable
 from gap.threat import Budget
-from gap.training.runtime import RuntimeOptions, make_accelerator
+from gap.training.options import RuntimeOptions
+from gap.training.runtime import make_accelerator
 from gap.training.trainer import Callback
 
 

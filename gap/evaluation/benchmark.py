@@ -1,33 +1,41 @@
-"""A benchmark: attacks by name or artifact, against classifiers, one row for each pair."""
+"""Attacks, by name, by folder or as objects, against classifiers: one row for each pair."""
 
 import math
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from gap.attacks.base import Attack
 from gap.attacks.criteria import CriterionFactory, find_criterion
-from gap.attacks.generator.model import ARTIFACT_KINDS, AttackCard, folder_name, load_attack_artifact, trained_budget
+from gap.attacks.generator.model import AttackCard, folder_name, load_attack_artifact, trained_budget
 from gap.attacks.gradient import PGD
+from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.registry import UNIVERSAL_ATTACKS, create_attack, init_folder_of, list_attacks
+from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import AttackTask
+from gap.classifiers.task import AttackTask, make_task
 from gap.core.artifact import Artifact, is_artifact, open_artifact
 from gap.core.errors import GapError, GapWarning, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import exists
-from gap.evaluation.evaluate import Evaluation, evaluate
-from gap.threat import Budget
+from gap.data.adapters import evaluation_data
+from gap.evaluation.evaluate import Evaluation, evaluate_attack
+from gap.evaluation.results import EvaluationResult
+from gap.threat import Budget, as_budget
+
+# An attack, a spec such as "pgd:steps=100", or the folder of a trained attack.
+AttackLike = Attack | str | Path
 
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """One attack of a benchmark: a spec such as `pgd:steps=100`, or what `gap train` left.
+    """One attack of a benchmark: a spec such as `pgd:steps=100`, what `gap train` left, or an attack object.
 
     `text` is what the user wrote, `name` what tells it from the others. `init` is the trained attack that an untrained
     one begins at.
@@ -37,10 +45,13 @@ class AttackEntry:
     name: str
     artifact: Artifact | None = None
     init: Artifact | None = None
+    attack: Attack | None = None
 
     @property
     def budget(self) -> Budget | None:
-        """The budget it was trained at, where it was."""
+        """The budget that it was trained at, or that the object has."""
+        if self.attack:
+            return self.attack.budget
         return trained_budget(self.artifact) if self.artifact else None
 
     def is_adaptive_to(self, classifier: Classifier) -> bool:
@@ -53,25 +64,85 @@ class AttackEntry:
         )
 
 
-def parse_attacks(texts: Sequence[str]) -> list[AttackEntry]:
-    """Read the attacks of a benchmark; raises GapError for what is neither an attack's name nor a trained artifact.
+def parse_attacks(attacks: Sequence[AttackLike]) -> list[AttackEntry]:
+    """The entries of a benchmark; raises GapError for what is no attack, no attack's name and no trained artifact.
 
     Artifacts are named after their folders, and where two would have one name, as they were written.
     """
-    found = [_parse_attack(text) for text in texts]
+    found = [_parse_attack(attack) for attack in attacks]
     names = Counter(entry.name for entry in found)
     return [replace(entry, name=entry.text) if names[entry.name] > 1 else entry for entry in found]
 
 
-def common_budget(entries: Sequence[AttackEntry], asked: str | None) -> Budget | None:
-    """The budget asked for, else the first entry's own; raises GapError when one is needed and there is none."""
+def common_budget(entries: Sequence[AttackEntry], asked: Budget | str | None) -> Budget | None:
+    """The budget asked for, else the first entrant's own; raises GapError when one is needed and there is none."""
     if asked:
-        return Budget.parse(asked)
+        return as_budget(asked)
     own = next((entry.budget for entry in entries if entry.budget), None)
-    needy = next((entry for entry in entries if not entry.artifact), None)
+    needy = next((entry for entry in entries if not entry.artifact and not entry.attack), None)
     if own is None and needy is not None:
-        raise GapError(f"{needy.text} needs a budget; give --budget, for example linf:8/255")
+        raise GapError(f"{needy.text} needs a budget; give `budget`, for example linf:8/255")
     return own
+
+
+def evaluate(
+    attacks: AttackLike | Sequence[AttackLike],
+    models: ClassifierLike | Sequence[ClassifierLike],
+    data: Any = "mnist-5k",
+    budget: Budget | str | Sequence[Budget | str] | None = None,
+    *,
+    images: int | None = None,
+    batch_size: int = 250,
+    transfer: bool = False,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    callback: Callable[[Evaluation], None] = lambda evaluation: None,
+    **options: Any,
+) -> EvaluationResult:
+    """Measure attacks on one or several classifiers; every figure is of 8-bit images.
+
+    Args:
+        attacks: one attack or several: objects such as `gap.attacks.PGD("linf:8/255")` or what `gap.train_generator`
+            returns, names with options such as "pgd:steps=100", folders of trained attacks.
+        models: one classifier or several, each a name, a folder, a `gap.Classifier` or any `nn.Module`.
+        data: a name such as "cifar10" or "folder:PATH", of which the test images are taken; or images with labels: a
+            pair of tensors, a torch Dataset or DataLoader, a Hugging Face dataset.
+        budget: the largest perturbation, such as "linf:8/255", or several. Attack objects keep their own. Without one,
+            trained attacks keep theirs, and names take the first of those.
+        images: how many images, drawn once for all tables; None takes all.
+        batch_size: images a batch.
+        transfer: whether each named attack is made on every classifier and measured on every one.
+        seed: of every random choice.
+        device: what torch calls it; None takes the one that the first model is on.
+        callback: is called with each row as it comes.
+        **options: more options of data by name: data_root, labels, input, mean, std.
+
+    Returns:
+        A table that prints itself, with `to_dict`, `to_markdown`, `to_csv`, `to_latex`, `plot` and `pictures`.
+
+    Raises:
+        GapError: for attacks, classifiers, data and budgets that do not fit.
+    """
+    entries = parse_attacks(attacks if isinstance(attacks, list | tuple) else [cast(AttackLike, attacks)])
+    classifiers = models if isinstance(models, list | tuple) else [cast(ClassifierLike, models)]
+    budgets = [budget] if budget is None or isinstance(budget, Budget | str) else list(budget)
+    typed = [common_budget(entries, each) for each in budgets]
+    with torch.random.fork_rng():
+        task = make_task(classifiers, evaluation_data, data, device=device, **options)
+        evaluations = []
+        for evaluation in run_benchmark(
+            entries,
+            task,
+            typed,
+            own_budgets=budget is None,
+            transfer=transfer,
+            images=images,
+            batch_size=batch_size,
+            seed=seed,
+        ):
+            callback(evaluation)
+            evaluations.append(evaluation)
+    return EvaluationResult(evaluations, task.data.describe())
 
 
 def run_benchmark(
@@ -96,11 +167,11 @@ def run_benchmark(
     check_entries(entries, task)
     for budget in budgets:
         for entry in entries:
-            at = entry.budget if own_budgets and entry.artifact else budget
+            at = entry.budget if entry.attack or (own_budgets and entry.artifact) else budget
             for source, judged in _pairs(entry, task.classifiers, transfer):
                 attack = make_attack(entry, at, source, task, seed)
                 for classifier in judged:
-                    found = evaluate(
+                    found = evaluate_attack(
                         attack if classifier is source else for_transfer(attack),
                         classifier,
                         task.data.test,
@@ -119,10 +190,12 @@ def make_attack(entry: AttackEntry, budget: Budget | None, source: Classifier, t
 
     Raises GapError where an untrained one has no budget.
     """
+    if entry.attack:
+        return entry.attack
     if entry.artifact:
         return load_attack_artifact(entry.artifact, budget, device_of(source), entry.name)
     if budget is None:
-        raise GapError(f"{entry.text} needs a budget; give --budget, for example linf:8/255")
+        raise GapError(f"{entry.text} needs a budget; give `budget`, for example linf:8/255")
     torch.manual_seed(seed)
     device = device_of(source)
 
@@ -167,7 +240,12 @@ def check_artifact(artifact: Artifact, task: AttackTask) -> None:
             )
 
 
-def _parse_attack(text: str) -> AttackEntry:
+def _parse_attack(attack: AttackLike) -> AttackEntry:
+    if callable(attack) and hasattr(attack, "budget"):
+        return AttackEntry(attack.name, attack.name, getattr(attack, "artifact", None), attack=attack)
+    if not isinstance(attack, str | Path):
+        raise GapError(f"an attack is a name, a folder or an object with a name and a budget, not {attack!r}")
+    text = str(attack)
     if is_artifact(Path(text)):
         artifact = open_artifact(Path(text), *ARTIFACT_KINDS)
         return AttackEntry(text, folder_name(artifact), artifact)

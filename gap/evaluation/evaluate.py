@@ -60,7 +60,7 @@ class _Counts:
     ssim: list[Tensor] = field(default_factory=list)
 
 
-def evaluate(
+def evaluate_attack(
     attack: Attack,
     classifier: Classifier,
     split: Split,

@@ -43,7 +43,7 @@ def perturb_files(
         asked.check(channels, *size)
     attack = load_attack_artifact(artifact, asked)
     if classifier is None and (mean is not None or std is not None):
-        raise GapError("--mean and --std go with --classifier")
+        raise GapError("`mean` and `std` go with `classifier`")
     reader = _load_training_classifier(artifact) if classifier is None else _load_named(artifact, classifier, mean, std)
     rows: list[dict[str, Any]] = []
     taken: set[str] = set()
@@ -91,7 +91,7 @@ def _load_training_classifier(artifact: Artifact) -> Classifier | None:
     if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
         warnings.warn(
             f"no labels: {artifact.folder} was trained against {told.name}, code that only a card names;"
-            " name it with --classifier",
+            " name it with `classifier`",
             GapWarning,
             stacklevel=3,
         )
@@ -101,7 +101,7 @@ def _load_training_classifier(artifact: Artifact) -> Classifier | None:
             told.name, channels=told.channels, size=told.size, classes=told.classes, mean=told.mean, std=told.std
         )
     except GapError as error:
-        warnings.warn(f"no labels: {error}; name one with --classifier", GapWarning, stacklevel=3)
+        warnings.warn(f"no labels: {error}; name one with `classifier`", GapWarning, stacklevel=3)
         return None
     if not told.matches(reader):
         warnings.warn(

@@ -10,10 +10,10 @@ from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient
+from gap.evaluation.options import STEPS
 from gap.models.feature_extractor import FeatureExtractor
 from gap.threat import Budget
 
-STEPS = 20
 # Resamplings of the images for an interval.
 BOOTSTRAP_SAMPLES = 1000
 

@@ -1,7 +1,8 @@
 """Robust accuracy worth publishing: AutoAttack, and checks that tell robustness from hidden gradients."""
 
+import html
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import torch
@@ -32,6 +33,7 @@ from gap.evaluation.masking_checks import (
     exceeds_tolerance,
     run_masking_checks,
 )
+from gap.report.tables import Column, Table, html_table, text_table
 from gap.threat import Budget
 
 Verdict = Literal["holds", "masked", "inconclusive"]
@@ -39,14 +41,104 @@ Verdict = Literal["holds", "masked", "inconclusive"]
 CHECK_IMAGES, FEWEST = 200, 50
 # How often the search without gradients may ask, where AutoAttack's own is left out.
 FEW_QUERIES = 1000
-# What may not be evaluated.
-NO_SURROGATE = "transfer from a standard surrogate (name one with --surrogate)"
+# What may be left unchecked.
+NO_SURROGATE = "transfer from a classifier trained without hardening (give one as surrogate)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
-NO_ADAPTIVE = "attacks trained against it: a generator, a universal perturbation (see --adaptive, --attack)"
+NO_ADAPTIVE = "attacks trained against it: a generator, a universal perturbation (see adaptive images and attacks)"
 
 
-def judge(
+@dataclass(frozen=True)
+class RobustnessReport:
+    """What `gap.judge` finds: how robust a classifier is, and whether that figure can be believed.
+
+    Attributes:
+        classifier: the classifier's name.
+        fingerprint: a hash of its weights.
+        normalizer: its mean and standard deviation.
+        data: the name of the data.
+        budget: the largest perturbation.
+        images: how many images.
+        suite: "standard" or "fast".
+        autoattack: the parts of AutoAttack that ran.
+        clean_accuracy: the share of the images that is classified correctly.
+        robust_accuracy: the share that is classified correctly under every attack.
+        interval: its 95% Wilson interval.
+        attacks: accuracy under attack. Those of `autoattack` each get the images that those before them left; each of
+            the others gets all images.
+        checks: the signs of gradient masking that were looked for.
+        not_evaluated: what was not looked for.
+        verdict: "masked" where a check failed, "inconclusive" where too few images are classified correctly to tell,
+            else "holds".
+        num_correct: how many clean images are classified correctly.
+    """
+
+    classifier: str
+    fingerprint: str
+    normalizer: dict[str, Any]
+    data: str
+    budget: str
+    images: int
+    suite: str
+    autoattack: list[str]
+    clean_accuracy: float
+    robust_accuracy: float
+    interval: tuple[float, float]
+    attacks: dict[str, float]
+    checks: list[CheckResult]
+    not_evaluated: list[str]
+    verdict: Verdict
+    num_correct: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain values, ready for JSON."""
+        return asdict(self) | {"interval": list(self.interval)}
+
+    @property
+    def reason(self) -> str:
+        """Why the verdict is what it is."""
+        return {
+            "holds": "no sign that the figure is too high",
+            "masked": "a check failed, so the figure is not to be believed",
+            "inconclusive": f"{self.num_correct} images are classified correctly, and fewer than {FEWEST} tell nothing;"
+            " use more images",
+        }[self.verdict]
+
+    @property
+    def summary(self) -> str:
+        """The figures and the verdict in one line."""
+        low, high = self.interval
+        return (
+            f"{self.classifier} at {self.budget}, {self.images} images of {self.data}: clean {self.clean_accuracy:.2%},"
+            f" robust {self.robust_accuracy:.2%} ({low:.2%} to {high:.2%}); verdict: {self.verdict} ({self.reason})"
+        )
+
+    def tables(self) -> list[Table]:
+        """The accuracy under each attack, and the checks."""
+        attacks = [{"attack": name, "accuracy": accuracy} for name, accuracy in self.attacks.items()]
+        checks = [check.to_dict() | {"passed": "yes" if check.passed else "NO"} for check in self.checks]
+        return [
+            Table(attacks, [Column("attack", "attack"), Column("accuracy", "accuracy under attack", ".2%")], "attacks"),
+            Table(
+                checks,
+                [Column("name", "check"), Column("passed", "passed"), Column("details", "details")],
+                "checks for gradient masking",
+            ),
+        ]
+
+    def __str__(self) -> str:
+        tables = [f"{table.caption}\n{text_table(table.rows, table.columns)}" for table in self.tables()]
+        return "\n\n".join(
+            [*tables, "\n".join([*(f"not evaluated: {text}" for text in self.not_evaluated), self.summary])]
+        )
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        tables = "".join(html_table(table.rows, table.columns, table.caption) for table in self.tables())
+        return f"{tables}<p>{html.escape(self.summary)}</p>"
+
+
+def evaluate_robustness(
     classifier: Classifier,
     split: Split,
     budget: Budget,
@@ -59,17 +151,29 @@ def judge(
     batch_size: int = 250,
     seed: int = 0,
     data: str = "",
-    tell: Callable[[str, float], None] = lambda name, accuracy: None,
-) -> dict[str, Any]:
-    """Judge a classifier on the first `images` of a split (labeled); plain values, ready for JSON.
+    callback: Callable[[str, float], None] = lambda name, accuracy: None,
+) -> RobustnessReport:
+    """Attack the first `images` of a labeled split by AutoAttack and others, and look for signs of gradient masking.
 
-    `robust_accuracy` is the share that is right and withstands every attack, with its 95% Wilson interval. `attacks`
-    holds what AutoAttack's parts leave, each of what those before it left, and what a long PGD, each of `others` and
-    each of `adaptive` leave of all images by themselves; the last learned against this very classifier, or do so as
-    they are asked for. `surrogate` is a classifier trained in the standard way, for what transfers from it.
-    `verdict` is `masked` where a check failed, `inconclusive` where the classifier is right on too few images to tell,
-    else `holds`; `not_evaluated` says what was not looked for. `fast` leaves out AutoAttack's FAB and Square; then
-    Square searches some of the images, for the checks alone.
+    Args:
+        classifier: whose robustness is measured.
+        split: labeled images.
+        budget: the largest perturbation.
+        images: how many images, from the first on; None takes all.
+        fast: whether AutoAttack's FAB and Square are left out; Square then searches some images, for the checks alone.
+        surrogate: a classifier trained in the standard way, for attacks that transfer from it.
+        others: more attacks.
+        adaptive: attacks that learned against this very classifier, or learn when they are asked for.
+        batch_size: images a batch.
+        seed: of every random choice.
+        data: the name of the data.
+        callback: is called with the name of each attack and the accuracy under it.
+
+    References:
+        AutoAttack: Croce and Hein, 2020. Signs of gradient masking: Athalye et al., 2018; Carlini et al., 2019.
+
+    Raises:
+        GapError: where there is no image, or the budget allows any image.
     """
     count = min(images or len(split), len(split))
     if count == 0:
@@ -83,13 +187,13 @@ def judge(
     classes = classifier.spec.classes
     attacks = (BLACK_BOX,) if no_gradient else fast_attacks(classes) if fast else STANDARD
     found = auto_attack(
-        classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=tell
+        classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=callback
     )
     long = PGD(budget, steps=50, restarts=2)
     learned = list(adaptive)
     beside = [long, *others, *learned, *([SurrogatePGD(surrogate, budget)] if surrogate else [])]
     torch.manual_seed(seed)
-    withstood = _withstood(beside, batch, found, tell, no_gradient=no_gradient)
+    withstood = _withstood(beside, batch, found, callback, no_gradient=no_gradient)
     searched = supports_square(budget, *classifier.spec.size)
     by_gradients = withstood.get(long.name, torch.ones_like(found.right))
     checks = [
@@ -102,28 +206,29 @@ def judge(
     checks = [*run_masking_checks(few, surrogate), *checks]
     clean, survivors = round(found.accuracy["clean"] * count), int(right.sum())
     left = {name: kept.double().mean().item() for name, kept in withstood.items()}
-    return {
-        "classifier": classifier.name,
-        "fingerprint": classifier.fingerprint(),
-        "normalizer": {"mean": classifier.spec.mean, "std": classifier.spec.std},
-        "data": data,
-        "budget": str(budget),
-        "images": count,
-        "autoattack": [name for name in attacks if name in found.accuracy],
-        "clean_accuracy": found.accuracy["clean"],
-        "robust_accuracy": survivors / count,
-        "interval": list(wilson(survivors, count)),
-        "attacks": {name: value for name, value in found.accuracy.items() if name != "clean"} | left,
-        "checks": [check.to_dict() for check in checks],
-        "not_evaluated": [
+    return RobustnessReport(
+        classifier=classifier.name,
+        fingerprint=classifier.fingerprint(),
+        normalizer={"mean": classifier.spec.mean, "std": classifier.spec.std},
+        data=data,
+        budget=str(budget),
+        images=count,
+        suite="fast" if fast else "standard",
+        autoattack=[name for name in attacks if name in found.accuracy],
+        clean_accuracy=found.accuracy["clean"],
+        robust_accuracy=survivors / count,
+        interval=wilson(survivors, count),
+        attacks={name: value for name, value in found.accuracy.items() if name != "clean"} | left,
+        checks=checks,
+        not_evaluated=[
             *([] if surrogate else [NO_SURROGATE]),
             *([] if searched else [NO_SEARCH]),
             *([] if supports_targeted(classes) else [NO_TARGETS]),
             *([] if learned else [NO_ADAPTIVE]),
         ],
-        "verdict": _verdict(checks, clean),
-        "num_correct": clean,
-    }
+        verdict=_verdict(checks, clean),
+        num_correct=clean,
+    )
 
 
 def _withstood(

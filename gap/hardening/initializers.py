@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from gap.attacks.base import Attack
 from gap.attacks.gradient import loss_gradient
 from gap.attacks.losses import Criterion, capped_cross_entropy
 from gap.threat import L2, Budget
@@ -41,6 +42,17 @@ class RandomInit(Initializer):
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         return (images + self.radius_scale * budget.sample(images)).clamp(0, 1)
+
+
+class AttackInit(Initializer):
+    """What an attack of the user's own makes of the images, projected onto the budget."""
+
+    def __init__(self, attack: Attack) -> None:
+        self.attack = attack
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
+        adversarial = self.attack(classifier, images, labels).detach()
+        return (images + budget.project(adversarial - images)).clamp(0, 1)
 
 
 class LearnedInit(Initializer):

@@ -1,6 +1,7 @@
 """What the classifier trains against: attacks of a start and a few gradient steps, each with its share of a batch."""
 
 import re
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -10,30 +11,13 @@ from torch.nn import functional as F
 
 from gap.attacks.gradient import loss_gradient
 from gap.attacks.losses import Criterion, Loss
+from gap.attacks.steps import projected_step
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import is_folder
 from gap.hardening.initializers import Initializer
+from gap.hardening.options import FROM_ARTIFACTS, INNER_ATTACKS, MAX_INITIAL_STEPS, STEPPING
 from gap.threat import Budget
 from gap.training.task import Backward
-
-# The names of `--attack`, and what each is.
-INNER_ATTACKS = {
-    "generator": "a U-Net fed the image, trained jointly; no gradient steps (the plain form: watch the probe)",
-    "generator-gradient": "a U-Net fed the image and the classifier's input gradient, trained jointly",
-    "generator-start": "gradient steps from what such a U-Net makes, with noise of half the budget",
-    "universal": "perturbations for all images, trained jointly; no gradient steps",
-    "universal-start": "gradient steps from such perturbations, with noise of half the budget",
-    "fgsm": "one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)",
-    "pgd": "gradient steps from a random start; with one step, FGSM from there",
-    "trades": "pgd away from the clean prediction; the classifier learns to keep that (TRADES)",
-    "trades-start": "the same from what a U-Net makes, with noise of half the budget",
-}
-# Those whose generator may be one that `gap train` left, and those that take as many gradient steps as they are given.
-FROM_ARTIFACTS = ("generator", "generator-start", "trades-start")
-GENERATING = ("generator-gradient", *FROM_ARTIFACTS)
-STEPPING = ("generator-start", "universal-start", "pgd", "trades", "trades-start")
-KEEPING = ("trades", "trades-start")
-MAX_INITIAL_STEPS = 50
 
 
 @dataclass
@@ -85,8 +69,11 @@ class InnerAttack:
                 _, gradient = loss_gradient(classifier, adversarial, clean, Criterion(labels), loss)
                 if step == 0 and backward:
                     self.start.update(start, gradient, backward)
-                moved = adversarial - images - self.step_size * budget.epsilon * budget.norm.steepest(gradient)
-                adversarial = (images + (budget.project(moved) if self.projected else moved)).clamp(0, 1)
+                size = self.step_size * budget.epsilon
+                if self.projected:
+                    adversarial = projected_step(images, adversarial, gradient, size, budget)
+                else:
+                    adversarial = (adversarial - size * budget.norm.steepest(gradient)).clamp(0, 1)
         adversarial.requires_grad_(self.steps == 0 and backward is not None)
         return AttackBatch(self, images, labels, start, adversarial)
 
@@ -169,8 +156,10 @@ def parse_inner_attack(text: str) -> InnerAttackSpec:
     return InnerAttackSpec(kind, folder or None, int(steps) if given else None)
 
 
-def parse_mixture(texts: list[str]) -> dict[str, float]:
+def parse_mixture(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str, float]:
     """`["generator-start=0.3", "pgd:steps=7=0.7"]` as shares that sum to 1, by name; without a weight it is 1.
+
+    `others` are the names of attacks of the user's own, of weight 1.
 
     Raises GapError for a name that `parse_inner_attack` does not know, a weight below 0, and weights that sum to 0.
     """
@@ -179,11 +168,12 @@ def parse_mixture(texts: list[str]) -> dict[str, float]:
         written, weight = _split_weight(text)
         name = str(parse_inner_attack(written))
         if not 0 <= weight < float("inf"):
-            raise GapError(f"the weight of --attack {text!r} must be finite and at least 0")
+            raise GapError(f"the weight of `attack` {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
+    weights |= dict.fromkeys(others, 1.0)
     total = sum(weights.values())
     if total == 0:
-        raise GapError("the weights of the attacks sum to 0; give one of them some, as --attack generator-start=1")
+        raise GapError("the weights of the attacks sum to 0; give one of them some, as `attack` generator-start=1")
     return {name: weight / total for name, weight in weights.items() if weight}
 
 
@@ -197,7 +187,7 @@ def _split_weight(text: str) -> tuple[str, float]:
     except ValueError as error:
         if "@" in name:
             return text, 1.0
-        raise GapError(f"cannot read the weight of --attack {text!r}; write --attack {name}=0.5") from error
+        raise GapError(f"cannot read the weight of `attack` {text!r}; write `attack` {name}=0.5") from error
 
 
 def allocate(count: int, shares: list[float]) -> list[int]:

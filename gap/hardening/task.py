@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from gap.attacks.gradient import PGD
-from gap.attacks.losses import capped_cross_entropy
+from gap.attacks.losses import Loss, capped_cross_entropy
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
 from gap.hardening.inner_attacks import AttackBatch, InnerAttack, allocate
@@ -45,6 +45,7 @@ class AdversarialTraining(TrainingTask):
         mixture: Sequence[InnerAttack],
         budget: Budget,
         *,
+        loss: Loss = capped_cross_entropy,
         clean_fraction: float = 0.0,
         label_smoothing: float = 0.0,
         epsilon_warmup: int = 0,
@@ -69,7 +70,7 @@ class AdversarialTraining(TrainingTask):
         )
         self.augmentation = augmentation
         self.fused_classifier = fused_classifier or (lambda: classifier.unwrapped)
-        self.loss = capped_cross_entropy
+        self.loss = loss
         self.probe = PGD(budget, steps=10, relative_step_sizes=(0.25,), confidence=0.0, name="probe")
         self.averaged = AveragedModel(
             classifier.network, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True

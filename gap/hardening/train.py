@@ -3,24 +3,28 @@
 import math
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field, model_validator
 from torch import nn
 
+from gap.attacks.base import Attack
 from gap.attacks.generator.model import AttackCard, load_generator
-from gap.attacks.generator.train import GeneratorOptions
+from gap.attacks.losses import Loss, capped_cross_entropy, find_loss
+from gap.classifiers.adapters import ClassifierLike, copied, name_of
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.fuse import FusedCopy
 from gap.classifiers.memory_format import check_training
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import DataOptions, accuracy, is_at_chance_level, load_task, name_classes
+from gap.classifiers.task import AttackTask, accuracy, find_device, is_at_chance_level, load_task, name_classes
+from gap.classifiers.trained import TrainedClassifier
 from gap.core.artifact import Artifact, open_artifact, save_artifact
 from gap.core.errors import GapError, GapWarning
-from gap.core.options import Options
+from gap.data.adapters import data_name, is_data_name, training_data
 from gap.hardening.initializers import (
+    AttackInit,
     GeneratorInit,
     GeneratorPopulation,
     GradientGeneratorInit,
@@ -29,22 +33,13 @@ from gap.hardening.initializers import (
     RandomInit,
     UniversalInit,
 )
-from gap.hardening.inner_attacks import (
-    GENERATING,
-    INNER_ATTACKS,
-    KEEPING,
-    MAX_INITIAL_STEPS,
-    STEPPING,
-    InnerAttack,
-    check_mixture,
-    parse_inner_attack,
-    parse_mixture,
-)
+from gap.hardening.inner_attacks import InnerAttack, check_mixture, parse_inner_attack, parse_mixture
+from gap.hardening.options import KEEPING, HardenOptions
 from gap.hardening.task import AdversarialTraining
 from gap.models.generators import make_generator
-from gap.threat import Budget
-from gap.training.augmentation import AugmentationOptions
-from gap.training.runtime import TrainRuntimeOptions, allow_unused_weights, main_first, make_accelerator
+from gap.threat import Budget, as_budget
+from gap.training.run import run_training
+from gap.training.runtime import allow_unused_weights, main_first, make_accelerator
 from gap.training.task import OptimizedModule, with_adamw
 from gap.training.trainer import Callback, TrainSchedule, train
 
@@ -52,125 +47,107 @@ from gap.training.trainer import Callback, TrainSchedule, train
 NOISE = 0.5
 
 
-class SmallGeneratorOptions(GeneratorOptions):
-    """A generator whose pass costs no more than one of a small classifier: it plays in every step."""
-
-    encoder: Annotated[str, Field(description="any encoder of smp (segmentation models), or tu-NAME from timm")] = (
-        "strided-32"
-    )
-    decoder: Annotated[
-        tuple[int, ...], Field(min_length=1, description="widths of the decoder, from the bottom up")
-    ] = (32, 32)
-    pixel_unshuffle: Annotated[
-        int, Field(ge=1, le=16, description="pixels folded into channels, each way, before the network")
-    ] = 4
-
-
-class HardenOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
-    """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
-
-    classifier: Annotated[
-        str,
-        Field(
-            description="the classifier to harden: fresh, pretrained or a folder",
-            json_schema_extra={"positional": True},
-        ),
-    ]
-    budget: Annotated[str, Field(description="the perturbations to withstand, linf:0.3 or l2:2.0 (pixels in [0, 1])")]
-    attack: list[str] = Field(
-        default_factory=lambda: ["generator-start"],
-        min_length=1,
-        description="an attack to train against, NAME, NAME=WEIGHT, NAME:steps=3=WEIGHT or NAME@FOLDER: "
-        + ", ".join(INNER_ATTACKS),
-    )
-    steps: Annotated[int, Field(ge=1, le=MAX_INITIAL_STEPS, description=f"gradient steps of {', '.join(STEPPING)}")] = 2
-    num_generators: Annotated[
-        int, Field(ge=1, description="how many generators share each batch that one attack gets")
-    ] = 1
-    reset_every: Annotated[
-        float, Field(ge=0, description="epochs after which a generator starts anew, each in its turn; 0 is never")
-    ] = 0.0
-    num_universal: Annotated[int, Field(ge=1, description="how many universal perturbations play")] = 8
-    clean_fraction: Annotated[float, Field(ge=0, lt=1, description="the share of each batch that is left clean")] = 0.0
-    recover: Annotated[
-        bool,
-        Field(
-            description="where the probe shows a collapse, go back to the best weights and give attacks one more step"
-        ),
-    ] = True
-    val_images: Annotated[
-        int,
-        Field(
-            ge=1,
-            description="held-out images that the probe attacks after each epoch, to pick the weights that are kept",
-        ),
-    ] = 2000
-    epochs: Annotated[float, Field(gt=0, description="passes over the training images")] = 20.0
-    epsilon_warmup: Annotated[
-        float, Field(ge=0, lt=1, description="the share of training over which epsilon rises from 0")
-    ] = 0.2
-    batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
-    lr: Annotated[float, Field(gt=0, description="peak learning rate of the classifier's AdamW")] = 2e-3
-    generator_lr: Annotated[
-        float, Field(gt=0, description="peak learning rate of generators and universal perturbations")
-    ] = 2e-3
-    weight_decay: Annotated[float, Field(ge=0, description="of the classifier's AdamW")] = 0.0
-    label_smoothing: Annotated[float, Field(ge=0, lt=1, description="label smoothing")] = 0.0
-    ema_window: Annotated[
-        float, Field(gt=0, lt=1, description="the share of training that the average of the weights looks back over")
-    ] = 0.02
-    beta: Annotated[float, Field(gt=0, description="trades: the weight of keeping the clean prediction")] = 6.0
-    generator: SmallGeneratorOptions = SmallGeneratorOptions()
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "HardenOptions":
-        Budget.parse(self.budget)
-        if self.num_generators > 1 and any(parse_inner_attack(name).folder for name in parse_mixture(self.attack)):
-            raise GapError(
-                "--num-generators makes copies of one that comes from a folder; name a folder for each instead"
-            )
-        self._check_used()
-        if self.labels == "predicted":
-            raise GapError("gap harden learns the data's own labels; leave out --labels predicted")
-        return self
-
-    def _check_used(self) -> None:
-        """Raise GapError for an option that no attack of the mixture takes."""
-        named = [parse_inner_attack(name) for name in parse_mixture(self.attack)]
-        kinds = {each.kind for each in named}
-        generating = bool(kinds & set(GENERATING))
-        taken = {
-            "steps": any(each.kind in STEPPING and each.steps is None for each in named),
-            "num_generators": generating,
-            "reset_every": generating,
-            "generator_lr": generating or any(kind.startswith("universal") for kind in kinds),
-            "num_universal": any(kind.startswith("universal") for kind in kinds),
-            "beta": bool(kinds & set(KEEPING)),
-        }
-        unused = [option for option in _changed(self) if not taken.get(option, True)]
-        if not any(each.kind in GENERATING and not each.folder for each in named):
-            unused += _changed(self.generator)
-        for option in unused:
-            raise GapError(f"--{option.replace('_', '-')} does nothing: no attack of {', '.join(self.attack)} takes it")
-
-
-def _changed(options: Options) -> list[str]:
-    """The options that are not what they are by default."""
-    return [name for name, field in type(options).model_fields.items() if getattr(options, name) != field.default]
-
-
 def harden(
-    options: HardenOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
+    model: ClassifierLike,
+    data: Any,
+    budget: Budget | str,
+    *,
+    attacks: Sequence[str | Attack] = ("generator-start",),
+    loss: str | Loss = "capped-cross-entropy",
+    epochs: float = 20.0,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **options: Any,
+) -> TrainedClassifier:
+    """Adversarial training: a classifier learns to be correct on what attacks make of its images.
+
+    Args:
+        model: the classifier: a name, a folder, a `gap.Classifier` or any `nn.Module`, of which a copy is trained.
+        data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
+            DataLoader, a Hugging Face dataset. A twentieth of it is held out for validation.
+        budget: the largest perturbation, such as "linf:8/255".
+        attacks: what each batch is shared out among: names as of `gap harden --attack`, with weights as in "pgd=0.5",
+            or attack objects, each of weight 1. An object's images are projected onto the budget.
+        loss: what attacks with gradient steps lower: a name of `gap.attacks.losses`, or a function of logits (N x K),
+            clean logits and a `Criterion` that gives N values.
+        epochs: passes over the training images.
+        batch_size: images a step.
+        seed: of every random choice.
+        device: what torch calls it; None takes the one that the model is on.
+        out: a folder for the result, with checkpoints and logs; None keeps the result in memory.
+        resume: whether an unfinished training in `out` goes on.
+        overwrite: whether what an earlier training left in `out` is replaced.
+        callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
+        progress: whether a progress bar is shown.
+        **options: more options of `gap harden` by name: steps, lr, recover, ema_window, flip...
+
+    Returns:
+        The hardened `classifier`, the metrics along the way (`history`), and `save`.
+
+    Raises:
+        GapError: when the classifier, the data and the budget do not fit, or the data has no labels.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
+
+    References:
+        Madry et al., 2018 (adversarial training); Wong et al., 2020 (catastrophic overfitting).
+    """
+    device = torch.device(device) if device else find_device([model])
+    names = [attack for attack in attacks if isinstance(attack, str)]
+    own = [attack for attack in attacks if not isinstance(attack, str)]
+    read = HardenOptions.read(
+        {
+            "classifier": name_of(model),
+            "data": data_name(data),
+            "budget": str(as_budget(budget)),
+            "attack": names,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+            "device": str(device),
+        },
+        options,
+    )
+    adapted = None if is_data_name(data) else training_data(data)
+    task = load_task([copied(model)], read.model_copy(update={"labels": "data"}), device, data=adapted)
+    work = partial(harden_from_options, task=task, attacks=own, loss=find_loss(loss))
+    artifact, history = run_training(
+        "harden", work, read, out, resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress
+    )
+    classifier = task.classifiers[0]
+    artifact.fit(classifier.network)
+    classifier.name += " (hardened)"
+    return TrainedClassifier(classifier.eval(), artifact, history)
+
+
+def harden_from_options(
+    options: HardenOptions,
+    folder: Path | str,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool = False,
+    task: AttackTask | None = None,
+    attacks: Sequence[Attack] = (),
+    loss: Loss = capped_cross_entropy,
 ) -> Artifact:
     """Harden a classifier and leave it as an artifact in `folder`, which the caller has made ready.
+
+    `task` is taken in place of the classifier and the data that the options name; `attacks` are attack objects beside
+    those that they name.
 
     Raises GapError when the classifier, the data and the budget do not fit, or the data has no labels.
     """
     folder = Path(folder)
     accelerator = make_accelerator(options)
-    labeled = options.model_copy(update={"labels": "data"})
-    with main_first(accelerator):
-        task = load_task([options.classifier], labeled, accelerator.device)
+    if task is None:
+        labeled = options.model_copy(update={"labels": "data"})
+        with main_first(accelerator):
+            task = load_task([options.classifier], labeled, accelerator.device)
     classifier, data = task.classifiers[0], task.data
     if not check_training(classifier.requires_grad_(True)):
         allow_unused_weights(accelerator)
@@ -178,10 +155,10 @@ def harden(
     Budget.parse(options.budget).check(classifier.spec.channels, *classifier.spec.size)
     if len(data.train):
         batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
-        check_mixture(batch, options.clean_fraction, parse_mixture(options.attack))
+        check_mixture(batch, options.clean_fraction, parse_mixture(options.attack, [attack.name for attack in attacks]))
     told = classifier.describe()
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed, validation_images=options.val_images)
-    training = make_training(options, classifier, steps=schedule.steps(len(data.train)))
+    training = make_training(options, classifier, schedule.steps(len(data.train)), attacks, loss)
     fingerprints = data_fingerprints(data, [classifier])
     last = train(
         training,
@@ -197,17 +174,17 @@ def harden(
     classifier.load_state_dict(training.best or training.averaged.module.state_dict())
     classifier.eval()
     test = accuracy(classifier, data.test, accelerator.device)
-    if is_at_chance_level(test, classifier.spec.classes, data.test):
+    if len(data.test) and is_at_chance_level(test, classifier.spec.classes, data.test):
         warnings.warn(
             f"the classifier learned nothing within {options.budget}: it is right on {test:.1%} of the clean test"
-            " images; try a smaller --budget, a longer --epsilon-warmup or a smaller --lr",
+            " images; try a smaller `budget`, a longer `epsilon_warmup` or a smaller `lr`",
             GapWarning,
             stacklevel=2,
         )
     elif training.best_metrics and is_at_chance_level(training.best_probe, classifier.spec.classes, data.validation):
         warnings.warn(
             f"the classifier withstands nothing: {training.best_probe:.1%} left under the probe within"
-            f" {options.budget}, no better than chance; give its attacks more --steps, or train for more --epochs",
+            f" {options.budget}, no better than chance; give its attacks more `steps`, or train for more `epochs`",
             GapWarning,
             stacklevel=2,
         )
@@ -216,7 +193,7 @@ def harden(
         "adversarial_training": {
             "base_fingerprint": told["fingerprint"],
             "budget": options.budget,
-            "attacks": parse_mixture(options.attack),
+            "attacks": {inner_attack.name: inner_attack.share for inner_attack in training.mixture},
             "steps": {inner_attack.name: inner_attack.steps for inner_attack in training.mixture},
             "val_pgd_accuracy": training.best_probe,
             "recoveries": training.recoveries,
@@ -224,7 +201,7 @@ def harden(
         "data": data.describe(),
         "metrics": {
             "validation": training.best_metrics or last,
-            "test": {"accuracy": test},
+            **({"test": {"accuracy": test}} if len(data.test) else {}),
         },
         "options": options.to_dict(),
     }
@@ -233,15 +210,26 @@ def harden(
     return save_artifact(folder, "classifier", classifier.network.state_dict(), card)
 
 
-def make_training(options: HardenOptions, classifier: Classifier, steps: int) -> AdversarialTraining:
+def make_training(
+    options: HardenOptions,
+    classifier: Classifier,
+    steps: int,
+    attacks: Sequence[Attack] = (),
+    loss: Loss = capped_cross_entropy,
+) -> AdversarialTraining:
     """The training that these options describe, for so many steps, with fresh modules from the global seed."""
+    objects = {attack.name: attack for attack in attacks}
     mixture = [
-        make_inner_attack(name, share, options, classifier) for name, share in parse_mixture(options.attack).items()
+        InnerAttack(name, share, AttackInit(objects[name]), steps=0)
+        if name in objects
+        else make_inner_attack(name, share, options, classifier)
+        for name, share in parse_mixture(options.attack, list(objects)).items()
     ]
     return AdversarialTraining(
         with_adamw(classifier.requires_grad_(True), options.lr, options.weight_decay),
         mixture,
         Budget.parse(options.budget),
+        loss=loss,
         clean_fraction=options.clean_fraction,
         label_smoothing=options.label_smoothing,
         epsilon_warmup=round(options.epsilon_warmup * steps),

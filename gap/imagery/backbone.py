@@ -4,7 +4,6 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from gap.classifiers.fuse import FusedCopy
 from gap.classifiers.memory_format import random_images, use_channels_last_for
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
+from gap.imagery.options import Padding, Pooling, Strides
 from gap.models.feature_extractor import (
     SHAPE_ERRORS,
     FeatureExtractor,
@@ -24,14 +24,11 @@ from gap.models.feature_extractor import (
     with_smooth_strides,
 )
 
-Pooling = Literal["max", "average"]
-Padding = Literal["zeros", "reflect", "replicate"]
-Strides = Literal["own", "smooth"]
 # Of smoothed outputs, none outweighs another by more than e to the power of twice this.
 MAX_LOGIT = 3.0
 TINY = 1e-12
 # Where style and content are read, by a name that tells the kind of network: ResNets, VGG, AlexNet. As articles have
-# it, but for ResNets' content, theirs being relu4_x: in the first stage as much style costs less (README, Drawing).
+# it, but for ResNets' content, theirs being relu4_x: in the first stage as much style costs less (docs/results.md).
 DEFAULT_LAYERS = {
     "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu2_x"]),
     "relu5_1": ([f"relu{block}_1" for block in range(1, 6)], ["relu4_2"]),

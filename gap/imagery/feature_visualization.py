@@ -48,7 +48,40 @@ class Feature:
         return f"{self.layer}:{self.channel}{NEURON_SUFFIX if self.neuron else ''}"
 
 
-def visualize(
+def parse_features(text: str, backbone: Classifier) -> list[Feature]:
+    """`layer2:0-3,7` as features. `logit` stands for the logits, whose classes may be named.
+
+    Raises GapError for text that cannot be read.
+    """
+    layer, colon, given = text.removesuffix(NEURON_SUFFIX).rpartition(":")
+    neuron = text.endswith(NEURON_SUFFIX)
+    if layer == "logit" and not any(letter.isdecimal() for letter in given):
+        return [Feature(LOGITS, backbone.find_class(name)) for name in given.split(",")]
+    try:
+        if not colon or not layer:
+            raise ValueError
+        channels = [channel for part in given.split(",") for channel in _span(part)]
+    except ValueError as error:
+        raise GapError(f"cannot read {text!r}; write LAYER:CHANNEL, as layer2:0-15 or logit:3") from error
+    if layer == "logit" and neuron:
+        raise GapError(f"cannot read {text!r}; classes have no {NEURON_SUFFIX}")
+    return [Feature(LOGITS if layer == "logit" else layer, channel, neuron) for channel in channels]
+
+
+def _span(text: str) -> range:
+    first, dash, last = text.partition("-")
+    span = range(int(first), int(last if dash else first) + 1)
+    if not span or span.start < 0 or len(span) > 256:
+        raise ValueError
+    return span
+
+
+def feature_name(feature: Feature, backbone: Classifier) -> str:
+    """What is written under the drawing of a feature."""
+    return f"class {backbone.label(feature.channel)}" if feature.layer == LOGITS else str(feature)
+
+
+def visualize_features(
     backbone: Classifier,
     features: Sequence[Feature],
     *,
@@ -58,7 +91,7 @@ def visualize(
     transforms: nn.Module | None = None,
     budget: Budget | None = None,
     diversity: float = 0.0,
-    beside: Objective | None = None,
+    extra_objective: Objective | None = None,
     steps: int = 128,
     seed: int = 0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
@@ -66,7 +99,7 @@ def visualize(
     """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
 
     `diversity` weighs that they are to be unlike one another at that layer (Olah et al., 2017), where one feature is
-    named several times; `beside` is any other objective that is added.
+    named several times; `extra_objective` is any other objective that is added.
 
     Each begins at `init` (C x H x W), to which the feature is added, or at faint noise of (H, W), by default the
     backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
@@ -92,8 +125,8 @@ def visualize(
     objective = excited
     if diversity:
         objective = objective + diversity * Diversity(layer)
-    if beside:
-        objective = objective + beside
+    if extra_objective:
+        objective = objective + extra_objective
     with extractors.frozen(), torch.random.fork_rng():
         torch.manual_seed(seed)
         if prior == "natural":
@@ -101,10 +134,10 @@ def visualize(
             canvas: Canvas = FourierCanvas(count, colors, (height, width), seed).to(images.device)
             optimize(canvas, objective, outputs, evaluations=steps, method="adam", lr=0.05, tell=tell)
         else:
-            within = budget or default_budget(images)
-            canvas = PixelCanvas(images, within)
+            budget = budget or default_budget(images)
+            canvas = PixelCanvas(images, budget)
             normalized_gradient_descent(
-                canvas, objective, outputs, steps=steps, size=step_length(within, images, steps), tell=tell
+                canvas, objective, outputs, steps=steps, size=step_length(budget, images, steps), tell=tell
             )
     drawn = canvas.image()
     with torch.no_grad(), extractors.frozen():
@@ -112,12 +145,41 @@ def visualize(
     return drawn
 
 
+def draw_objective(
+    backbone: Classifier,
+    objective: Objective,
+    *,
+    canvas: Canvas | None = None,
+    size: tuple[int, int] | None = None,
+    transforms: nn.Module | None = None,
+    steps: int = 128,
+    seed: int = 0,
+    tell: Callable[[OptimizationProgress], None] = no_callback,
+) -> Tensor:
+    """Images that minimize an objective of the user's own: N x C x H x W in [0, 1].
+
+    `canvas` is what is optimized; by default pixels that begin as faint noise of `size`. The network gets the images
+    after `transforms`. Raises GapError for a layer that is not there, and where no gradient reaches the canvas.
+    """
+    canvas = (canvas or PixelCanvas(_initial_image(backbone, 1, size, None, seed))).to(_device(backbone))
+    moved = transforms or nn.Identity()
+    with torch.no_grad():
+        images = canvas()
+    extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, images, list(objective.layers))})
+    with extractors.frozen(), torch.random.fork_rng():
+        torch.manual_seed(seed)
+        optimize(
+            canvas, objective, lambda images: extractors(moved(images)), evaluations=steps, method="adam", tell=tell
+        )
+    return canvas.image()
+
+
 def check_features(backbone: Classifier, features: Sequence[Feature], size: tuple[int, int] | None = None) -> None:
     """Raise GapError for a layer or a channel that is not there, and for features that cannot be drawn together."""
     _extractor_for(features, backbone, _initial_image(backbone, 1, size, None, 0))
 
 
-def invert(
+def invert_features(
     backbone: Classifier,
     picture: Tensor,
     layer: str,
@@ -168,7 +230,7 @@ def _warn_if_dead(values: Tensor, features: Sequence[Feature]) -> None:
     silent = [str(feature) for feature, value in zip(features, values.tolist(), strict=True) if value == 0]
     if silent:
         names = ", ".join(dict.fromkeys(silent))
-        told = f"nothing excited {names}: silent where the drawing began; try another --seed, or the whole channel"
+        told = f"nothing excited {names}: silent where the drawing began; try another `seed`, or the whole channel"
         warnings.warn(told, GapWarning, stacklevel=3)
 
 

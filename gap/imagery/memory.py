@@ -26,7 +26,7 @@ def check_memory(extractors: MultiFeatureExtractor, images: Tensor, size: tuple[
     needed, free = estimate(extractors, images, size), available(images.device)
     if needed > free:
         what = f"{len(images)} drawings" if len(images) > 1 else "a drawing"
-        fewer = "; make it smaller (--size)" if len(images) == 1 else "; draw fewer at once, or smaller ones (--size)"
+        fewer = "; make it smaller (`size`)" if len(images) == 1 else "; draw fewer at once, or smaller ones (`size`)"
         raise GapError(
             f"{what} of {size[0]} x {size[1]} pixels: about {needed / 2**30:.1f} GiB are needed,"
             f" and {free / 2**30:.1f} GiB are free{fewer}"

@@ -32,7 +32,7 @@ class Objective(ABC):
     def __call__(self, activations: Activations) -> Tensor:
         """N values."""
 
-    def told(self, activations: Activations) -> str:
+    def summary(self, activations: Activations) -> str:
         """The name and the mean value; of a sum or a multiple, those of its parts beneath."""
         return f"{self.name}: {self(activations).mean().item():.4g}"
 
@@ -62,8 +62,8 @@ class Sum(Objective):
         first, *rest = (part(activations) for part in self.parts)
         return sum(rest, start=first)
 
-    def told(self, activations: Activations) -> str:
-        return "\n".join([super().told(activations), *(_indented(part.told(activations)) for part in self.parts)])
+    def summary(self, activations: Activations) -> str:
+        return "\n".join([super().summary(activations), *(_indented(part.summary(activations)) for part in self.parts)])
 
 
 class Scaled(Objective):
@@ -80,8 +80,8 @@ class Scaled(Objective):
     def __call__(self, activations: Activations) -> Tensor:
         return self.factor * self.part(activations)
 
-    def told(self, activations: Activations) -> str:
-        own, *beneath = self.part.told(activations).splitlines()
+    def summary(self, activations: Activations) -> str:
+        own, *beneath = self.part.summary(activations).splitlines()
         value = self.part(activations).mean().item()
         return "\n".join([f"{own}, times {self.factor:g}: {self.factor * value:.4g}", *beneath])
 

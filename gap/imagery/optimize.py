@@ -161,7 +161,7 @@ def _evaluate(canvas: Canvas, objective: Objective, extractors: Outputs, step: i
         if step == 0:
             check_gradients(objective, activations)
     if not values.isfinite().all():
-        raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower --lr")
+        raise GapError(f"the drawing came apart: {objective.name} is no number at evaluation {step}; lower `lr`")
     return OptimizationProgress(step, steps, activations, values)
 
 

@@ -3,19 +3,17 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, get_args
+from typing import get_args
 
 import torch
 from kornia.color import rgb_to_yuv, yuv_to_rgb
+from PIL import Image
 from torch import Tensor
 
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, unknown_name_error
 from gap.imagery.backbone import (
     MultiFeatureExtractor,
-    Padding,
-    Pooling,
-    Strides,
     check_size,
     default_content_layers,
     default_layers,
@@ -26,20 +24,16 @@ from gap.imagery.losses import ColorGramLoss, ContentLoss, GramLoss, MomentLoss,
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Activations, Objective, TotalVariation
 from gap.imagery.optimize import Method, OptimizationProgress, no_callback, optimize
+from gap.imagery.options import COLOR_WEIGHT, STYLE_WEIGHT, TV_WEIGHT, Init, Padding, Pooling, Strides, StyleLossName
+from gap.imagery.results import Drawing
 from gap.models.feature_extractor import FeatureExtractor, resolve_layer
-from gap.training.runtime import Precision, use_bf16
+from gap.report.pictures import to_image
+from gap.training.options import Precision
+from gap.training.runtime import use_bf16
 
 # Under which name the layers of a content network of its own are seen.
 CONTENT_PREFIX = "content "
-# The weight of style beside content, both as shares of what they were in the pictures they come from.
-STYLE_WEIGHT = 30.0
-# That of the mean squared difference of neighboring pixels: enough to take the grain out that strides leave.
-TV_WEIGHT = 10.0
-# The weight of the style's colors beside that of its layers together.
-COLOR_WEIGHT = 1.0
-StyleLossName = Literal["gram", "moments", "sliced"]
-Init = Literal["content", "noise"]
-# The fields of a config of which each is one of a few words.
+# The fields of a manner of which each is one of a few words.
 CHOICES = {
     "style_loss": StyleLossName,
     "init": Init,
@@ -95,16 +89,25 @@ class StyleTransferConfig:
             raise GapError("the weights of style, colors and total variation and the tolerance are 0 or more")
 
 
-@dataclass(frozen=True)
-class StyleTransferResult:
-    """The picture, C x H x W in [0, 1]; how the objective ended, part by part; and the evaluations it took."""
+@dataclass(frozen=True, eq=False)
+class StyleTransferResult(Drawing):
+    """What style transfer draws.
 
-    picture: Tensor
+    Attributes:
+        image: the drawing, C x H x W in [0, 1].
+        loss_summary: how the objective ended, part by part.
+        evaluations: forward and backward passes of the backbone that it took.
+    """
+
+    image: Tensor
     loss_summary: str
     evaluations: int
 
+    def to_pil(self) -> Image.Image:
+        return to_image(self.image.cpu())
 
-def stylize(
+
+def transfer_style(
     content: Tensor,
     styles: Sequence[Tensor],
     backbone: Classifier,
@@ -162,7 +165,7 @@ def stylize(
     )
 
 
-def texture(
+def synthesize_texture(
     style: Tensor,
     size: tuple[int, int],
     backbone: Classifier,
@@ -173,7 +176,7 @@ def texture(
     """The style of a picture alone, C x H x W, drawn from noise at any size (Gatys et al., 2015)."""
     config = config or StyleTransferConfig()
     blank = torch.full((style.shape[0], *size), 0.5, device=style.device)
-    return stylize(blank, [style], backbone, config=replace(config, init="noise", content_layers=()), tell=tell)
+    return transfer_style(blank, [style], backbone, config=replace(config, init="noise", content_layers=()), tell=tell)
 
 
 def _build_loss(
@@ -276,7 +279,7 @@ def _offset_progress(
 @torch.no_grad()
 def _summarize(canvas: PixelCanvas, objective: Objective, extractors: MultiFeatureExtractor) -> str:
     images = canvas()
-    return objective.told(Activations(images, extractors(images)))
+    return objective.summary(Activations(images, extractors(images)))
 
 
 def _with_colors_of(content: Tensor, picture: Tensor) -> Tensor:

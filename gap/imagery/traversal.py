@@ -1,9 +1,11 @@
 """Class traversal: pictures that walk towards a class, as a classifier sees it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from PIL import Image
 from torch import Tensor
 
 from gap.classifiers.classifier import Classifier
@@ -18,19 +20,48 @@ from gap.imagery.optimize import (
     normalized_gradient_descent,
     step_length,
 )
+from gap.imagery.results import Drawing
 from gap.models.feature_extractor import LOGITS, FeatureExtractor
+from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
+from gap.report.video import save_video
 from gap.threat import Budget
 
 
-@dataclass(frozen=True)
-class Traversal:
-    """The pictures of a walk, T x N x C x H x W in [0, 1], the start among them, and their probabilities, T x N x K."""
+@dataclass(frozen=True, eq=False)
+class Traversal(Drawing):
+    """Images on their way to a class.
 
-    pictures: Tensor
+    Attributes:
+        images: T x N x C x H x W in [0, 1], the first ones among them.
+        probabilities: of the classes, T x N x K.
+        class_names: the names of the classes; numbers by default.
+        title: the name of the classifier.
+    """
+
+    images: Tensor
     probabilities: Tensor
+    class_names: Sequence[str] = ()
+    title: str = ""
+
+    def to_pil(self) -> Image.Image:
+        """Key frames, one line for each image."""
+        return key_frames([self._frames()], self._names())
+
+    def save(self, path: str | Path, *, fps: int = 20) -> None:
+        """Save a video (.mp4 or .gif), or the key frames (.png). Raises GapError for another suffix."""
+        if Path(path).suffix.lower() == ".png":
+            super().save(path)
+        else:
+            save_video(traversal_frames([self._frames()], self._names()), Path(path), fps=fps)
+
+    def _frames(self) -> TraversalFrames:
+        return TraversalFrames(self.title, self.images, self.probabilities)
+
+    def _names(self) -> Sequence[str]:
+        return self.class_names or [str(index) for index in range(self.probabilities.shape[2])]
 
 
-def traverse(
+def traverse_images(
     classifier: Classifier,
     images: Tensor,
     classes: Tensor,

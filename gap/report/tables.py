@@ -1,15 +1,20 @@
 """Tables of figures, in the terminal and in HTML: one description of the columns serves both."""
 
+import csv
 import html
+import io
 import math
 import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from rich import box
 from rich.console import Console
 from rich.table import Table as RichTable
 from rich.text import Text
+
+from gap.core.files import write_text
 
 Row = Mapping[str, object]
 
@@ -72,6 +77,70 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column], title: str, cons
         return
     for part in _parts(rows, columns, console):
         console.print(_rich_table(rows, part))
+
+
+def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The rows as plain text, one full line each."""
+    return _full_lines(rows, columns, Console())
+
+
+def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
+    """The rows as a table of GitHub's Markdown; numbers to the right."""
+    lines = [
+        [column.heading for column in columns],
+        ["---:" if column.is_number else "---" for column in columns],
+        *([_text_cell(column, row).plain for column in columns] for row in rows),
+    ]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def latex_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = "") -> str:
+    """The rows as a LaTeX table with the rules of the booktabs package."""
+    lines = [[column.heading for column in columns], *([column.value(row) for column in columns] for row in rows)]
+    heading, *body = (" & ".join(map(_latex, line)) + r" \\" for line in lines)
+    alignment = "".join("r" if column.is_number else "l" for column in columns)
+    return "\n".join(
+        [
+            r"\begin{table}",
+            r"\centering",
+            *([rf"\caption{{{_latex(caption)}}}"] if caption else []),
+            rf"\begin{{tabular}}{{{alignment}}}",
+            r"\toprule",
+            heading,
+            r"\midrule",
+            *body,
+            r"\bottomrule",
+            r"\end{tabular}",
+            r"\end{table}",
+        ]
+    )
+
+
+def csv_table(rows: Sequence[Row], path: Path) -> None:
+    """Save all values of the rows, unrounded, as CSV: a column for each key, and two for each pair."""
+    flat = [dict(_pairs_apart(row)) for row in rows]
+    keys = list(dict.fromkeys(key for row in flat for key in row))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, keys, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
+    write_text(path, text.getvalue())
+
+
+def _pairs_apart(row: Row) -> Iterator[tuple[str, object]]:
+    for key, value in row.items():
+        if isinstance(value, list | tuple) and len(value) == 2:
+            yield from ((f"{key}_low", value[0]), (f"{key}_high", value[1]))
+        else:
+            yield key, value
+
+
+def _latex(text: str) -> str:
+    """Text with the characters that LaTeX takes for commands escaped."""
+    escaped = "".join(
+        {"\\": r"\textbackslash{}"}.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text
+    )
+    return escaped.replace("~", r"\textasciitilde{}").replace("^", r"\textasciicircum{}").replace(MISSING, "--")
 
 
 def html_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = "") -> str:

@@ -1,29 +1,8 @@
 """What training does to pictures so that what is learned holds on others."""
 
-from typing import Annotated
-
 import kornia.augmentation as K
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-
-from gap.core.options import Options
-
-
-class AugmentationOptions(Options):
-    """How the pictures that a classifier learns on are changed."""
-
-    group = "Augmentation"
-    shift: Annotated[int, Field(ge=0, description="pixels that a picture may be moved, each way")] = 0
-    rotate: Annotated[float, Field(ge=0, le=180, description="degrees that a picture may be turned, each way")] = 0.0
-    scale: Annotated[float, Field(ge=0, lt=1, description="the share that one may be enlarged by, or made smaller")] = (
-        0.0
-    )
-    flip: Annotated[bool, Field(description="mirror half of the pictures, left to right")] = False
-
-    def augmentation(self, size: tuple[int, int]) -> nn.Module:
-        """What changes images of that size (H, W) so."""
-        return make_augmentation(size, shift=self.shift, rotate=self.rotate, scale=self.scale, flip=self.flip)
 
 
 def make_augmentation(

@@ -1,73 +1,35 @@
 """What hears a training run: the terminal, TensorBoard, and the log in the artifact."""
 
 import json
-import sys
-import time
 from pathlib import Path
-from types import TracebackType
+from typing import TYPE_CHECKING
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, TextColumn, TimeRemainingColumn
-from rich.progress import Progress as Bar
-from torch.utils.tensorboard import SummaryWriter
 
 from gap.core.artifact import METRICS
 from gap.core.files import reraise_write_errors, write_text
-from gap.core.process import is_main_process
+from gap.core.progress import StepBar
 from gap.training.trainer import TrainingProgress
 
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
-class ProgressBar:
-    """A progress bar with the metrics that matter; plain lines, now and then, where there is no terminal.
 
-    Of several processes, only one shows anything.
-    """
-
-    def __init__(self, what: str, every: float = 10.0) -> None:
-        self.what = what
-        self.every = every
-        self.told = time.monotonic()
-        self.quiet = not is_main_process()
-        self.console = Console(stderr=True, quiet=self.quiet)
-        self.bar = Bar(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-            console=self.console,
-            disable=self.quiet or not self.console.is_terminal,
-        )
-        self.task = self.bar.add_task(what, total=None, metrics="")
+class ProgressBar(StepBar):
+    """Shows the metrics of a training as it goes."""
 
     def __enter__(self) -> "ProgressBar":
-        self.bar.start()
+        super().__enter__()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.bar.stop()
-
     def __call__(self, progress: TrainingProgress) -> None:
-        if self.quiet:
-            return
         if not progress.metrics:
-            self.bar.update(self.task, completed=progress.step, total=progress.steps)
+            self.update(progress.step, progress.steps)
             return
-        metrics = _format_metrics(progress)
-        self.bar.update(self.task, completed=progress.step, total=progress.steps, metrics=metrics)
-        now = time.monotonic()
-        due = progress.validation_metrics or now - self.told > self.every
-        if progress.validation_metrics and self.console.is_terminal:
-            self.console.print(
-                f"{self.what} epoch {progress.epoch:.0f}: {_format_validation(progress)}", highlight=False
-            )
-        elif due and not self.console.is_terminal:
-            validation_metrics = f" | {_format_validation(progress)}" if progress.validation_metrics else ""
-            sys.stderr.write(f"{self.what} {progress.step}/{progress.steps} {metrics}{validation_metrics}\n")
-        if due:
-            self.told = now
+        milestone = ""
+        if progress.validation_metrics:
+            milestone = f"epoch {progress.epoch:.0f}: {_format_validation(progress)}"
+        self.update(progress.step, progress.steps, _format_metrics(progress), milestone)
 
 
 class MetricsLog:
@@ -80,20 +42,24 @@ class MetricsLog:
         if not progress.metrics:
             self._drop_after(progress.step)
             return
-        line = {
-            "step": progress.step,
-            "epoch": round(progress.epoch, 4),
-            "images_per_second": round(progress.images_per_second, 1),
-            **progress.metrics,
-            **{f"validation_{name}": value for name, value in progress.validation_metrics.items()},
-        }
         with reraise_write_errors(self.path), self.path.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(line) + "\n")
+            log.write(json.dumps(_row(progress)) + "\n")
 
     def _drop_after(self, step: int) -> None:
         if self.path.is_file():
             lines = self.path.read_text(encoding="utf-8", errors="replace").splitlines()
             write_text(self.path, "".join(line + "\n" for line in lines if _is_line_up_to(step, line)))
+
+
+class History:
+    """Keeps the metrics of a training as rows: step, epoch, and metrics of training and validation."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, float]] = []
+
+    def __call__(self, progress: TrainingProgress) -> None:
+        if progress.metrics:
+            self.rows.append(_row(progress))
 
 
 class TensorBoard:
@@ -109,6 +75,8 @@ class TensorBoard:
 
     def _write(self, progress: TrainingProgress) -> None:
         if self.writer is None:
+            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+
             self.writer = SummaryWriter(self.folder, purge_step=progress.step + 1)
             return
         for name, value in progress.metrics.items():
@@ -121,6 +89,17 @@ class TensorBoard:
                 name, pictures[:, :3] if pictures.shape[1] > 3 else _drawable(pictures), progress.step
             )
         self.writer.flush()
+
+
+def _row(progress: TrainingProgress) -> dict[str, float]:
+    """The metrics of a step as one flat row."""
+    return {
+        "step": progress.step,
+        "epoch": round(progress.epoch, 4),
+        "images_per_second": round(progress.images_per_second, 1),
+        **progress.metrics,
+        **{f"validation_{name}": value for name, value in progress.validation_metrics.items()},
+    }
 
 
 def _is_line_up_to(step: int, line: str) -> bool:

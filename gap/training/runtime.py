@@ -5,36 +5,14 @@ import gc
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Annotated, Literal
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
-from pydantic import Field
 
 from gap.core.errors import GapError
-from gap.core.options import Options
-
-Precision = Literal["auto", "fp32", "bf16"]
-
-
-class RuntimeOptions(Options):
-    """Where and how exactly to compute."""
-
-    group = "Machine"
-    device: Annotated[Literal["auto", "cpu", "cuda"], Field(description="auto, cpu or cuda")] = "auto"
-    seed: Annotated[int, Field(ge=0, description="of every random choice")] = 0
-    deterministic: Annotated[bool, Field(description="only operations that give the same result every time")] = False
-
-
-class TrainRuntimeOptions(RuntimeOptions):
-    """The same where networks learn, and may multiply in less than float32; what is measured never does."""
-
-    group = "Machine"
-    precision: Annotated[
-        Precision, Field(description="auto, fp32 or bf16; auto takes bf16 where the hardware multiplies in it")
-    ] = "auto"
+from gap.training.options import Precision, RuntimeOptions, TrainRuntimeOptions
 
 
 def make_accelerator(options: RuntimeOptions) -> Accelerator:
@@ -44,22 +22,40 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     What is float32 is so on a GPU, too, whose convolutions would else take ten bits. Raises GapError when the device is
     not there.
     """
-    if options.device == "cuda" and not torch.cuda.is_available():
-        raise GapError("--device cuda: no CUDA device is visible; use --device cpu")
+    device = pick_device(options.device)
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
     torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     if options.deterministic:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
-    cpu = options.device == "cpu" or not torch.cuda.is_available()
     torch.backends.cudnn.benchmark = not options.deterministic
     torch.backends.cudnn.allow_tf32 = False
     precision = options.precision if isinstance(options, TrainRuntimeOptions) else "fp32"
-    half = use_bf16(precision, torch.device("cpu" if cpu else "cuda"))
+    half = use_bf16(precision, device)
     # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     atexit.register(_destroy_process_group)
-    return Accelerator(cpu=cpu, mixed_precision="bf16" if half else "no")
+    return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if half else "no")
+
+
+def pick_device(name: str) -> torch.device:
+    """The device of that name, as torch calls it; "auto" is the first accelerator, or else the CPU.
+
+    Raises GapError for a device that is not there.
+    """
+    accelerator = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return accelerator or torch.device("cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise GapError(f"unknown device {name!r}; write auto, cpu, cuda, cuda:1, mps or xpu") from error
+    count = torch.accelerator.device_count() if accelerator and accelerator.type == device.type else 0
+    if device.type != "cpu" and (device.index or 0) >= count:
+        raise GapError(f"no device {name} is visible; use `device` cpu")
+    return device
 
 
 def allow_unused_weights(accelerator: Accelerator) -> None:
@@ -100,4 +96,5 @@ def use_bf16(precision: Precision, device: torch.device) -> bool:
 def _multiplies_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    on_cpu = device.type == "cpu"
+    return on_cpu and (torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())

@@ -34,7 +34,7 @@ from gap.data.dataset import Split, sequential_batches
 from gap.training.task import TrainingTask
 
 # What to do about a checkpoint that cannot be used.
-START_AGAIN = "start again with --overwrite"
+START_AGAIN = "start again with `overwrite`"
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class _Trainer:
         self.callbacks = callbacks if accelerator.is_main_process else ()
         world = accelerator.num_processes
         if schedule.batch_size % world:
-            raise GapError(f"--batch-size {schedule.batch_size} does not divide over {world} processes")
+            raise GapError(f"`batch_size` {schedule.batch_size} does not divide over {world} processes")
         if len(split) == 0:
             raise GapError("there are no training images; use data with at least five pictures")
         self.batch = min(schedule.batch_size, len(split) // world * world)
@@ -177,7 +177,7 @@ class _Trainer:
         for name, module in self.training.modules.items():
             if not _finite_state(module.unwrapped.state_dict()):
                 raise GapError(
-                    f"the weights of the {name} are no longer numbers after step {self.step}; try a smaller --lr,"
+                    f"the weights of the {name} are no longer numbers after step {self.step}; try a smaller `lr`,"
                     " or see whether the classifier's gradient is a number (gap evaluate fgsm says so)"
                 )
 
@@ -194,7 +194,7 @@ class _Trainer:
         except NetworkError as error:
             if len(images) > 1:
                 raise
-            raise NetworkError(f"{error}; a --batch-size of 2 or more for each process may help") from error
+            raise NetworkError(f"{error}; a `batch_size` of 2 or more for each process may help") from error
 
     def _batch_indices(self) -> Iterator[Tensor]:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -259,7 +259,7 @@ class _Trainer:
                 else "nothing was kept yet"
             )
             raise GapError(
-                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller --lr,"
+                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller `lr`,"
                 " or see whether the classifier's gradient is one (gap evaluate fgsm says so)"
             )
         return dict(zip(names, values, strict=True))

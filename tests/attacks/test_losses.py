@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 from gap.attacks.losses import (
-    CONFIDENCE,
     CROSS_ENTROPY_CAP,
     LOG_FLOOR,
     LOSSES,
@@ -20,6 +19,7 @@ from gap.attacks.losses import (
     margin,
     relativistic,
 )
+from gap.attacks.options import CONFIDENCE
 from gap.core.errors import GapError
 
 ALL = pytest.mark.parametrize("loss", LOSSES.values(), ids=LOSSES)

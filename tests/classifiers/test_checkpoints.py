@@ -121,7 +121,7 @@ def test_the_normalizer_of_the_checkpoint_is_used(tmp_path: Path) -> None:
     name, images = f"cifar-resnet18-narrow@{tmp_path / 'theirs.pt'}", torch.rand(2, 3, 32, 32)
     expected = theirs.network.eval()((images - MEAN.view(1, 3, 1, 1)) / STD.view(1, 3, 1, 1))
     assert torch.allclose(load_classifier(name)(images), expected, atol=1e-5)
-    with pytest.raises(GapError, match="has its own normalizer, or none; leave out --mean and --std"):
+    with pytest.raises(GapError, match="has its own normalizer, or none; leave out `mean` and `std`"):
         load_classifier(name, mean=[0.0], std=[1.0])
     beside = load_classifier(name, mean=[0.0], std=[1.0], lenient=True)
     assert torch.allclose(beside(images), expected, atol=1e-5)

@@ -135,7 +135,7 @@ def test_what_is_no_classifier(source: Path, factory: str, message: str) -> None
 
 
 def test_what_it_takes_must_be_said_and_right(source: Path) -> None:
-    with pytest.raises(GapError, match="add --input CxHxW"):
+    with pytest.raises(GapError, match="add `input` CxHxW"):
         load_classifier(f"{source}:net")
     with pytest.raises(GapError, match="fails on 2 images of 3x5x5"):
         load_classifier(f"{source}:net", channels=3, size=(5, 5))
@@ -178,7 +178,7 @@ def test_a_second_normalizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("mean", "std", "message"),
     [
-        ([0.1, 0.2], None, "--mean has 2 values for 3"),
+        ([0.1, 0.2], None, "`mean` has 2 values for 3"),
         ([0.1], [0.0], "must be positive"),
         ([float("nan")], None, "finite"),
     ],

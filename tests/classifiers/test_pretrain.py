@@ -5,12 +5,14 @@ import torch
 from PIL import Image
 
 from gap.classifiers.classifier import load_classifier
-from gap.classifiers.pretrain import ClassifierTraining, PretrainOptions, pretrain
-from gap.classifiers.task import DataOptions, load_task
+from gap.classifiers.options import DataOptions, PretrainOptions
+from gap.classifiers.pretrain import ClassifierTraining, pretrain_from_options
+from gap.classifiers.task import load_task
 from gap.core.errors import GapError
 from gap.data.registry import load_data
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.options import TrainRuntimeOptions
+from gap.training.runtime import make_accelerator
 from gap.training.task import with_adamw
 from gap.training.trainer import TrainSchedule, train
 
@@ -54,7 +56,7 @@ def class_folders(root: Path, *names: str) -> str:
 def test_pretrain_on_class_folders_leaves_a_classifier_that_knows_their_names(tmp_path: Path) -> None:
     pets = class_folders(tmp_path / "pets", "10", "9")
     options = PretrainOptions(classifier="mnist-cnn", data=pets, epochs=1.0, device="cpu", precision="fp32")
-    card = pretrain(options, tmp_path / "made").card
+    card = pretrain_from_options(options, tmp_path / "made").card
     assert card["classifier"]["class_names"] == ["9", "10"]
     made = str(tmp_path / "made")
     assert load_classifier(made).spec.class_names == ("9", "10")

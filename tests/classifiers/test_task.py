@@ -11,7 +11,8 @@ from PIL import Image
 from torch import Tensor
 
 from gap.classifiers.classifier import Classifier, load_classifier
-from gap.classifiers.task import DataOptions, is_at_chance_level, load_task, name_classes, warn_if_at_chance
+from gap.classifiers.options import DataOptions
+from gap.classifiers.task import is_at_chance_level, load_task, name_classes, warn_if_at_chance
 from gap.core.artifact import save_artifact
 from gap.core.errors import GapError, GapWarning
 from gap.data.dataset import InMemorySplit
@@ -193,7 +194,7 @@ def test_load_setting_matches_a_table_of_names_to_the_classifiers_names(tmp_path
 def test_load_setting_of_classes_that_the_classifier_does_not_know_is_refused(tmp_path: Path) -> None:
     named = saved(tmp_path / "net", classes=2, class_names=("cat", "dog"))
     wolves = class_folders(tmp_path / "data", "dog", "wolf")
-    with pytest.raises(GapError, match=r"has 2 classes, of which .*net does not know 'wolf' .*--labels predicted"):
+    with pytest.raises(GapError, match=r"has 2 classes, of which .*net does not know 'wolf' .*`labels` predicted"):
         load_task([named], wolves)
     predicted = load_task([named], wolves.model_copy(update={"labels": "predicted"})).data
     assert predicted.class_names == ("cat", "dog")
@@ -257,7 +258,7 @@ def test_name_classes_keeps_the_names_that_a_classifier_has(tmp_path: Path) -> N
 def test_warn_if_chance_says_what_accuracy_the_card_tells(tmp_path: Path, complaints: Complaints) -> None:
     (line,) = complaints(load_classifier(small(tmp_path / "net", **with_test_accuracy(0.98))), 0.6)
     assert "is right on 60.0% of the new data and had 98.0% on the test images of the old data" in line
-    assert "other data" in line and "another order" in line and "--mean/--std" in line
+    assert "other data" in line and "another order" in line and "`mean`/`std`" in line
 
 
 def test_warn_if_chance_says_both_in_one_line(tmp_path: Path, complaints: Complaints) -> None:

@@ -23,7 +23,7 @@ def test_a_signal_in_the_demo_ends_it_in_one_line(
     def stopped(options: object, folder: Path, callbacks: object, resume: bool) -> None:
         raise TrainingInterrupted(3, 9, folder, number)
 
-    monkeypatch.setattr(sections, "pretrain", stopped)
+    monkeypatch.setattr(sections, "pretrain_from_options", stopped)
     ended = run("demo", "--out", tmp_path / "demo")
     assert ended.code == 128 + number
     assert ended.warnings == [

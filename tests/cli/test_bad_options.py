@@ -71,7 +71,7 @@ def test_a_config_that_is_none(run: Callable[..., Any], tmp_path: Path) -> None:
         "as [a, b]"
         in run("harden", "mnist-cnn", "--config", tmp_path / "text.yaml", "--out", tmp_path / "out").complaint
     )
-    assert "give --budget: the perturb" in run("harden", "mnist-cnn", "--out", tmp_path / "out").complaint
+    assert "give --budget: Largest perturb" in run("harden", "mnist-cnn", "--out", tmp_path / "out").complaint
     assert not (tmp_path / "out").exists()
 
 

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from gap.cli.drawing import DrawingProgressBar
+from gap.cli.drawing import DrawingProgress
 from gap.data.registry import load_data
 from gap.imagery.optimize import OptimizationProgress
 from gap.report.pictures import save_image, to_image
@@ -85,7 +85,7 @@ def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--target-class=11", "--out=walk.gif"), "knows the classes 0 to 9, not 11"),
+        (("--target-class=11", "--out=walk.gif"), "has the classes 0 to 9, not 11"),
         (("--target-class=zero", "--out=walk.gif"), "unknown class 'zero'"),
         (("--target-class=0", "--out=walk.avi"), "end it in .mp4 or .gif"),
         (("--target-class=0", "--out=walk.gif", "--budget=l2:40"), "allows every picture"),
@@ -237,7 +237,7 @@ def test_bad_drawing(
 def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> None:
     plot, table = tmp_path / "layers.png", tmp_path / "layers.json"
     given = ["--budget=l2:0.5", "--images=20", "--steps=3", "--json", table, "--out", plot]
-    ended = run("layers", classifier, "mnist-cnn", *given)
+    ended = run("layer-robustness", classifier, "mnist-cnn", *given)
     assert ended.code == 0, ended.err
     rows = json.loads(table.read_text())["rows"]
     assert [(row["classifier"], row["layer"]) for row in rows] == [
@@ -251,7 +251,7 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
 def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
     sheet = tmp_path / "sweep.png"
     given = ["--budget=l2:0.5", "--images=4", "--steps=1", "--evaluations=2", "--size=28", "--content", digit]
-    ended = run("layers", classifier, *given, "--style", digit, "--layer-sweep", sheet)
+    ended = run("layer-robustness", classifier, *given, "--style", digit, "--layer-sweep", sheet)
     assert ended.code == 0, ended.err
     assert [line.split(": R ")[0] for line in ended.err.splitlines() if ": R " in line] == [
         f"{classifier} 1",
@@ -259,7 +259,7 @@ def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path
     ]
     with Image.open(sheet) as drawn:
         assert drawn.width > 300
-    assert "need" in run("layers", classifier, *given, "--layer-sweep", sheet).complaint
+    assert "need" in run("layer-robustness", classifier, *given, "--layer-sweep", sheet).complaint
 
 
 def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
@@ -306,13 +306,13 @@ def interruptible() -> Iterator[None]:
 def test_a_drawing_that_a_signal_ends_is_kept(
     run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
 ) -> None:
-    def ended_in_the_middle(self: DrawingProgressBar, progress: OptimizationProgress) -> None:
+    def ended_in_the_middle(self: DrawingProgress, progress: OptimizationProgress) -> None:
         listen(self, progress)
         if progress.step == 2:
             signal.raise_signal(number)
 
-    listen, before = DrawingProgressBar.__call__, signal.getsignal(number)
-    monkeypatch.setattr(DrawingProgressBar, "__call__", ended_in_the_middle)
+    listen, before = DrawingProgress.__call__, signal.getsignal(number)
+    monkeypatch.setattr(DrawingProgress, "__call__", ended_in_the_middle)
     out = tmp_path / "s.png"
     ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
     assert ended.code == 128 + number and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err

@@ -17,7 +17,7 @@ from PIL import Image
 
 from gap.cli.commands.evaluate import evaluate
 from gap.cli.commands.judge import judge
-from gap.cli.commands.layers import layers
+from gap.cli.commands.layer_robustness import layer_robustness
 from gap.cli.drawing import check_output, progress_display
 from gap.cli.options import Json
 from gap.core.errors import GapError
@@ -56,7 +56,7 @@ def test_json_to_standard_output_keeps_it_from_a_network_that_prints(
     assert ended.out == "" and "a word of the network" in ended.err
 
 
-@pytest.mark.parametrize("verb", [evaluate, judge, layers])
+@pytest.mark.parametrize("verb", [evaluate, judge, layer_robustness])
 def test_every_json_option_knows_standard_output(verb: Callable[..., None]) -> None:
     assert inspect.signature(verb).parameters["json"].annotation is Json
 

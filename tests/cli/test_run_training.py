@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from gap.classifiers.pretrain import PretrainOptions
-from gap.cli.run_training import run_with_progress
+from gap.classifiers.options import PretrainOptions
 from gap.core.artifact import (
     CARD,
     CHECKPOINT,
@@ -24,6 +23,7 @@ from gap.core.artifact import (
 )
 from gap.core.errors import GapError, GapWarning
 from gap.core.options import Options
+from gap.training.run import run_in_folder
 from gap.training.trainer import Callback, TrainingProgress
 
 START = TrainingProgress(step=0, steps=5, epoch=0.0, metrics={}, images_per_second=0.0)
@@ -61,7 +61,7 @@ def killed_in(folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
         for where, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
             patch.setattr(where, name, counted(getattr(where, name)))
         with pytest.raises(Killed):
-            run_with_progress("work", begun, Settings(), folder)
+            run_in_folder("work", begun, Settings(), folder, [])
     return changes > at
 
 
@@ -98,7 +98,7 @@ def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
         (tmp_path / f".{name}.123.part").write_text("half")
     (tmp_path / f".{CARD}.mine.part").write_text("kept")
     with pytest.raises(Killed):
-        run_with_progress("work", begun, Settings(), tmp_path)
+        run_in_folder("work", begun, Settings(), tmp_path, [])
     assert sorted(os.listdir(tmp_path)) == sorted([f".{CARD}.mine.part", ".notes.txt.123.part", CONFIG])
 
 
@@ -109,7 +109,7 @@ def test_options_that_do_not_fit_lose_nothing(tmp_path: Path) -> None:
     folder = left_by_a_run(tmp_path / "out", CARD, CONFIG)
     before = sorted(os.listdir(folder))
     with pytest.raises(GapError, match="no"):
-        run_with_progress("work", refuses, Settings(), folder)
+        run_in_folder("work", refuses, Settings(), folder, [])
     assert sorted(os.listdir(folder)) == before
 
 
@@ -121,7 +121,7 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: P
 
     (tmp_path / "out").mkdir()
     with pytest.raises(kind, match="no"):
-        run_with_progress("work", fails, Settings(), tmp_path / "out")
+        run_in_folder("work", fails, Settings(), tmp_path / "out", [])
     assert not (tmp_path / "out").exists()
 
 
@@ -136,5 +136,5 @@ def test_of_several_processes_one_warns(
     monkeypatch.setenv("RANK", rank)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        run_with_progress("work", warns, Settings(), tmp_path)
+        run_in_folder("work", warns, Settings(), tmp_path, [])
     assert bool(caught) == heard

@@ -359,9 +359,9 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     def short(work: Callable[..., Any]) -> Callable[..., Any]:
         return lambda options, *rest, **named: work(options.model_copy(update={"epochs": 0.1}), *rest, **named)
 
-    monkeypatch.setattr(sections, "pretrain", short(sections.pretrain))
-    monkeypatch.setattr(sections, "train_generator", short(sections.train_generator))
-    monkeypatch.setattr(sections, "harden", short(sections.harden))
+    monkeypatch.setattr(sections, "pretrain_from_options", short(sections.pretrain_from_options))
+    monkeypatch.setattr(sections, "train_from_options", short(sections.train_from_options))
+    monkeypatch.setattr(sections, "harden_from_options", short(sections.harden_from_options))
     monkeypatch.setattr(sections, "IMAGES", 20)
     monkeypatch.setattr(sections, "EVALUATIONS", 3)
     monkeypatch.setattr(sections, "CURVE", (sections.BUDGET.epsilon,))

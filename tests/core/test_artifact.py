@@ -6,8 +6,8 @@ import yaml
 from pydantic import BaseModel
 from torch import nn
 
-from gap.attacks.generator.train import TrainOptions
-from gap.classifiers.pretrain import PretrainOptions
+from gap.attacks.generator.options import TrainOptions
+from gap.classifiers.options import PretrainOptions
 from gap.core.artifact import (
     CARD,
     CHECKPOINT,
@@ -65,7 +65,7 @@ def test_the_card_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     ("files", "message"),
     [
         ({}, "is not a folder that gap left"),
-        ({CONFIG: OUR_CONFIG}, "is unfinished; go on with --resume --out"),
+        ({CONFIG: OUR_CONFIG}, "is unfinished; go on with `resume` `out`"),
         ({CONFIG: "lr: 1"}, "is not a folder that gap left"),
         ({CARD: "a: [1"}, "not readable YAML"),
         ({CARD: "kind: !!python/object/apply:os.getcwd []"}, "not readable YAML"),
@@ -111,7 +111,7 @@ def test_claim_makes_a_folder_and_leaves_what_is_not_ours(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(
     ("name", "text", "state"),
-    [(CARD, OUR_CARD, "a finished piece of work; use --over"), (CONFIG, OUR_CONFIG, "unfinished work; use --resume")],
+    [(CARD, OUR_CARD, "a finished piece of work; use `over"), (CONFIG, OUR_CONFIG, "unfinished work; use `resume`")],
 )
 def test_claim_asks_before_it_takes_what_is_ours(tmp_path: Path, name: str, text: str, state: str) -> None:
     (tmp_path / name).write_text(text)

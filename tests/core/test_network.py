@@ -16,12 +16,12 @@ from gap.classifiers.registry import ClassifierSpec
 from gap.core.errors import GapError, GapWarning
 from gap.core.network import NetworkError, device_of
 from gap.data.dataset import InMemorySplit
-from gap.evaluation.evaluate import evaluate
+from gap.evaluation.evaluate import evaluate_attack
 from gap.evaluation.layer_robustness import layer_robustness
-from gap.evaluation.robustness import judge
-from gap.imagery.feature_visualization import Feature, visualize
-from gap.imagery.style_transfer import StyleTransferConfig, stylize
-from gap.imagery.traversal import traverse
+from gap.evaluation.robustness import evaluate_robustness
+from gap.imagery.feature_visualization import Feature, visualize_features
+from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+from gap.imagery.traversal import traverse_images
 from gap.threat import Budget
 
 BUDGET = Budget("linf", 0.1)
@@ -73,7 +73,7 @@ def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Modu
 @PAIRS
 def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
     rows = [
-        evaluate(PGD(BUDGET, steps=4), classifier_of(kind), pixels(), batch_size=59).row
+        evaluate_attack(PGD(BUDGET, steps=4), classifier_of(kind), pixels(), batch_size=59).row
         for kind in (network, SAME_AS[network])
     ]
     for key in ("clean_accuracy", "accuracy_under_attack"):
@@ -83,15 +83,15 @@ def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> N
 @pytest.mark.parametrize("network", [foreign.InPlace, foreign.Squeezing, foreign.Constant])
 def test_judge_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
     results = [
-        judge(classifier_of(kind), pixels(), BUDGET, images=11, batch_size=10, fast=True)
+        evaluate_robustness(classifier_of(kind), pixels(), BUDGET, images=11, batch_size=10, fast=True)
         for kind in (network, SAME_AS[network])
     ]
-    assert results[0]["robust_accuracy"] == pytest.approx(results[1]["robust_accuracy"], abs=0.1)
+    assert results[0].robust_accuracy == pytest.approx(results[1].robust_accuracy, abs=0.1)
 
 
 def test_judge_network_with_reentrant_checkpoint_is_refused_with_the_reason() -> None:
     with pytest.raises(NetworkError, match=r"AutoAttack cannot attack Checkpointed: .*use_reentrant=False"):
-        judge(classifier_of(foreign.Checkpointed), pixels(), BUDGET, images=4, fast=True)
+        evaluate_robustness(classifier_of(foreign.Checkpointed), pixels(), BUDGET, images=4, fast=True)
 
 
 @PAIRS
@@ -105,10 +105,10 @@ def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) 
         config = StyleTransferConfig(
             layers=["conv1", "conv2"], content_layers=["conv1"], evaluations=4, precision="fp32"
         )
-        drawings.append(stylize(content, [style], backbone, config=config).picture)
-        drawings.append(visualize(backbone, [Feature("conv2", 1)], steps=3)[0])
-        drawings.append(visualize(backbone, [Feature("logits", 1)], steps=3)[0])
-        drawings.append(traverse(backbone, content[None], torch.tensor([1]), steps=3).pictures[-1, 0])
+        drawings.append(transfer_style(content, [style], backbone, config=config).image)
+        drawings.append(visualize_features(backbone, [Feature("conv2", 1)], steps=3)[0])
+        drawings.append(visualize_features(backbone, [Feature("logits", 1)], steps=3)[0])
+        drawings.append(traverse_images(backbone, content[None], torch.tensor([1]), steps=3).images[-1, 0])
     half = len(drawings) // 2
     for drawing, expected in zip(drawings[:half], drawings[half:], strict=True):
         assert (drawing - expected).abs().mean() < 1e-3
@@ -157,7 +157,7 @@ def test_gray_images_of_a_data_set_are_laid_out_for_the_network(network: type[nn
     ).eval()
     use_channels_last(classifier)
     assert classifier.memory_format == torch.contiguous_format
-    assert evaluate(FGSM(BUDGET), classifier, split, batch_size=39).row["clean_accuracy"] == 1
+    assert evaluate_attack(FGSM(BUDGET), classifier, split, batch_size=39).row["clean_accuracy"] == 1
     batch, own = next(iter(split.batches([torch.arange(40)])))
     expected = FGSM(BUDGET)(foreign.Gray().eval(), batch.contiguous(), own)
     assert (FGSM(BUDGET)(network().eval(), batch, own) - expected).abs().mean() < 1e-4
@@ -184,7 +184,7 @@ def test_load_classifier_of_torchscript_and_lazy_networks_works(source: Path) ->
 def test_network_that_resizes_inside_is_drawn_with() -> None:
     content, style = sample()[0][:2]
     config = StyleTransferConfig(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
-    assert stylize(content, [style], classifier_of(foreign.Resizing), config=config).picture.isfinite().all()
+    assert transfer_style(content, [style], classifier_of(foreign.Resizing), config=config).image.isfinite().all()
 
 
 def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
@@ -194,7 +194,7 @@ def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
             return torch.where(images[:, :1, 0, 0] < 0.2, torch.nan, logits)
 
     with pytest.warns(GapWarning, match=r"Sometimes returns NaN for \d+ of 60 images"):
-        evaluate(create_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
+        evaluate_attack(create_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
 
 
 def test_memory_that_runs_out_is_no_fault_of_the_network() -> None:
@@ -301,17 +301,17 @@ def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
 
 def test_gradient_of_nan_fails_the_masking_gate() -> None:
     with pytest.warns(GapWarning, match="NaN or infinite"):
-        result = judge(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
-    checks = {check["name"]: check for check in result["checks"]}
+        result = evaluate_robustness(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
+    checks = {check.name: check for check in result.checks}
     for name in ("losses are not flat", "gradients tell how the margin changes"):
-        assert not checks[name]["passed"]
-        assert "NaN or infinite" in checks[name]["details"]
-    assert result["verdict"] == "masked"
+        assert not checks[name].passed
+        assert "NaN or infinite" in checks[name].details
+    assert result.verdict == "masked"
 
 
 def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
     with pytest.raises(GapError, match=r"the gradient of .* is NaN or infinite"):
-        visualize(classifier_of(foreign.UndefinedGradient), [Feature("conv2", 1)], steps=3)
+        visualize_features(classifier_of(foreign.UndefinedGradient), [Feature("conv2", 1)], steps=3)
 
 
 @pytest.mark.parametrize("network", [foreign.Checkpointed, foreign.Detached])
@@ -320,7 +320,7 @@ def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> 
     content, style = sample()[0][:2]
     config = StyleTransferConfig(layers=["conv1"], content_layers=["conv2"], evaluations=4)
     with pytest.raises(GapError, match="style at conv1 passes no gradient to the image"):
-        stylize(content, [style], classifier_of(network), config=config)
+        transfer_style(content, [style], classifier_of(network), config=config)
 
 
 def test_device_of_network_without_parameters_is_that_of_its_buffers() -> None:

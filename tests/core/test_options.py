@@ -6,10 +6,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gap.attacks.generator.train import TrainOptions
+from gap.attacks.generator.options import TrainOptions
 from gap.core.errors import GapError
 from gap.core.options import deep_merge, named_configs, parse_assignments, read_config, read_yaml
-from gap.hardening.train import HardenOptions
+from gap.hardening.options import HardenOptions
 
 NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
 
@@ -108,12 +108,12 @@ def test_yaml_that_is_no_config(text: str, message: str) -> None:
         ({"loss": "margins"}, "unknown loss 'margins'; did you mean margin"),
         ({"budget": "linf:8"}, "8/255"),
         ({"budget": None}, "a budget is missing"),
-        ({"unbounded": True}, "not --budget"),
-        ({"unbounded": True, "budget": None}, "either --target-norm"),
-        ({"unbounded": True, "budget": None, "target_norm": "l2:2", "discriminator": True}, "either --target-norm"),
+        ({"unbounded": True}, "not `budget`"),
+        ({"unbounded": True, "budget": None}, "either `target_norm`"),
+        ({"unbounded": True, "budget": None, "target_norm": "l2:2", "discriminator": True}, "either `target_norm`"),
         ({"unbounded": True, "universal": True}, "exclude each other"),
-        ({"target_norm": "l2:2.7"}, "go with --unbounded"),
-        ({"discriminator": True}, "go with --unbounded"),
+        ({"target_norm": "l2:2.7"}, "go with `unbounded`"),
+        ({"discriminator": True}, "go with `unbounded`"),
     ],
 )
 def test_wrong_options_are_explained_in_one_line(change: dict[str, Any], message: str) -> None:
@@ -123,7 +123,7 @@ def test_wrong_options_are_explained_in_one_line(change: dict[str, Any], message
 
 
 def test_a_missing_option_names_its_flag() -> None:
-    with pytest.raises(GapError, match="give --classifier"):
+    with pytest.raises(GapError, match="give `classifier`"):
         TrainOptions.read({"budget": "linf:0.1"})
 
 

@@ -142,7 +142,7 @@ def test_match_classes_that_the_classifier_does_not_know_are_refused() -> None:
         match_classes(made_of([0, 1, 2], ["dog", "fox", "wolf"]), "net", 3, PETS)
     assert str(refusal.value) == (
         "pictures has 3 classes, of which net does not know 'fox' and 1 more (it knows 3 classes: cat, dog, owl);"
-        " rename the folder (or the label in labels.csv), or, to attack it, use --labels predicted"
+        " rename the folder (or the label in labels.csv), or, to attack it, use `labels` predicted"
     )
 
 

@@ -13,7 +13,8 @@ from torchvision import datasets
 
 from gap.core.errors import GapError
 from gap.data.dataset import Dataset, InMemorySplit
-from gap.data.registry import default_root, list_datasets, load_data
+from gap.data.names import default_root, list_datasets
+from gap.data.registry import load_data
 from gap.data.torchvision_datasets import DATASETS, PublishedDataset
 
 TRAINING = 60
@@ -92,7 +93,7 @@ def test_the_variable_names_the_root(root: Path, monkeypatch: pytest.MonkeyPatch
 
 @pytest.mark.parametrize("name", sorted(DATASETS))
 def test_absent_and_not_downloaded(tmp_path: Path, name: str) -> None:
-    with pytest.raises(GapError, match=rf"{name} is not in the data root {tmp_path}.*--data-root or GAP_DATA"):
+    with pytest.raises(GapError, match=rf"{name} is not in the data root {tmp_path}.*`data_root` or GAP_DATA"):
         load_data(name, tmp_path / "none", download=False)
     assert not list(tmp_path.iterdir())
 

@@ -16,7 +16,7 @@ from gap.core.errors import GapWarning
 from gap.data.dataset import Dataset, InMemorySplit
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.threat import Budget
-from gap.training.runtime import RuntimeOptions
+from gap.training.options import RuntimeOptions
 
 BUDGET = Budget("linf", 0.1)
 

@@ -160,12 +160,12 @@ def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatc
 def test_a_search_that_is_carried_over_does_not_stop_at_the_source_s_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
     """On its own classifier it stops past the boundary by as much as was asked; on another, not at all."""
     seen: dict[tuple[str, str], float] = {}
-    evaluate = lineup.evaluate
+    evaluate = lineup.evaluate_attack
 
     def noting(attack: Any, judged: Classifier, *given: Any, source: Classifier, **options: Any) -> Any:
         seen[source.name, judged.name] = attack.confidence
         return evaluate(attack, judged, *given, source=source, **options)
 
-    monkeypatch.setattr(lineup, "evaluate", noting)
+    monkeypatch.setattr(lineup, "evaluate_attack", noting)
     rows(["pgd:steps=3,confidence=2"], ONE, TWO, transfer=True)
     assert seen == {("one", "one"): 2, ("one", "two"): math.inf, ("two", "one"): math.inf, ("two", "two"): 2}

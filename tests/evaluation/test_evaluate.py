@@ -11,7 +11,7 @@ from gap.attacks.criteria import find_criterion
 from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.core.errors import GapError
 from gap.data.dataset import InMemorySplit
-from gap.evaluation.evaluate import evaluate
+from gap.evaluation.evaluate import evaluate_attack
 from gap.evaluation.interval import wilson
 from gap.threat import Budget
 
@@ -60,7 +60,7 @@ ADDED = torch.tensor([60, 60, 0, 70, 70, 0, 0])
 
 
 def test_counts() -> None:
-    row = evaluate(Stub(ADDED), classifier(), split(), data="levels").row
+    row = evaluate_attack(Stub(ADDED), classifier(), split(), data="levels").row
     shares = {
         "clean_accuracy": (4, 7),  # 0, 2, 3, 5
         "accuracy_under_attack": (4, 7),  # 1, 2, 4, 5
@@ -84,19 +84,19 @@ def test_counts() -> None:
 
 
 def test_norms_are_of_whole_levels() -> None:
-    row = evaluate(Stub(ADDED), classifier(), split()).row
+    row = evaluate_attack(Stub(ADDED), classifier(), split()).row
     assert row["linf_mean"] == pytest.approx(260 / 7 / 255)
     assert row["linf_max"] == pytest.approx(70 / 255)
     assert row["l2_mean"] == pytest.approx(4 * 260 / 7 / 255)  # 16 pixels alike: 4 times one of them
     assert row["l2_max"] == pytest.approx(4 * 70 / 255)
-    part = evaluate(Stub(torch.full((7,), 3.7), Budget.parse("linf:4/255")), classifier(), split()).row
+    part = evaluate_attack(Stub(torch.full((7,), 3.7), Budget.parse("linf:4/255")), classifier(), split()).row
     assert part["linf_max"] == pytest.approx(3 / 255)
     assert part["budget"] == "linf:4/255"
 
 
 def test_batches_add_up() -> None:
     even = torch.full((7,), 60)
-    whole, parts = (evaluate(Stub(even), classifier(), split(), batch_size=size).row for size in (250, 3))
+    whole, parts = (evaluate_attack(Stub(even), classifier(), split(), batch_size=size).row for size in (250, 3))
     del whole["seconds_per_image"], parts["seconds_per_image"]
     for name, value in whole.items():
         assert parts[name] == (pytest.approx(value) if isinstance(value, float) else value)
@@ -104,10 +104,10 @@ def test_batches_add_up() -> None:
 
 def test_a_target_counts_only_images_that_are_not_of_it() -> None:
     """Two of the seven are labeled 2 already; of the other five, two are read as 2 afterwards."""
-    row = evaluate(Stub(ADDED), classifier(), split(), criterion=find_criterion("target:2", 3)).row
+    row = evaluate_attack(Stub(ADDED), classifier(), split(), criterion=find_criterion("target:2", 3)).row
     assert row["target_success_rate"] == 2 / 5
     assert row["target_success_rate_interval"] == list(wilson(2, 5))
-    untargeted = evaluate(Stub(ADDED), classifier(), split(), criterion=find_criterion("untargeted", 3)).row
+    untargeted = evaluate_attack(Stub(ADDED), classifier(), split(), criterion=find_criterion("untargeted", 3)).row
     assert "target_success_rate" not in untargeted
 
 
@@ -115,7 +115,7 @@ def test_the_least_likely_class_is_of_the_clean_picture() -> None:
     """Level 10 is least like 2 and level 200 least like 0: of those not labeled so already, one gets there."""
     levels, labels = torch.tensor([10, 10, 200, 200]), torch.tensor([0, 2, 2, 0])
     stub = Stub(torch.tensor([190, 190, -100, -190]))
-    row = evaluate(stub, classifier(), split(levels, labels), criterion=find_criterion("least-likely", 3)).row
+    row = evaluate_attack(stub, classifier(), split(levels, labels), criterion=find_criterion("least-likely", 3)).row
     assert row["target_success_rate"] == 1 / 2
 
 
@@ -129,7 +129,7 @@ def test_ssim_is_wang_and_others() -> None:
             return images + change / 255
 
     data = InMemorySplit(clean.byte(), torch.zeros(2, dtype=torch.int64))
-    row = evaluate(Change(ADDED), classifier(size=(24, 20)), data).row
+    row = evaluate_attack(Change(ADDED), classifier(size=(24, 20)), data).row
     expected = np.mean([ssim(a, a + b) for a, b in zip(clean[:, 0].numpy(), change[:, 0].numpy(), strict=True)])
     assert row["ssim"] == pytest.approx(expected, abs=1e-4)
     assert 0.3 < row["ssim"] < 0.95
@@ -150,8 +150,8 @@ def ssim(one: np.ndarray, other: np.ndarray) -> float:
 
 def test_ssim_of_nothing_done_is_one_and_of_small_pictures_none() -> None:
     still = Stub(torch.zeros(7))
-    assert evaluate(still, classifier(size=(12, 12)), split(size=12)).row["ssim"] == pytest.approx(1)
-    assert evaluate(still, classifier(), split()).row["ssim"] is None
+    assert evaluate_attack(still, classifier(size=(12, 12)), split(size=12)).row["ssim"] == pytest.approx(1)
+    assert evaluate_attack(still, classifier(), split()).row["ssim"] is None
 
 
 def test_the_first_batch_warms_up_untimed_and_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +166,7 @@ def test_the_first_batch_warms_up_untimed_and_changes_no_figure(monkeypatch: pyt
 
     drawn: list[float] = []
     monkeypatch.setattr("gap.evaluation.evaluate.time.perf_counter", lambda: float(sum(ticks)))
-    row = evaluate(Slow(torch.zeros(7)), classifier(), split(), batch_size=4, seed=3).row
+    row = evaluate_attack(Slow(torch.zeros(7)), classifier(), split(), batch_size=4, seed=3).row
     assert len(ticks) == 3 and row["seconds_per_image"] == 2 / 7
     torch.manual_seed(3)
     assert drawn[1:] == [torch.rand(()).item(), torch.rand(()).item()]
@@ -174,7 +174,7 @@ def test_the_first_batch_warms_up_untimed_and_changes_no_figure(monkeypatch: pyt
 
 def test_a_transfer_looks_at_its_source_and_is_judged_by_the_other() -> None:
     stub, source, judged = Stub(ADDED), classifier("source"), classifier("judged")
-    row = evaluate(stub, judged, split(), source=source).row
+    row = evaluate_attack(stub, judged, split(), source=source).row
     assert stub.met is source
     assert not stub.training
     assert (row["classifier"], row["source"]) == ("judged", "source")
@@ -184,7 +184,7 @@ def test_a_transfer_looks_at_its_source_and_is_judged_by_the_other() -> None:
 
 def test_classifiers_are_left_as_they_were() -> None:
     judged = classifier().train()
-    evaluate(Stub(ADDED), judged, split())
+    evaluate_attack(Stub(ADDED), judged, split())
     assert judged.training and judged.network.scale.requires_grad
 
 
@@ -194,40 +194,40 @@ def test_classifiers_are_left_as_they_were() -> None:
 )
 def test_an_attack_that_breaks_its_promise_is_refused(added: float, message: str) -> None:
     with pytest.raises(GapError, match=message):
-        evaluate(Stub(torch.full((7,), added), Budget.parse("linf:8/255")), classifier(), split())
+        evaluate_attack(Stub(torch.full((7,), added), Budget.parse("linf:8/255")), classifier(), split())
 
 
 def test_an_attack_that_leaves_the_range_of_pixels_is_refused() -> None:
     with pytest.raises(GapError, match="or the pixels' range"):
-        evaluate(Stub(torch.full((7,), 100.0), Budget.parse("linf:0.5")), classifier(), split())
+        evaluate_attack(Stub(torch.full((7,), 100.0), Budget.parse("linf:0.5")), classifier(), split())
 
 
 def test_no_images_are_refused() -> None:
     with pytest.raises(GapError, match="no images to evaluate on in nothing"):
-        evaluate(Stub(ADDED), classifier(), split(LEVELS[:0], LABELS[:0]), data="nothing")
+        evaluate_attack(Stub(ADDED), classifier(), split(LEVELS[:0], LABELS[:0]), data="nothing")
 
 
 def test_fewer_images_stand_for_the_split_whatever_its_order() -> None:
     """Where classes alternate, every second image would be of every second class."""
     labels = torch.arange(600) % 3
     stub, alternating = Stub(torch.zeros(600)), split(labels * 80, labels)
-    row = evaluate(stub, classifier(), alternating, images=200, batch_size=600).row
+    row = evaluate_attack(stub, classifier(), alternating, images=200, batch_size=600).row
     assert row["images"] == 200
     assert (stub.labels.bincount() > 45).all()
     first = stub.labels
-    evaluate(stub, classifier(), alternating, images=200, batch_size=600, seed=5)
+    evaluate_attack(stub, classifier(), alternating, images=200, batch_size=600, seed=5)
     assert torch.equal(stub.labels, first)
-    assert evaluate(Stub(torch.zeros(7)), classifier(), split(), images=100).row["images"] == 7
+    assert evaluate_attack(Stub(torch.zeros(7)), classifier(), split(), images=100).row["images"] == 7
 
 
 def test_pictures_to_look_at() -> None:
-    example = evaluate(Stub(ADDED), classifier(), split(), batch_size=4).example
+    example = evaluate_attack(Stub(ADDED), classifier(), split(), batch_size=4).example
     assert example.captions == ["0 → 1", "0 → 1", "1 → 1", "1 → 2"]
     assert torch.equal((example.adversarial - example.clean).mul(255).round()[:, 0, 0, 0], ADDED[:4].float())
 
 
 def test_shares_of_nothing_are_none() -> None:
-    row = evaluate(Stub(torch.zeros(1)), classifier(), split(torch.tensor([10]), torch.tensor([2]))).row
+    row = evaluate_attack(Stub(torch.zeros(1)), classifier(), split(torch.tensor([10]), torch.tensor([2]))).row
     assert row["attack_success_rate"] is None
     assert row["attack_success_rate_interval"] == [0.0, 1.0]
     assert math.isclose(row["l2_max"], 0)

@@ -26,7 +26,7 @@ from gap.evaluation.masking_checks import (
     exceeds_tolerance,
     run_masking_checks,
 )
-from gap.evaluation.robustness import _run_square, check_autoattack_warnings, check_black_box, judge
+from gap.evaluation.robustness import _run_square, check_autoattack_warnings, check_black_box, evaluate_robustness
 from gap.threat import Budget
 
 BUDGETS = [Budget("linf", 0.045), Budget("l2", 0.45)]
@@ -73,7 +73,7 @@ TRUE = "gradients tell how the margin changes"
 
 
 def failed(found: dict[str, Any]) -> set[str]:
-    return {check["name"] for check in found["checks"] if not check["passed"]}
+    return {check.name for check in found.checks if not check.passed}
 
 
 def classifier(net: nn.Module) -> Classifier:
@@ -87,12 +87,14 @@ def split(pictures) -> InMemorySplit:
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 def test_an_honest_classifier_holds(pictures, split: InMemorySplit, budget: Budget) -> None:
-    found = judge(classifier(pictures.net), split, budget, images=100, fast=True, surrogate=classifier(pictures.net))
-    assert found["verdict"] == "holds", found["checks"]
-    assert found["clean_accuracy"] > 0.9
-    assert 0.3 < found["robust_accuracy"] < found["clean_accuracy"] - 0.05
-    assert found["interval"][0] < found["robust_accuracy"] < found["interval"][1]
-    assert list(found["attacks"]) == ["apgd-ce", "apgd-t", "pgd", "pgd on net"]
+    found = evaluate_robustness(
+        classifier(pictures.net), split, budget, images=100, fast=True, surrogate=classifier(pictures.net)
+    )
+    assert found.verdict == "holds", found.checks
+    assert found.clean_accuracy > 0.9
+    assert 0.3 < found.robust_accuracy < found.clean_accuracy - 0.05
+    assert found.interval[0] < found.robust_accuracy < found.interval[1]
+    assert list(found.attacks) == ["apgd-ce", "apgd-t", "pgd", "pgd on net"]
 
 
 # The signs that each mask gives, and no others.
@@ -109,9 +111,9 @@ SIGNS = {
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
 @pytest.mark.parametrize("mask", SIGNS)
 def test_a_masked_classifier_is_caught_by_its_signs(pictures, split: InMemorySplit, mask: str, budget: Budget) -> None:
-    found = judge(classifier(Masked(pictures.net, *MASKS[mask])), split, budget, images=60, fast=True)
+    found = evaluate_robustness(classifier(Masked(pictures.net, *MASKS[mask])), split, budget, images=60, fast=True)
     signs = failed(found) & SIGNS[mask] if mask == "noise" else failed(found)  # noise may drown any other, too
-    assert found["verdict"] == "masked" and signs == SIGNS[mask]
+    assert found.verdict == "masked" and signs == SIGNS[mask]
 
 
 @pytest.mark.parametrize("budget", BUDGETS, ids=str)
@@ -131,9 +133,9 @@ def test_gradients_that_pass_by_rounding_to_8_bits_are_true(pictures, budget: Bu
 def test_a_fast_judgment_searches_without_gradients_too(pictures, split: InMemorySplit) -> None:
     """Where gradients are of one pixel, only a search that does not follow them finds the others."""
     narrow = classifier(Masked(pictures.net, *MASKS["gradients of one pixel"]))
-    found = judge(narrow, split, Budget("linf", 0.1), images=60, fast=True)
-    assert BLACK_BOX in failed(found) and found["autoattack"] == ["apgd-ce", "apgd-t"]
-    assert found["attacks"]["apgd-t"] > 0.9
+    found = evaluate_robustness(narrow, split, Budget("linf", 0.1), images=60, fast=True)
+    assert BLACK_BOX in failed(found) and found.autoattack == ["apgd-ce", "apgd-t"]
+    assert found.attacks["apgd-t"] > 0.9
 
 
 def test_what_a_long_pgd_breaks_too_did_not_fall_to_search_alone(pictures) -> None:
@@ -157,28 +159,30 @@ def test_two_classes_are_judged_alike_however_sure(surely: float) -> None:
     net[1].bias.data = surely * torch.tensor([180.0, -180.0])
     two = Classifier(net, ClassifierSpec(1, (6, 6), 2), name="two", architecture="two").eval()
     split = InMemorySplit((images * 255).round().to(torch.uint8), labels)
-    found = judge(two, split, Budget("linf", 0.01), fast=True, surrogate=two)
-    assert found["autoattack"] == ["apgd-ce", "fab-t"] and "four classes" in found["not_evaluated"][0]
-    assert found["verdict"] == "holds", found["checks"]
-    assert found["robust_accuracy"] == pytest.approx(0.5, abs=0.15)
+    found = evaluate_robustness(two, split, Budget("linf", 0.01), fast=True, surrogate=two)
+    assert found.autoattack == ["apgd-ce", "fab-t"] and "four classes" in found.not_evaluated[0]
+    assert found.verdict == "holds", found.checks
+    assert found.robust_accuracy == pytest.approx(0.5, abs=0.15)
 
 
 def test_where_search_is_left_out_the_judgment_says_so(pictures, split: InMemorySplit) -> None:
     """12 x 12 pixels are a size that Square's tiles do not cover in L2."""
     net = classifier(pictures.net)
-    left_out = [judge(net, split, budget, images=20, fast=True)["not_evaluated"] for budget in BUDGETS]
-    assert [len(each) for each in left_out] == [2, 3] and "Square" in left_out[1][1]
-    assert all("--surrogate" in each[0] and "--attack" in each[-1] for each in left_out)
-    told = judge(net, split, BUDGETS[0], images=20, fast=True, surrogate=net, adaptive=[Noise(BUDGETS[0])])
-    assert told["not_evaluated"] == []
-    told = judge(net, split, BUDGETS[0], images=20, fast=True, surrogate=net, others=[Noise(BUDGETS[0])])
-    assert len(told["not_evaluated"]) == 1 and "--adaptive" in told["not_evaluated"][0]
+    unchecked = [evaluate_robustness(net, split, budget, images=20, fast=True).not_evaluated for budget in BUDGETS]
+    assert [len(each) for each in unchecked] == [2, 3] and "Square" in unchecked[1][1]
+    assert all("surrogate" in each[0] and "adaptive" in each[-1] for each in unchecked)
+    told = evaluate_robustness(
+        net, split, BUDGETS[0], images=20, fast=True, surrogate=net, adaptive=[Noise(BUDGETS[0])]
+    )
+    assert told.not_evaluated == []
+    told = evaluate_robustness(net, split, BUDGETS[0], images=20, fast=True, surrogate=net, others=[Noise(BUDGETS[0])])
+    assert len(told.not_evaluated) == 1 and "adaptive" in told.not_evaluated[0]
 
 
 def test_the_published_judgment_is_all_of_autoattack(pictures, split: InMemorySplit) -> None:
-    found = judge(classifier(pictures.net), split, BUDGETS[0], images=10)
-    assert found["autoattack"] == ["apgd-ce", "apgd-t", "fab-t", "square"]
-    assert [name for name in found["attacks"] if name != "pgd"] == found["autoattack"]
+    found = evaluate_robustness(classifier(pictures.net), split, BUDGETS[0], images=10)
+    assert found.autoattack == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert [name for name in found.attacks if name != "pgd"] == found.autoattack
 
 
 def test_what_autoattack_doubts_is_told_by_the_check_that_weighs_it(pictures) -> None:
@@ -265,7 +269,9 @@ def test_a_transfer_does_not_stop_where_the_surrogate_is_fooled(pictures) -> Non
 def test_transfer_tells_too(pictures, split: InMemorySplit) -> None:
     """The image moved only in the direction that keeps no gradient: what the surrogate gives away breaks it."""
     rounding = classifier(Masked(pictures.net, *MASKS["gradients killed by rounding"]))
-    found = judge(rounding, split, Budget("linf", 0.1), images=60, fast=True, surrogate=classifier(pictures.net))
+    found = evaluate_robustness(
+        rounding, split, Budget("linf", 0.1), images=60, fast=True, surrogate=classifier(pictures.net)
+    )
     assert "transfer does not beat white-box attacks" in failed(found)
 
 
@@ -273,23 +279,23 @@ def test_other_attacks_count(pictures, split: InMemorySplit) -> None:
     """An attack that breaks what AutoAttack cannot is a sign of masking; one that breaks no more is not."""
     net, budget = classifier(pictures.net), Budget("linf", 0.045)
     weak, strong = Noise(budget), PGD(budget, steps=100, restarts=3, name="strong")
-    honest = judge(net, split, budget, images=100, fast=True, others=[weak, strong])
-    assert honest["verdict"] == "holds"
-    assert honest["attacks"]["noise"] > honest["attacks"]["strong"] >= honest["robust_accuracy"]
-    assert honest["attacks"]["pgd"] >= honest["robust_accuracy"]
+    honest = evaluate_robustness(net, split, budget, images=100, fast=True, others=[weak, strong])
+    assert honest.verdict == "holds"
+    assert honest.attacks["noise"] > honest.attacks["strong"] >= honest.robust_accuracy
+    assert honest.attacks["pgd"] >= honest.robust_accuracy
     rounding = classifier(Masked(pictures.net, *MASKS["gradients killed by rounding"]))
-    masked = judge(rounding, split, budget, images=100, fast=True, others=[SurrogatePGD(net, budget)])
+    masked = evaluate_robustness(rounding, split, budget, images=100, fast=True, others=[SurrogatePGD(net, budget)])
     assert BEATEN in failed(masked)
-    assert masked["robust_accuracy"] <= masked["attacks"]["pgd on net"] < masked["attacks"]["apgd-t"]
+    assert masked.robust_accuracy <= masked.attacks["pgd on net"] < masked.attacks["apgd-t"]
 
 
 def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: InMemorySplit) -> None:
     net = classifier(pictures.net)
     others = [Noise(BUDGETS[0], name=name) for name in ("clean", "apgd-t", "square", "pgd")]
-    found = judge(net, split, BUDGETS[0], images=100, fast=True, others=others)
-    plain = judge(net, split, BUDGETS[0], images=100, fast=True)
-    assert found["verdict"] == "holds" and found["clean_accuracy"] == plain["clean_accuracy"]
-    assert list(found["attacks"]) == [
+    found = evaluate_robustness(net, split, BUDGETS[0], images=100, fast=True, others=others)
+    plain = evaluate_robustness(net, split, BUDGETS[0], images=100, fast=True)
+    assert found.verdict == "holds" and found.clean_accuracy == plain.clean_accuracy
+    assert list(found.attacks) == [
         "apgd-ce",
         "apgd-t",
         "pgd",
@@ -298,18 +304,20 @@ def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: InMemorySplit)
         "square",
         "pgd (given)",
     ]
-    assert found["attacks"]["apgd-t"] == plain["attacks"]["apgd-t"]
+    assert found.attacks["apgd-t"] == plain.attacks["apgd-t"]
 
 
 def test_without_gradient_the_judgment_stands(pictures, split: InMemorySplit) -> None:
     net = classifier(Masked(pictures.net, *MASKS["no gradient at all"]))
-    found = judge(net, split, BUDGETS[0], images=60, fast=True, others=[PGD(BUDGETS[0]), Noise(BUDGETS[0])])
-    assert found["verdict"] == "masked" and list(found["attacks"]) == ["square", "noise"]
+    found = evaluate_robustness(
+        net, split, BUDGETS[0], images=60, fast=True, others=[PGD(BUDGETS[0]), Noise(BUDGETS[0])]
+    )
+    assert found.verdict == "masked" and list(found.attacks) == ["square", "noise"]
 
 
 def test_too_few_right_images_to_tell(pictures, split: InMemorySplit) -> None:
-    found = judge(classifier(pictures.net), split, BUDGETS[0], images=30, fast=True)
-    assert found["verdict"] == "inconclusive"
+    found = evaluate_robustness(classifier(pictures.net), split, BUDGETS[0], images=30, fast=True)
+    assert found.verdict == "inconclusive"
 
 
 def test_autoattack_agrees_with_what_it_left(pictures) -> None:

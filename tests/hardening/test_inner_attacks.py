@@ -21,7 +21,6 @@ from gap.hardening.initializers import (
     UniversalInit,
 )
 from gap.hardening.inner_attacks import (
-    INNER_ATTACKS,
     InnerAttack,
     InnerAttackSpec,
     allocate,
@@ -30,7 +29,8 @@ from gap.hardening.inner_attacks import (
     parse_inner_attack,
     parse_mixture,
 )
-from gap.hardening.train import HardenOptions, make_inner_attack, make_training
+from gap.hardening.options import INNER_ATTACKS, HardenOptions
+from gap.hardening.train import make_inner_attack, make_training
 from gap.threat import Budget
 from gap.training.task import OptimizedModule, with_adamw
 
@@ -283,15 +283,15 @@ def test_steps_can_cross_the_ball(steps: int) -> None:
 @pytest.mark.parametrize(
     ("attack", "given", "option"),
     [
-        (["fgsm"], {"steps": 7}, "--steps"),
-        (["pgd:steps=3"], {"steps": 7}, "--steps"),
-        (["pgd"], {"beta": 2.0}, "--beta"),
-        (["pgd"], {"num_generators": 2}, "--num-generators"),
-        (["universal-start"], {"reset_every": 1.0}, "--reset-every"),
-        (["pgd", "trades"], {"generator_lr": 0.1}, "--generator-lr"),
-        (["generator-start"], {"num_universal": 3}, "--num-universal"),
-        (["pgd"], {"generator": {"encoder": "resnet18"}}, "--encoder"),
-        (["generator-start@somewhere"], {"generator": {"pixel_unshuffle": 2}}, "--pixel-unshuffle"),
+        (["fgsm"], {"steps": 7}, "`steps`"),
+        (["pgd:steps=3"], {"steps": 7}, "`steps`"),
+        (["pgd"], {"beta": 2.0}, "`beta`"),
+        (["pgd"], {"num_generators": 2}, "`num_generators`"),
+        (["universal-start"], {"reset_every": 1.0}, "`reset_every`"),
+        (["pgd", "trades"], {"generator_lr": 0.1}, "`generator_lr`"),
+        (["generator-start"], {"num_universal": 3}, "`num_universal`"),
+        (["pgd"], {"generator": {"encoder": "resnet18"}}, "`encoder`"),
+        (["generator-start@somewhere"], {"generator": {"pixel_unshuffle": 2}}, "`pixel_unshuffle`"),
     ],
 )
 def test_an_option_that_no_attack_takes_is_refused(attack: list[str], given: dict[str, float], option: str) -> None:

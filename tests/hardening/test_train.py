@@ -11,8 +11,9 @@ from gap.classifiers.classifier import load_classifier
 from gap.core.artifact import open_artifact
 from gap.core.errors import GapWarning
 from gap.hardening.initializers import GeneratorInit, RandomInit, UniversalInit
+from gap.hardening.options import HardenOptions
 from gap.hardening.task import AdversarialTraining
-from gap.hardening.train import HardenOptions, harden, make_inner_attack, make_training
+from gap.hardening.train import harden_from_options, make_inner_attack, make_training
 
 
 def read(**given: Any) -> HardenOptions:
@@ -95,7 +96,7 @@ def test_the_weights_left_are_those_that_withstood_the_probe_best(
     options = read(
         attack=["pgd"], steps=1, epochs=2.0, batch_size=500, val_images=50, recover=False, epsilon_warmup=0.0
     )
-    harden(options, folder := tmp_path / "hard")
+    harden_from_options(options, folder := tmp_path / "hard")
     first, last = seen
     left = load_classifier(str(folder)).state_dict()
     assert all(torch.equal(left[name], value) for name, value in first.items() if name in left)
@@ -107,7 +108,7 @@ def test_harden_of_a_fresh_network_leaves_a_classifier_that_knows_the_names_of_i
     options = read(attack=["fgsm"], epochs=0.02, batch_size=50, val_images=10, recover=False)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", GapWarning)  # it learned nothing yet
-        card = harden(options, tmp_path / "hard").card
+        card = harden_from_options(options, tmp_path / "hard").card
     assert card["classifier"]["class_names"] == list("0123456789")
 
 
@@ -122,4 +123,4 @@ def test_a_classifier_that_withstands_nothing_is_told(tmp_path: Path, monkeypatc
         attack=["pgd"], steps=1, epochs=1.0, batch_size=250, val_images=50, recover=False, epsilon_warmup=0.0
     )
     with pytest.warns(GapWarning, match=r"withstands nothing: 5\.0% left under the probe within linf:0\.1"):
-        harden(options, tmp_path / "hard")
+        harden_from_options(options, tmp_path / "hard")

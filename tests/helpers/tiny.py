@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from gap.core.artifact import METRICS
 from gap.data.dataset import InMemorySplit
 from gap.training.callbacks import MetricsLog
-from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.options import TrainRuntimeOptions
+from gap.training.runtime import make_accelerator
 from gap.training.task import Backward, OptimizedModule, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainingProgress, TrainSchedule, train
 

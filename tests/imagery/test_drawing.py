@@ -10,11 +10,11 @@ from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifi
 from gap.core.errors import GapError, GapWarning
 from gap.imagery.backbone import MultiFeatureExtractor, default_layers, prepare_backbone
 from gap.imagery.canvas import FourierCanvas, PixelCanvas
-from gap.imagery.feature_visualization import Feature, invert, visualize
+from gap.imagery.feature_visualization import Feature, invert_features, visualize_features
 from gap.imagery.losses import Diversity, Neuron
 from gap.imagery.objectives import Activations, PixelDistance, TotalVariation
 from gap.imagery.optimize import OptimizationProgress, optimize
-from gap.imagery.style_transfer import StyleTransferConfig, stylize, texture
+from gap.imagery.style_transfer import StyleTransferConfig, synthesize_texture, transfer_style
 from gap.imagery.transforms import RandomTransform
 from gap.threat import Budget
 
@@ -59,7 +59,9 @@ def test_a_drawing_stops_early_only_where_that_is_asked_for(backbone: Classifier
 
     assert spent(0.0) == 90
     assert 20 < spent(0.999) < spent(0.9) <= 90
-    drawn = stylize(picture(0), [picture(1)], backbone, config=StyleTransferConfig(evaluations=60, tolerance=0.9))
+    drawn = transfer_style(
+        picture(0), [picture(1)], backbone, config=StyleTransferConfig(evaluations=60, tolerance=0.9)
+    )
     assert drawn.evaluations < 40
 
 
@@ -74,9 +76,9 @@ def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
     told: list[OptimizationProgress] = []
     backbone.train()
     before = {name: (value.clone(), value.stride()) for name, value in backbone.state_dict().items()}
-    drawn = stylize(picture(0), [picture(1, 50, 20)], backbone, config=QUICK, tell=told.append)
-    assert drawn.picture.shape == (3, 40, 32) and drawn.evaluations == 12 == len(told)
-    assert drawn.picture.min() >= 0 and drawn.picture.max() <= 1
+    drawn = transfer_style(picture(0), [picture(1, 50, 20)], backbone, config=QUICK, tell=told.append)
+    assert drawn.image.shape == (3, 40, 32) and drawn.evaluations == 12 == len(told)
+    assert drawn.image.min() >= 0 and drawn.image.max() <= 1
     assert heard(told)[-1] < 0.5 * heard(told)[0]
     assert "style at relu2_x" in drawn.loss_summary and "content at relu2_x" in drawn.loss_summary
     for name, value in backbone.state_dict().items():
@@ -88,29 +90,29 @@ def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
 
 def test_the_same_seed_draws_the_same(backbone: Classifier) -> None:
     config = StyleTransferConfig(evaluations=4, init="noise", seed=3)
-    first, again = (stylize(picture(0), [picture(1)], backbone, config=config).picture for _ in range(2))
+    first, again = (transfer_style(picture(0), [picture(1)], backbone, config=config).image for _ in range(2))
     assert torch.equal(first, again)
 
 
 def test_large_pictures_are_drawn_small_first(backbone: Classifier) -> None:
     sizes: list[tuple[int, ...]] = []
     config = StyleTransferConfig(evaluations=9, min_size=8)
-    stylize(
+    transfer_style(
         picture(0), [picture(1)], backbone, config=config, tell=lambda s: sizes.append(s.activations.images.shape[2:])
     )
     assert list(dict.fromkeys(sizes)) == [(10, 8), (20, 16), (40, 32)] and len(sizes) == 9
 
 
 def test_a_content_network_of_its_own(backbone: Classifier) -> None:
-    drawn = stylize(picture(0), [picture(1)], backbone, content_backbone=backbone, config=QUICK)
+    drawn = transfer_style(picture(0), [picture(1)], backbone, content_backbone=backbone, config=QUICK)
     assert "content at content relu2_x" in drawn.loss_summary
 
 
 def test_a_style_without_weight_is_left_out(backbone: Classifier) -> None:
     both = [picture(1), picture(2)]
-    one = stylize(picture(0), both, backbone, weights=[1, 0], config=QUICK)
-    alone = stylize(picture(0), both[:1], backbone, config=QUICK)
-    torch.testing.assert_close(one.picture, alone.picture, atol=1e-2, rtol=0)
+    one = transfer_style(picture(0), both, backbone, weights=[1, 0], config=QUICK)
+    alone = transfer_style(picture(0), both[:1], backbone, config=QUICK)
+    torch.testing.assert_close(one.image, alone.image, atol=1e-2, rtol=0)
 
 
 def test_masked_styles_stay_in_their_regions(backbone: Classifier) -> None:
@@ -118,28 +120,28 @@ def test_masked_styles_stay_in_their_regions(backbone: Classifier) -> None:
     left = torch.zeros(1, 32, 64)
     left[..., :32] = 1
     config = StyleTransferConfig(evaluations=15, layers=["relu2_x"], content_layers=[])
-    drawn = stylize(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], config=config)
-    moved = (drawn.picture - content).abs().mean(dim=0)
+    drawn = transfer_style(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], config=config)
+    moved = (drawn.image - content).abs().mean(dim=0)
     assert moved[:, :28].mean() > 5 * moved[:, 40:].mean()
 
 
 def test_the_content_s_colors_are_kept(backbone: Classifier) -> None:
     content = picture(0).mean(dim=0, keepdim=True).repeat(3, 1, 1)
     config = StyleTransferConfig(evaluations=8, keep_colors=True)
-    drawn = stylize(content, [picture(1)], backbone, config=config).picture
+    drawn = transfer_style(content, [picture(1)], backbone, config=config).image
     assert (drawn - drawn.mean(dim=0)).abs().max() < 1e-2
     assert (drawn - content).abs().max() > 1e-2
 
 
 def test_texture_of_another_size(backbone: Classifier) -> None:
-    drawn = texture(picture(1), (24, 48), backbone, config=QUICK)
-    assert drawn.picture.shape == (3, 24, 48) and "content" not in drawn.loss_summary
+    drawn = synthesize_texture(picture(1), (24, 48), backbone, config=QUICK)
+    assert drawn.image.shape == (3, 24, 48) and "content" not in drawn.loss_summary
 
 
 def test_a_texture_is_no_blur_of_other_colors() -> None:
     """It varies from pixel to pixel as the style does, and has its mean colors."""
     style, seer = picture(1, 48, 48), load_classifier("drawing-hardened")
-    drawn = texture(style, (48, 48), seer, config=StyleTransferConfig(evaluations=40)).picture
+    drawn = synthesize_texture(style, (48, 48), seer, config=StyleTransferConfig(evaluations=40)).image
     fine, coarse = (TotalVariation()(Activations(each[None], {})).item() for each in (drawn, style))
     assert fine > 0.5 * coarse
     torch.testing.assert_close(drawn.mean(dim=(1, 2)), style.mean(dim=(1, 2)), atol=0.05, rtol=0)
@@ -149,19 +151,19 @@ def test_pictures_of_one_feature_can_be_unlike(backbone: Classifier) -> None:
     """And anything else may be asked beside: a leash holds them where they began."""
     same, drawn = [Feature("layer1", 0)] * 3, {}
     for diversity in (0.0, 30.0):
-        drawn[diversity] = visualize(backbone, same, diversity=diversity, steps=30)
+        drawn[diversity] = visualize_features(backbone, same, diversity=diversity, steps=30)
     extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, drawn[0.0], ["layer1"])})
     with extractors.frozen(), torch.no_grad():
         alike = [Diversity("layer1")(Activations(each, extractors(each))).mean() for each in drawn.values()]
     assert alike[1] < alike[0] - 0.02
     gray = torch.full((3, 3, 32, 32), 0.5)
-    held = visualize(backbone, same, beside=1000 * PixelDistance(gray), steps=30)
+    held = visualize_features(backbone, same, extra_objective=1000 * PixelDistance(gray), steps=30)
     assert (held - gray).norm() < 0.5 * (drawn[0.0] - gray).norm()
 
 
 def test_a_neuron_is_excited_more_than_by_its_channel(backbone: Classifier) -> None:
     def middle(neuron: bool) -> float:
-        made = visualize(backbone, [Feature("layer1", 0, neuron)], steps=30)
+        made = visualize_features(backbone, [Feature("layer1", 0, neuron)], steps=30)
         extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, made, ["layer1"])})
         with extractors.frozen(), torch.no_grad():
             return -Neuron("layer1", torch.tensor([0]))(Activations(made, extractors(made))).item()
@@ -176,7 +178,7 @@ def test_a_unit_that_nothing_wakes_is_told() -> None:
     for bias in (dead.network.layer1[-1].bn2.bias, dead.network.layer1[0].bn2.bias):
         bias.data.fill_(-1e3)
     with pytest.warns(GapWarning, match="nothing excited layer1:0@center: silent"):
-        visualize(dead, [Feature("layer1", 0, neuron=True)], diversity=1.0, steps=2)
+        visualize_features(dead, [Feature("layer1", 0, neuron=True)], diversity=1.0, steps=2)
 
 
 def test_one_channel_and_no_residual_stages() -> None:
@@ -184,8 +186,8 @@ def test_one_channel_and_no_residual_stages() -> None:
     layers = default_layers(gray)
     assert layers == ["1", "3"]
     pictures = [picture(seed, 28, 28).mean(dim=0, keepdim=True) for seed in (0, 1)]
-    drawn = stylize(pictures[0], pictures[1:], gray, config=QUICK)
-    assert drawn.picture.shape == (1, 28, 28)
+    drawn = transfer_style(pictures[0], pictures[1:], gray, config=QUICK)
+    assert drawn.image.shape == (1, 28, 28)
 
 
 def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) -> None:
@@ -193,7 +195,7 @@ def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) 
     for layer in ("logits", "layer2"):
         told: list[OptimizationProgress] = []
         features = [Feature(layer, 1), Feature(layer, 5)]
-        drawn = visualize(backbone, features, budget=budget, steps=10, tell=told.append)
+        drawn = visualize_features(backbone, features, budget=budget, steps=10, tell=told.append)
         assert drawn.shape == (2, 3, 32, 32)
         assert (budget.norm_of(drawn - told[0].activations.images) <= 3.001).all()
         assert (told[-1].values < told[0].values).all()
@@ -201,7 +203,7 @@ def test_classes_and_channels_are_excited_within_the_ball(backbone: Classifier) 
 
 def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> None:
     init = picture(0)
-    drawn = visualize(backbone, [Feature("layer2", 0)], init=init, budget=Budget("linf", 0.1), steps=15)
+    drawn = visualize_features(backbone, [Feature("layer2", 0)], init=init, budget=Budget("linf", 0.1), steps=15)
     moved = drawn[0] - init
     assert drawn.shape[1:] == init.shape and moved.abs().max() <= 0.1001
     assert moved.square().mean().sqrt() > 0.05
@@ -209,15 +211,17 @@ def test_a_feature_added_to_a_picture_stays_near_it(backbone: Classifier) -> Non
 
 def test_with_natural_priors(backbone: Classifier) -> None:
     told: list[OptimizationProgress] = []
-    drawn = visualize(backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=told.append)
+    drawn = visualize_features(
+        backbone, [Feature("layer3", 2)], prior="natural", steps=30, size=(48, 40), tell=told.append
+    )
     assert drawn.shape == (1, 3, 48, 40) and drawn.min() >= 0 and drawn.max() <= 1
     assert heard(told)[-1] < heard(told)[0]
 
 
 def test_a_layer_is_inverted(backbone: Classifier) -> None:
     target = picture(0, 32, 32)
-    drawn = invert(backbone, target, "layer1", steps=60)
-    noise = visualize(backbone, [Feature("layer1", 0)], steps=1)[0]
+    drawn = invert_features(backbone, target, "layer1", steps=60)
+    noise = visualize_features(backbone, [Feature("layer1", 0)], steps=1)[0]
     assert (drawn - target).square().mean() < 0.3 * (noise - target).square().mean()
 
 
@@ -265,7 +269,7 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
             return images[..., : images.shape[-1] // 2]
 
     init = picture(0)
-    drawn = visualize(backbone, [Feature("layer2", 1)], init=init, transforms=LeftHalf(), steps=4)[0]
+    drawn = visualize_features(backbone, [Feature("layer2", 1)], init=init, transforms=LeftHalf(), steps=4)[0]
     half = init.shape[-1] // 2
     assert torch.equal(drawn[..., half:], init[..., half:])
     assert (drawn[..., :half] - init[..., :half]).abs().max() > 0.01
@@ -274,20 +278,23 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
 @pytest.mark.parametrize(
     ("act", "message"),
     [
-        (lambda net: visualize(net, [Feature("layer2", 8)]), "layer2 of net has the channels 0 to 7, not 8"),
-        (lambda net: visualize(net, [Feature("logits", 10)]), "logits of net has the classes 0 to 9, not 10"),
-        (lambda net: visualize(net, [Feature("layer9", 0)]), "unknown layer 'layer9'; did you mean layer"),
-        (lambda net: stylize(picture(0), [picture(1)], net, weights=[1, 2]), "1 styles need as many weights"),
+        (lambda net: visualize_features(net, [Feature("layer2", 8)]), "layer2 of net has the channels 0 to 7, not 8"),
+        (lambda net: visualize_features(net, [Feature("logits", 10)]), "logits of net has the classes 0 to 9, not 10"),
+        (lambda net: visualize_features(net, [Feature("layer9", 0)]), "unknown layer 'layer9'; did you mean layer"),
+        (lambda net: transfer_style(picture(0), [picture(1)], net, weights=[1, 2]), "1 styles need as many weights"),
         (
-            lambda net: stylize(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]),
+            lambda net: transfer_style(picture(0), [picture(1)], net, masks=[picture(2)[:1, :9]]),
             "have the size of the content",
         ),
         (
-            lambda net: stylize(picture(0), [picture(1)], net, config=StyleTransferConfig(layers=["relu9_x"])),
+            lambda net: transfer_style(picture(0), [picture(1)], net, config=StyleTransferConfig(layers=["relu9_x"])),
             "unknown layer",
         ),
-        (lambda net: visualize(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
-        (lambda net: visualize(net, [Feature("layer1", 0)], prior="natural", init=picture(0)), "begins at noise"),
+        (lambda net: visualize_features(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
+        (
+            lambda net: visualize_features(net, [Feature("layer1", 0)], prior="natural", init=picture(0)),
+            "begins at noise",
+        ),
         (lambda net: StyleTransferConfig(style_loss="gramm"), "unknown style_loss 'gramm'; did you mean gram"),
         (lambda net: StyleTransferConfig(strides="smoth"), "unknown strides 'smoth'; did you mean smooth"),
         (lambda net: StyleTransferConfig(precision="fp16"), "unknown precision 'fp16'"),
@@ -305,11 +312,11 @@ def test_the_least_size_is_named() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 5), torch.nn.Conv2d(4, 4, 5), torch.nn.Flatten())
     small = Classifier(network, ClassifierSpec(3, (32, 32), 10), name="net", architecture="net").eval()
     with pytest.raises(GapError, match="pictures of 8 x 8 pixels: it takes 9 pixels or more"):
-        visualize(small, [Feature("1", 0)], size=(8, 8))
+        visualize_features(small, [Feature("1", 0)], size=(8, 8))
     gray = Classifier(mnist_cnn(1, 10), ClassifierSpec(1, (28, 28), 10), name="cnn", architecture="net").eval()
     with pytest.raises(GapError, match="pictures of 40 x 40 pixels: it takes 28 to 31"):
-        visualize(gray, [Feature("logits", 0)], size=(40, 40))
-    assert visualize(gray, [Feature("conv_2", 0)], size=(40, 40), steps=1).shape == (1, 1, 40, 40)
+        visualize_features(gray, [Feature("logits", 0)], size=(40, 40))
+    assert visualize_features(gray, [Feature("conv_2", 0)], size=(40, 40), steps=1).shape == (1, 1, 40, 40)
 
 
 class Apart(torch.nn.Module):
@@ -341,7 +348,7 @@ def test_layers_give_what_they_give_unfolded(backbone: Classifier) -> None:
 
 def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -> None:
     config = StyleTransferConfig(evaluations=2, layers=["layer1", "layer3"])
-    assert "content at layer1" in stylize(picture(0), [picture(1)], backbone, config=config).loss_summary
+    assert "content at layer1" in transfer_style(picture(0), [picture(1)], backbone, config=config).loss_summary
 
 
 @pytest.mark.parametrize(
@@ -353,16 +360,16 @@ def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -
 )
 def test_other_ways_to_look_draw_too(backbone: Classifier, config: StyleTransferConfig) -> None:
     content, style = picture(0), picture(1)
-    drawn = stylize(content, [style], backbone, config=config)
-    plain = stylize(content, [style], backbone, config=QUICK)
-    assert (drawn.picture - content).abs().mean() > 1e-3 and (drawn.picture - plain.picture).abs().mean() > 1e-3
+    drawn = transfer_style(content, [style], backbone, config=config)
+    plain = transfer_style(content, [style], backbone, config=QUICK)
+    assert (drawn.image - content).abs().mean() > 1e-3 and (drawn.image - plain.image).abs().mean() > 1e-3
 
 
 def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
     told: dict[str, list[OptimizationProgress]] = {"bf16": [], "fp32": []}
     for precision, seen in told.items():
         config = StyleTransferConfig(evaluations=2, precision=precision, init="noise")
-        stylize(picture(0), [picture(1)], backbone, config=config, tell=seen.append)
+        transfer_style(picture(0), [picture(1)], backbone, config=config, tell=seen.append)
     half, whole = (seen[0] for seen in told.values())
     assert half.values.dtype == torch.float32
     assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
@@ -375,6 +382,6 @@ def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
     In bfloat16 the search is among roundings, and may throw it for one evaluation, which is not kept."""
     told: list[OptimizationProgress] = []
     config = StyleTransferConfig(evaluations=20, style_weight=1000.0, precision="fp32")
-    drawn = stylize(picture(0, 96, 96), [picture(1, 96, 96)], backbone, config=config, tell=told.append)
-    assert len(told) == 20 and (drawn.picture - picture(0, 96, 96)).abs().max() > 0.05
+    drawn = transfer_style(picture(0, 96, 96), [picture(1, 96, 96)], backbone, config=config, tell=told.append)
+    assert len(told) == 20 and (drawn.image - picture(0, 96, 96)).abs().max() > 0.05
     assert max(heard(told)) < 3 * heard(told)[0] and min(heard(told)) < 0.3 * heard(told)[0]

@@ -42,7 +42,7 @@ def test_they_add_and_scale() -> None:
     seen, logit, leash = activations(), Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
     both = 2 * logit + leash * 0.5
     assert torch.allclose(both(seen), 2 * logit(seen) + 0.5 * leash(seen))
-    lines = both.told(seen).splitlines()
+    lines = both.summary(seen).splitlines()
     value = logit(seen).mean().item()
     assert [line.partition(":")[0] for line in lines] == ["sum", "  class logit", "  leash"]
     assert lines[1] == f"  class logit: {value:.4g}, times 2: {2 * value:.4g}"

@@ -12,7 +12,7 @@ from gap.core.errors import GapError
 from gap.imagery.canvas import PixelCanvas
 from gap.imagery.objectives import PixelDistance
 from gap.imagery.optimize import OptimizationProgress, default_budget, normalized_gradient_descent
-from gap.imagery.traversal import traverse
+from gap.imagery.traversal import traverse_images
 from gap.threat import Budget
 
 
@@ -25,12 +25,12 @@ def test_a_walk_ends_at_its_class_inside_the_budget(pictures, budget: Budget | N
     walker, images = classifier(copy.deepcopy(pictures.net)).train(), pictures.images[:8]
     classes = (pictures.labels[:8] + 1) % 4
     before = copy.deepcopy(walker.state_dict())
-    walk = traverse(walker, images, classes, budget=budget, steps=20)
-    assert walk.pictures.shape == (21, 8, 1, 12, 12) and walk.probabilities.shape == (21, 8, 4)
-    assert torch.equal(walk.pictures[0], images)
-    assert walk.pictures.min() >= 0 and walk.pictures.max() <= 1
+    walk = traverse_images(walker, images, classes, budget=budget, steps=20)
+    assert walk.images.shape == (21, 8, 1, 12, 12) and walk.probabilities.shape == (21, 8, 4)
+    assert torch.equal(walk.images[0], images)
+    assert walk.images.min() >= 0 and walk.images.max() <= 1
     within = budget or default_budget(images)
-    for moment in walk.pictures:
+    for moment in walk.images:
         assert within.norm_of(moment - images).max() <= within.epsilon * (1 + 1e-5)
     assert (walk.probabilities[-1].argmax(dim=1) == classes).all()
     reached = walk.probabilities[:, torch.arange(8), classes]
@@ -43,11 +43,11 @@ def test_a_walk_ends_at_its_class_inside_the_budget(pictures, budget: Budget | N
 def test_a_walk_is_heard_and_its_memory_said_before(pictures, monkeypatch: pytest.MonkeyPatch) -> None:
     walker, images, heard = classifier(pictures.net), pictures.images[:3], []
     classes = torch.tensor([0, 1, 2])
-    traverse(walker, images, classes, steps=4, tell=heard.append)
+    traverse_images(walker, images, classes, steps=4, tell=heard.append)
     assert [progress.activations.images.shape for progress in heard] == [images.shape] * 5
     monkeypatch.setattr("gap.imagery.memory.available", lambda device: 1e3)
     with pytest.raises(GapError, match="3 drawings of 12 x 12 pixels"):
-        traverse(walker, images, classes, steps=4, tell=heard.append)
+        traverse_images(walker, images, classes, steps=4, tell=heard.append)
     assert len(heard) == 5
 
 
@@ -72,4 +72,4 @@ def test_a_classifier_without_a_gradient_is_said_to_be_one() -> None:
             return images.flatten(1)[:, :4].round().detach()
 
     with pytest.raises(GapError, match="no gradient"):
-        traverse(classifier(Steps()), torch.rand(1, 1, 12, 12), torch.tensor([1]), steps=2)
+        traverse_images(classifier(Steps()), torch.rand(1, 1, 12, 12), torch.tensor([1]), steps=2)

@@ -32,7 +32,7 @@ def test_stopped_and_resumed_ends_as_unbroken(
     tmp_path: Path, number: signal.Signals, unbroken: tuple[dict[str, float], TinyTraining, list[dict[str, float]]]
 ) -> None:
     before = signal.getsignal(number)
-    with pytest.raises(TrainingInterrupted, match=f"stopped at step 20 of {STEPS}.*--resume --out") as stopped:
+    with pytest.raises(TrainingInterrupted, match=f"stopped at step 20 of {STEPS}.*`resume` `out`") as stopped:
         run(tmp_path, MetricsLog(tmp_path), at_step(20, lambda: signal.raise_signal(number)))
     assert stopped.value.code == 128 + number
     assert signal.getsignal(number) == before
@@ -119,7 +119,7 @@ def test_resume_on_another_classifier_or_data_is_refused(tmp_path: Path, now: di
     with pytest.raises(TrainingInterrupted):
         run(tmp_path, at_step(20, signals(signal.SIGTERM)), fingerprints=MADE_OF)
     before = (tmp_path / CHECKPOINT).read_bytes()
-    with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*--overwrite$"):
+    with pytest.raises(GapError, match=f"^{named} changed since .*{CHECKPOINT} was saved; .*`overwrite`$"):
         run(tmp_path, resume=True, fingerprints=now)
     assert (tmp_path / CHECKPOINT).read_bytes() == before
 
@@ -199,7 +199,7 @@ def test_a_checkpoint_of_values_that_are_not_finite_is_refused(tmp_path: Path) -
     state["modules"]["classifier"]["network"]["2.running_mean"][3] = torch.nan
     torch.save(state, tmp_path / CHECKPOINT)
     wanted = (
-        r"checkpoint.pt cannot be used: modules\.classifier\.\S+ has \d of \d+ values .*\(3 in all\); .*--overwrite"
+        r"checkpoint.pt cannot be used: modules\.classifier\.\S+ has \d of \d+ values .*\(3 in all\); .*`overwrite`"
     )
     with pytest.raises(GapError, match=wanted) as error:
         run(tmp_path, resume=True)

@@ -27,6 +27,7 @@ from gap.attacks.generator.tasks import (
     UniversalGeneratorTraining,
 )
 from gap.attacks.losses import find_loss
+from gap.classifiers.pretrain import ClassifierTraining
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
 from gap.core.process import TrainingInterrupted
@@ -35,7 +36,8 @@ from gap.hardening.initializers import GeneratorInit, GeneratorPopulation, Pertu
 from gap.hardening.inner_attacks import InnerAttack
 from gap.hardening.task import AdversarialTraining
 from gap.threat import L2, Budget
-from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.options import TrainRuntimeOptions
+from gap.training.runtime import allow_unused_weights, make_accelerator
 from gap.training.task import Backward, OptimizedModule, with_adamw
 from gap.training.trainer import TrainSchedule, read_checkpoint, train
 
@@ -165,6 +167,7 @@ def work(folder: Path) -> dict[str, Any]:
         }
     left["hardened"] = hardened(folder, machine)
     left["averaged statistics"] = averaged_statistics(folder, machine)
+    left["with an idle head"] = with_an_idle_head(folder, machine)
     few = train(thresholded(), split(64, seed=1), split(1, seed=2), TrainSchedule(1, 32), folder, machine)
     return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
 
@@ -196,6 +199,30 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
 def sgd(network: nn.Module) -> OptimizedModule:
     """A module whose steps are as long as its gradients: one that is wrong by a factor shows."""
     return OptimizedModule(network, torch.optim.SGD(network.parameters(), lr=0.1))
+
+
+class IdleHead(nn.Module):
+    """A network with an auxiliary head that its output leaves out: the head's weights get no gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.idle = nn.Linear(144, 4), nn.Linear(144, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.head(images.flatten(1))
+
+
+def with_an_idle_head(folder: Path, machine: Accelerator) -> list[float]:
+    """The weights of a classifier after training, where some weights get no gradient."""
+    torch.manual_seed(0)
+    network = IdleHead()
+    allow_unused_weights(machine)
+    try:
+        training = ClassifierTraining(sgd(network), 0.0, nn.Identity())
+        train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 16), folder, machine)
+    finally:
+        machine.ddp_handler = None
+    return [value for weight in network.parameters() for value in weight.flatten().tolist()]
 
 
 def averaged_statistics(folder: Path, machine: Accelerator) -> list[float]:
@@ -312,6 +339,14 @@ def test_processes_agree_and_share_the_images(alone: dict[str, Any], together: l
 def test_the_average_is_judged_with_one_set_of_statistics(together: list[dict[str, Any]]) -> None:
     first, second = (process["averaged statistics"] for process in together)
     assert first == second and len(set(first)) > 8
+
+
+def test_processes_with_weights_that_get_no_gradient_learn_as_one_process(
+    alone: dict[str, Any], together: list[dict[str, Any]]
+) -> None:
+    """Catches: processes that wait for the gradient of an auxiliary head."""
+    for process in together:
+        assert process["with an idle head"] == pytest.approx(alone["with an idle head"], abs=SAME)
 
 
 def test_both_players_of_hardening_learn_as_on_one_process(

@@ -6,7 +6,8 @@ import torch
 from accelerate.state import AcceleratorState, PartialState
 
 from gap.core.errors import GapError
-from gap.training.runtime import RuntimeOptions, TrainRuntimeOptions, main_first, make_accelerator
+from gap.training.options import RuntimeOptions, TrainRuntimeOptions
+from gap.training.runtime import main_first, make_accelerator
 
 CPU = TrainRuntimeOptions(device="cpu", precision="fp32")
 

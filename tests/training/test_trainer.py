@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
 from gap.data.dataset import InMemorySplit
-from gap.training.runtime import TrainRuntimeOptions, make_accelerator
+from gap.training.options import TrainRuntimeOptions
+from gap.training.runtime import make_accelerator
 from gap.training.task import Backward
 from gap.training.trainer import TrainingProgress, TrainSchedule, _schedule, read_checkpoint, train
 
@@ -121,6 +122,22 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: 
     assert all(tensor.isfinite().all() for tensor in kept["modules"]["classifier"]["network"].values())
 
 
+class PoisonedUpdate(TinyTraining):
+    """Its last update, which no loss sees, leaves a weight that is NaN."""
+
+    def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
+        metrics = super().training_step(images, labels, backward)
+        if self.steps == 50:
+            next(self.modules["classifier"].unwrapped.parameters()).data[0] = float("nan")
+        return metrics
+
+
+def test_train_whose_last_update_leaves_nan_weights_refuses_the_result(tmp_path: Path) -> None:
+    """Catches: NaN weights that are saved as a success."""
+    with pytest.raises(GapError, match="weights of the classifier are no longer numbers after step 50"):
+        run(tmp_path, training=PoisonedUpdate())
+
+
 def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="nothing was kept yet"):
         run(
@@ -134,7 +151,7 @@ def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: P
 @pytest.mark.parametrize(
     ("images", "batch_size", "message"),
     [
-        (100, 5, "--batch-size 5 does not divide over 2 processes"),
+        (100, 5, "`batch_size` 5 does not divide over 2 processes"),
         (1, 4, "too few for 2"),
         (0, 4, "no training images"),
     ],

@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from gap.models.generators import make_generator
 from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
-from gap.attacks.base import Attack
+from gap.attacks.base import Attack, SavedAttack
+from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.universal import Universal
 from gap.classifiers.checkpoints import check_values
 from gap.classifiers.classifier import Classifier, ClassifierMetadata
@@ -18,11 +18,11 @@ from gap.classifiers.fuse import fuse_conv_bn
 from gap.core.artifact import CARD, TENSORS, Artifact, Count, Side, open_artifact
 from gap.core.errors import GapError, GapWarning, first_line
 from gap.core.frozen import frozen
+from gap.models.generators import make_generator
 from gap.threat import Budget
 
 # What building a network raises at options that are none.
 BUILDING = (GapError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
-ARTIFACT_KINDS = ("bounded_generator", "direct_generator", "universal_perturbation")
 
 
 class AttackCard(BaseModel):
@@ -45,8 +45,8 @@ class AttackCard(BaseModel):
         return any(told.matches(classifier) for told in self.classifiers)
 
 
-@dataclass(frozen=True)
-class BoundedGeneratorAttack:
+@dataclass(frozen=True, eq=False)
+class BoundedGeneratorAttack(SavedAttack):
     """A per-image generator whose perturbation is tanh-bounded to a budget, added, and clamped to [0, 1]."""
 
     network: nn.Module
@@ -59,8 +59,8 @@ class BoundedGeneratorAttack:
             return self.budget.apply(images, self.network(images))
 
 
-@dataclass(frozen=True)
-class DirectGeneratorAttack:
+@dataclass(frozen=True, eq=False)
+class DirectGeneratorAttack(SavedAttack):
     """A per-image generator that makes the image itself. With a budget, what it makes is projected onto that."""
 
     network: nn.Module
@@ -72,6 +72,10 @@ class DirectGeneratorAttack:
         with frozen(self.network):
             made = direct_output(images, self.network(images))
         return made if self.budget is None else images + self.budget.project(made - images)
+
+
+# The forms in which a trained attack comes.
+TrainedAttack = BoundedGeneratorAttack | DirectGeneratorAttack | Universal
 
 
 def direct_output(images: Tensor, raw: Tensor) -> Tensor:
@@ -92,20 +96,20 @@ def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.
 
 def load_attack_artifact(
     artifact: Artifact, budget: Budget | None = None, device: torch.device | str = "cpu", name: str | None = None
-) -> Attack:
+) -> TrainedAttack:
     """The attack that an artifact holds, on a device; named after its folder unless told otherwise."""
     name, own = name or folder_name(artifact), trained_budget(artifact)
     if own and budget and own.norm != budget.norm:
         told = f"{name} was trained within {own}; within {budget} it shows less than one trained there would"
         warnings.warn(told, GapWarning, stacklevel=2)
     if artifact.kind == "direct_generator":
-        return DirectGeneratorAttack(_network(artifact, device), budget, name)
+        return DirectGeneratorAttack(_network(artifact, device), budget, name, artifact=artifact)
     if own is None:
         raise GapError(f"{artifact.folder} does not say its budget")
     if artifact.kind == "universal_perturbation":
-        universal = Universal(_perturbation(artifact), own, name)
+        universal = Universal(_perturbation(artifact), own, name, artifact=artifact)
         return universal if budget in (None, own) else universal.rescaled_to(budget)
-    return BoundedGeneratorAttack(_network(artifact, device), budget or own, name)
+    return BoundedGeneratorAttack(_network(artifact, device), budget or own, name, artifact=artifact)
 
 
 def folder_name(artifact: Artifact) -> str:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gap.attacks.criteria import CriterionFactory
 from gap.attacks.generator.model import direct_output
-from gap.attacks.losses import NEED_CLEAN, Loss
+from gap.attacks.losses import Loss, needs_clean_logits
 from gap.core.gradients import check_differentiable
 from gap.threat import NORMS, Budget, Norm
 from gap.training.task import Backward, OptimizedModule, TrainingTask
@@ -75,8 +75,8 @@ class GeneratorTraining(TrainingTask):
 
     @torch.no_grad()
     def _clean_logits(self, images: Tensor) -> list[Tensor | None]:
-        """Each classifier's logits of the clean images where the criterion or the loss asks for them; a pass costs."""
-        if self.criterion.needs_clean or self.loss in NEED_CLEAN:
+        """Each classifier's logits of the clean images where the goal or the loss asks for them: a pass is not free."""
+        if self.criterion.needs_clean or needs_clean_logits(self.loss):
             return [classifier(images) for classifier in self.classifiers]
         return [None] * len(self.classifiers)
 

@@ -1,17 +1,20 @@
 """Train a perturbation generator against classifiers, from options to artifact."""
 
+import os
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from gap.models.generators import Discriminator, UniversalGenerator, make_generator
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from gap.attacks.criteria import find_criterion
+from gap.attacks.generator.model import TrainedAttack, load_attack_artifact
+from gap.attacks.generator.options import DEFAULT_TRAINING_IMAGES, TrainOptions
 from gap.attacks.generator.tasks import (
     AdversarialGeneratorTraining,
     BoundedGeneratorTraining,
@@ -19,129 +22,130 @@ from gap.attacks.generator.tasks import (
     GeneratorTraining,
     UniversalGeneratorTraining,
 )
-from gap.attacks.losses import CONFIDENCE, find_loss
+from gap.attacks.losses import Loss, find_loss
+from gap.classifiers.adapters import ClassifierLike, name_of
 from gap.classifiers.fuse import fuse_conv_bn
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import AttackTask, DataOptions, load_task, warn_if_at_chance
+from gap.classifiers.task import AttackTask, find_device, load_task, warn_if_at_chance
 from gap.core.artifact import PERTURBATION, Artifact, save_artifact
-from gap.core.errors import GapError, GapWarning
+from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
-from gap.core.options import Options
+from gap.data.adapters import data_name, is_data_name, training_data
+from gap.models.generators import Discriminator, UniversalGenerator, make_generator
 from gap.report.pictures import amplify, save_image, to_image
-from gap.threat import Budget
+from gap.threat import Budget, as_budget
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import TrainRuntimeOptions, main_first, make_accelerator
+from gap.training.run import run_training
+from gap.training.runtime import main_first, make_accelerator
 from gap.training.task import with_adamw
 from gap.training.trainer import Callback, TrainSchedule, train
 
-# How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
-DEFAULT_TRAINING_IMAGES = 128_000
 # More epochs than this by default are told: the data may be smaller than the user thinks.
 EPOCHS_TO_WARN = 100
 
 
-class GeneratorOptions(Options):
-    """The network: a U-Net of segmentation-models-pytorch, or the plain autoencoder beside it."""
-
-    group = "Generator"
-    architecture: Annotated[Literal["unet", "autoencoder"], Field(description="the network: unet or autoencoder")] = (
-        "unet"
-    )
-    encoder: Annotated[str, Field(description="any encoder of smp (segmentation models), or tu-NAME from timm")] = (
-        "strided-64"
-    )
-    weights: Annotated[str | None, Field(description="pretrained encoder weights, such as imagenet")] = None
-    decoder: Annotated[
-        tuple[int, ...], Field(min_length=1, description="widths of the decoder, from the bottom up")
-    ] = (64, 64, 32)
-    pixel_unshuffle: Annotated[
-        int, Field(ge=1, le=16, description="pixels folded into channels, each way, before the network")
-    ] = 2
-
-
-class TrainOptions(TrainRuntimeOptions, DataOptions):
-    """Options of `gap train`: whom to attack, on what, in which form, and how long."""
-
-    classifier: Annotated[
-        list[str], Field(min_length=1, description="the classifier to attack; several are an ensemble")
-    ]
-    budget: Annotated[
-        str | None, Field(description="largest perturbation, linf:8/255 or l2:2.4 (pixels in [0, 1])")
-    ] = None
-    universal: Annotated[bool, Field(description="one perturbation for all images")] = False
-    candidates: Annotated[
-        int, Field(ge=1, description="with --universal: how many noises to try, of which the best is kept")
-    ] = 8
-    unbounded: Annotated[bool, Field(description="the generator makes the image itself")] = False
-    target_norm: Annotated[
-        str | None, Field(description="with --unbounded: the mean perturbation to meet, as l2:2.7")
-    ] = None
-    discriminator: Annotated[bool, Field(description="with --unbounded: a discriminator in place of a target norm")] = (
-        False
-    )
-    criterion: Annotated[str, Field(description="untargeted, least-likely or target:CLASS")] = "untargeted"
-    loss: Annotated[str, Field(description="margin, relativistic, log-cross-entropy or capped-cross-entropy")] = (
-        "margin"
-    )
-    confidence: Annotated[
-        float,
-        Field(
-            ge=0,
-            description="logits by which the margin loss wants each image misread; raise it where images are few",
-        ),
-    ] = CONFIDENCE
-    generator: GeneratorOptions = GeneratorOptions()
-    flip: Annotated[bool, Field(description="augmentation: mirror half of the pictures, left to right")] = False
-    crop: Annotated[
-        float, Field(gt=0, le=1, description="augmentation: cut pictures to at least this share of each side")
-    ] = 1.0
-    epochs: Annotated[
-        float | None,
-        Field(
-            gt=0, description=f"passes over the training images; by default {DEFAULT_TRAINING_IMAGES:,} images' worth"
-        ),
-    ] = None
-    batch_size: Annotated[int, Field(ge=1, description="images a step, over all processes")] = 128
-    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 4e-3
-
-    @model_validator(mode="after")
-    def _consistent(self) -> "TrainOptions":
-        find_loss(self.loss)
-        if self.budget is not None:
-            Budget.parse(self.budget)
-        if self.unbounded:
-            if self.universal:
-                raise GapError("--unbounded and --universal exclude each other")
-            if self.budget is not None:
-                raise GapError("--unbounded takes --target-norm, a mean, not --budget, a bound")
-            if self.discriminator == (self.target_norm is not None):
-                raise GapError("--unbounded takes either --target-norm, for example l2:2.7, or --discriminator")
-            if self.target_norm is not None:
-                Budget.parse(self.target_norm)
-        elif self.target_norm is not None or self.discriminator:
-            raise GapError("--target-norm and --discriminator go with --unbounded")
-        elif self.budget is None:
-            raise GapError("a budget is missing; give --budget, for example linf:8/255 or l2:2.4")
-        return self
-
-
 def train_generator(
-    options: TrainOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
+    model: ClassifierLike | Sequence[ClassifierLike],
+    data: Any = "mnist-5k",
+    budget: Budget | str | None = None,
+    *,
+    universal: bool = False,
+    loss: str | Loss = "margin",
+    epochs: float | None = None,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **options: Any,
+) -> TrainedAttack:
+    """Train a network that perturbs any image so that a classifier misclassifies it.
+
+    Args:
+        model: the classifier to attack: a name, a folder, a `gap.Classifier` or any `nn.Module`; several are an
+            ensemble.
+        data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
+            DataLoader, a Hugging Face dataset. A twentieth of it is held out for validation.
+        budget: the largest perturbation, such as "linf:8/255".
+        universal: whether one perturbation is learned for all images.
+        loss: a name of `gap.attacks.losses`, or a function of logits (N x K), clean logits and a `Criterion` that gives
+            N values to be lowered.
+        epochs: passes over the training images; None takes 128,000 images' worth.
+        batch_size: images a step.
+        seed: of every random choice.
+        device: what torch calls it; None takes the one that the first model is on.
+        out: a folder for the result, with checkpoints and logs; None keeps the result in memory.
+        resume: whether an unfinished training in `out` goes on.
+        overwrite: whether what an earlier training left in `out` is replaced.
+        callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
+        progress: whether a progress bar is shown.
+        **options: more options of `gap train` by name: criterion, lr, generator, candidates, unbounded, target_norm...
+
+    Returns:
+        An attack with `save`; `gap.load_attack` reads what it saves. Its `history` has the metrics along the way.
+
+    Raises:
+        GapError: for options that do not fit each other, the classifier or the data.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
+
+    References:
+        Poursaeed et al., 2018 (GAP).
+    """
+    models = [model] if isinstance(model, nn.Module | str | os.PathLike) else list(model)
+    own_loss = loss if callable(loss) else None
+    device = torch.device(device) if device else find_device(models)
+    read = TrainOptions.read(
+        {
+            "classifier": [name_of(each) for each in models],
+            "data": data_name(data),
+            "budget": None if budget is None else str(as_budget(budget)),
+            "universal": universal,
+            "loss": "margin" if callable(loss) else loss,
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "seed": seed,
+            "device": str(device),
+        },
+        options,
+    )
+    task = load_task(models, read, device, data=None if is_data_name(data) else training_data(data))
+    artifact, history = run_training(
+        "train", partial(train_from_options, task=task, loss=own_loss), read, out,
+        resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
+    attack = load_attack_artifact(artifact, device=device, name=artifact.folder.name)
+    return replace(attack, history=history)
+
+
+def train_from_options(
+    options: TrainOptions,
+    folder: Path | str,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool = False,
+    task: AttackTask | None = None,
+    loss: Loss | None = None,
 ) -> Artifact:
     """Train a generator and leave it as an artifact in `folder`, which the caller has made ready.
+
+    `task` is taken in place of the classifiers and the data that the options name, `loss` in place of their loss.
 
     Raises GapError for options that do not fit each other, the classifier or the data.
     """
     folder = Path(folder)
     accelerator = make_accelerator(options)
     device = accelerator.device
-    with main_first(accelerator):
-        task = load_task(options.classifier, options, device)
+    if task is None:
+        with main_first(accelerator):
+            task = load_task(options.classifier, options, device)
     spec = task.classifiers[0].spec
     for text in filter(None, (options.budget, options.target_norm)):
         Budget.parse(text).check(spec.channels, *spec.size)
     warn_if_at_chance(task.classifiers[0], task.data.trial_split, device, task.data.name)
-    return train_against(task, options, folder, accelerator, callbacks, resume=resume)
+    return train_against(task, options, folder, accelerator, callbacks, resume=resume, loss=loss)
 
 
 def train_against(
@@ -152,12 +156,13 @@ def train_against(
     callbacks: Sequence[Callback] = (),
     *,
     resume: bool = False,
+    loss: Loss | None = None,
 ) -> Artifact:
     """The same against classifiers and on data that are there already, whatever the options name."""
     with frozen(*task.classifiers):
         epochs = options.epochs or _default_epochs(len(task.data.train))
         schedule = TrainSchedule(epochs, options.batch_size, options.seed)
-        training = make_training(options, task, schedule.steps(len(task.data.train)))
+        training = make_training(options, task, schedule.steps(len(task.data.train)), loss)
         metrics = train(
             training,
             task.data.train,
@@ -178,14 +183,14 @@ def _default_epochs(images: int) -> float:
     if epochs > EPOCHS_TO_WARN:
         warnings.warn(
             f"with {images} training images, {DEFAULT_TRAINING_IMAGES:,} images' worth are {epochs:.0f} epochs;"
-            " --epochs says otherwise",
+            " `epochs` says otherwise",
             GapWarning,
             stacklevel=3,
         )
     return epochs
 
 
-def make_training(options: TrainOptions, task: AttackTask, steps: int) -> GeneratorTraining:
+def make_training(options: TrainOptions, task: AttackTask, steps: int, loss: Loss | None = None) -> GeneratorTraining:
     """The training that these options describe, for so many training steps, with fresh networks by the global seed."""
     spec = task.classifiers[0].spec
     device = task.classifiers[0].device
@@ -199,7 +204,7 @@ def make_training(options: TrainOptions, task: AttackTask, steps: int) -> Genera
         module,
         [fuse_conv_bn(classifier, spec.channels, spec.size) for classifier in task.classifiers],
         find_criterion(options.criterion, task.classes),
-        find_loss(options.loss, options.confidence),
+        loss or find_loss(options.loss, options.confidence),
         make_augmentation(spec.size, flip=options.flip, crop=options.crop),
     )
     if options.discriminator:

@@ -4,15 +4,15 @@ from typing import Annotated
 
 import typer
 
-from gap.classifiers.registry import NAME_SYNTAX
-from gap.models.classifiers import BUILTIN
+from gap.classifiers.options import NAME_SYNTAX
+from gap.models.classifier_names import BUILTIN_DESCRIPTIONS
 
 EXAMPLE = "gap classifiers torchvision"
 
 
 def classifiers(
-    family: Annotated[str, typer.Argument(help="gap, torchvision or timm")] = "gap",
-    containing: Annotated[str, typer.Option("--filter", help="only names with this in them")] = "",
+    family: Annotated[str, typer.Argument(help="Family: gap, torchvision or timm.")] = "gap",
+    containing: Annotated[str, typer.Option("--filter", help="List only names that contain this text.")] = "",
 ) -> None:
     """List the classifiers that can be named."""
     for line in _lines(family):
@@ -24,7 +24,7 @@ def classifiers(
 
 def _lines(family: str) -> list[str]:
     if family == "gap":
-        return [f"{name:24} {entry.description}" for name, entry in BUILTIN.items()]
+        return [f"{name:24} {description}" for name, description in BUILTIN_DESCRIPTIONS.items()]
     if family == "torchvision":
         import torchvision.models
 

@@ -2,26 +2,19 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from pydantic import Field
 
-from gap.classifiers.task import load_task, warn_if_at_chance
 from gap.cli.commands.evaluate import Attacks, BenchmarkOptions
 from gap.cli.options import with_options
-from gap.cli.results import columns_for, curve_names, curves_of, for_display
-from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.errors import GapError
 from gap.core.files import write_bytes, write_json
-from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
-from gap.evaluation.evaluate import Example
-from gap.report.page import Figure, Section, write_page
-from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
-from gap.report.plots import accuracy_curves
 from gap.report.tables import Table, print_table
-from gap.threat import Budget
-from gap.training.runtime import make_accelerator
+
+if TYPE_CHECKING:
+    from gap.evaluation.evaluate import Example
 
 EXAMPLE = (
     "gap compare runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --epsilons 0.6,1.2,2.4 --out out/"
@@ -33,9 +26,9 @@ class CompareOptions(BenchmarkOptions):
 
     epsilons: Annotated[
         list[float] | None,
-        Field(description="thresholds, in the budget's norm; by default 1/4, 1/2, 3/4 and all of it"),
+        Field(description="Thresholds in the budget's norm; by default 1/4, 1/2, 3/4 and all of it."),
     ] = None
-    images: Annotated[int | None, Field(ge=1, description="how many test images, drawn once for all tables")] = 1000
+    images: Annotated[int | None, Field(ge=1, description="Number of test images, the same for all tables.")] = 1000
 
 
 @with_options(CompareOptions)
@@ -43,9 +36,19 @@ def compare(
     read: Callable[..., CompareOptions],
     *,
     attacks: Attacks,
-    out: Annotated[Path, typer.Option("--out", help="a folder for the table, the plot and the page")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the table, the plot and the page.")],
 ) -> None:
     """Put attacks side by side over several budgets: one table, one plot, one page."""
+    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.core.artifact import prepare_output_dir, write_marker
+    from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
+    from gap.evaluation.results import columns_for, curve_names, curves_of, for_display
+    from gap.report.page import Figure, Section, write_page
+    from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
+    from gap.report.plots import accuracy_curves
+    from gap.threat import Budget
+    from gap.training.runtime import make_accelerator
+
     options = read()
     entries = parse_attacks(attacks)
     widest = common_budget(entries, options.budget)

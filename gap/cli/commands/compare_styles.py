@@ -4,38 +4,24 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from torch import Tensor
 
+from gap.cli import completion
 from gap.cli.commands.stylize import Precise
-from gap.cli.drawing import Device, find_device, load_backbone, load_resized
-from gap.cli.options import parse_numbers
-from gap.core.artifact import prepare_output_dir, write_marker
+from gap.cli.options import Device, parse_numbers
 from gap.core.errors import GapError
 from gap.core.files import write_json
-from gap.data.images import save_picture
-from gap.evaluation.layer_robustness import layer_robustness
-from gap.imagery.backbone import default_layers
-from gap.imagery.canvas import fit_size, resize
-from gap.imagery.comparison.ablations import StylizationMethod, ablated
-from gap.imagery.comparison.methods import (
-    WEIGHTS,
-    StylizationResult,
-    activation_entropy,
-    check_metric_network,
-    run_comparison,
-    style_advantage,
-)
-from gap.imagery.style_transfer import StyleTransferConfig
-from gap.report.page import Figure, Section, Slider, write_page
-from gap.report.pictures import to_image, to_png_bytes
-from gap.report.plots import lines
 from gap.report.tables import Column, Table, print_table
-from gap.threat import Budget
-from gap.training.runtime import Precision, use_bf16
+from gap.training.options import Precision
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gap.imagery.comparison.ablations import StylizationMethod
+    from gap.imagery.comparison.methods import StylizationResult
+    from gap.report.page import Figure, Section
 
 EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
 
@@ -44,28 +30,44 @@ MOST = 6
 
 
 def compare_styles(
-    content: Annotated[list[Path], typer.Option("--content", help="a picture whose content is kept; repeatable")],
-    style: Annotated[list[Path], typer.Option("--style", help="a picture whose style is taken; repeatable")],
-    out: Annotated[Path, typer.Option("--out", help="the folder to leave the page, the table and the pictures in")],
+    content: Annotated[list[Path], typer.Option("--content", help="Content image; repeatable.")],
+    style: Annotated[list[Path], typer.Option("--style", help="Style image; repeatable.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page, the table and the images.")],
     backbone: Annotated[
-        list[str] | None, typer.Option("--backbone", help="a classifier to draw with; repeatable, two or more")
+        list[str] | None,
+        typer.Option(
+            "--backbone",
+            help="Backbone to draw with; give two or more.",
+            autocompletion=completion.classifiers,
+        ),
     ] = None,
     ablation: Annotated[
         list[str] | None,
-        typer.Option("--ablation", help="the first backbone again: smoothed, shallow or random (weights); repeatable"),
+        typer.Option(
+            "--ablation",
+            help="Ablation of the first backbone: smoothed (activations), shallow "
+            "(layers) or random (weights); repeatable.",
+        ),
     ] = None,
     judge: Annotated[
-        str, typer.Option("--metric-network", help="the classifier that measures, and that no drawing looked through")
+        str,
+        typer.Option(
+            "--metric-network",
+            help="Classifier that measures the distances; it must not be one of the backbones.",
+            autocompletion=completion.classifiers,
+        ),
     ] = "efficientnet-lite0",
     weights: Annotated[
         list[str] | None,
         typer.Option(
             "--weights",
-            help="the style weights that each backbone tries; far apart, or backbones meet at no content distance",
+            help="Style weights that each backbone tries; use a wide range, so that content distances overlap.",
         ),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of the longer side")] = 256,
-    evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of a backbone for each drawing")] = 100,
+    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="Longer side of the drawing, in pixels.")] = 256,
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", min=1, help="Forward and backward passes for each drawing.")
+    ] = 100,
     precision: Precise = "auto",
     device: Device = "auto",
 ) -> None:
@@ -75,6 +77,17 @@ def compare_styles(
     that no drawing looked through measures how far each is from its content and its style. The first backbone stands on
     the left of the sliders; how far the others are ahead of it is taken at equal content distance.
     """
+    from gap.cli.drawing import find_device, load_backbone, load_resized
+    from gap.core.artifact import prepare_output_dir, write_marker
+    from gap.data.images import save_picture
+    from gap.imagery.canvas import fit_size, resize
+    from gap.imagery.comparison.ablations import StylizationMethod, ablated
+    from gap.imagery.comparison.methods import WEIGHTS, activation_entropy, check_metric_network, run_comparison
+    from gap.imagery.style_transfer import StyleTransferConfig
+    from gap.report.page import Figure, Section, write_page
+    from gap.report.plots import lines
+    from gap.training.runtime import use_bf16
+
     names = backbone or ["drawing-standard", "drawing-hardened"]
     if len({*names, *(ablation or [])}) < 2 or len(set(names)) < len(names):
         raise GapError("name two or more backbones, each once, to compare")
@@ -160,7 +173,7 @@ def compare_styles(
     typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, sections).resolve())
 
 
-def _means_by_weight(drawn: Sequence[StylizationResult]) -> list[tuple[float, float]]:
+def _means_by_weight(drawn: "Sequence[StylizationResult]") -> list[tuple[float, float]]:
     """The mean content and style distance of each style weight."""
     by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
     return [
@@ -169,9 +182,16 @@ def _means_by_weight(drawn: Sequence[StylizationResult]) -> list[tuple[float, fl
     ]
 
 
-def _robustness(method: StylizationMethod, pictures: Sequence[Tensor]) -> float:
+def _robustness(method: "StylizationMethod", pictures: "Sequence[Tensor]") -> float:
     """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
-    mean over the method's layers. Rough: of a few pictures, in a few steps; `gap layers` is for more."""
+    mean over the painter's layers. Rough: of a few pictures, in a few steps; `gap layer-robustness` is for more."""
+    import torch
+
+    from gap.evaluation.layer_robustness import layer_robustness
+    from gap.imagery.backbone import default_layers
+    from gap.imagery.canvas import resize
+    from gap.threat import Budget
+
     size = method.backbone.spec.size
     images = torch.stack([resize(each, size) for each in pictures])
     budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
@@ -183,8 +203,10 @@ def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, in
     return [(of, like) for of in range(len(content)) for like in range(len(style))]
 
 
-def _row(name: str, pairs: Sequence[Sequence[StylizationResult]], first: str) -> dict[str, object]:
+def _row(name: str, pairs: "Sequence[Sequence[StylizationResult]]", first: str) -> dict[str, object]:
     """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
+    from gap.imagery.comparison.methods import style_advantage
+
     by_pair = [[each for each in pair if each.method == name] for pair in pairs]
     own = [each for pair in by_pair for each in pair]
     nearest = [min(pair, key=lambda each: each.style_distance) for pair in by_pair]
@@ -212,9 +234,11 @@ def _left_out(leads: Sequence[float | None]) -> str:
 
 
 def _section(
-    pair: Sequence[StylizationResult], names: Sequence[str], contents: Sequence[Figure], styles: Sequence[Figure]
-) -> Section:
+    pair: "Sequence[StylizationResult]", names: Sequence[str], contents: "Sequence[Figure]", styles: "Sequence[Figure]"
+) -> "Section":
     """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
+    from gap.report.page import Section, Slider
+
     of, like = pair[0].content, pair[0].style
     by = {(each.method, each.weight): each for each in pair}
     sliders = [
@@ -230,21 +254,27 @@ def _section(
     return Section(title, "", [contents[of], styles[like]], sliders=sliders)
 
 
-def _figure(picture: Tensor, method: str) -> Figure:
+def _figure(picture: "Tensor", method: str) -> "Figure":
+    from gap.report.page import Figure
+    from gap.report.pictures import to_image, to_png_bytes
+
     return Figure(to_png_bytes(to_image(picture)), method, f"drawn by {method}")
 
 
-def _shown(path: Path, picture: Tensor) -> Figure:
+def _shown(path: Path, picture: "Tensor") -> "Figure":
+    from gap.report.page import Figure
+    from gap.report.pictures import to_image, to_png_bytes
+
     return Figure(to_png_bytes(to_image(picture)), path.name, path.name)
 
 
-def _file(drawn: StylizationResult, content: Sequence[Path], style: Sequence[Path]) -> str:
+def _file(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> str:
     backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.method)
     names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
     return f"{names}-{backbone}-{drawn.weight:g}.png"
 
 
-def _told(drawn: StylizationResult, content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+def _told(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
     return {
         "content": content[drawn.content].name,
         "style": style[drawn.style].name,

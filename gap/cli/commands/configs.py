@@ -5,13 +5,16 @@ from typing import Annotated
 
 import typer
 
+from gap.cli import completion
 from gap.core.errors import unknown_name_error
 from gap.core.options import named_configs
 
 EXAMPLE = "gap configs mnist-per-image"
 
 
-def configs(name: Annotated[str | None, typer.Argument(help="print this one")] = None) -> None:
+def configs(
+    name: Annotated[str | None, typer.Argument(help="Config to print.", autocompletion=completion.configs)] = None,
+) -> None:
     """List the experiments that come with gap, or print one."""
     known = named_configs()
     if name is None:

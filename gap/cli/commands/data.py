@@ -2,7 +2,7 @@
 
 import typer
 
-from gap.data.registry import default_root, list_datasets
+from gap.data.names import default_root, list_datasets
 
 EXAMPLE = "gap data"
 

@@ -6,16 +6,15 @@ from typing import Annotated
 
 import typer
 
-from gap.cli.demo_sections import SECTIONS, Stage
-from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.process import TrainingInterrupted
-from gap.report.page import write_page
 
 EXAMPLE = "gap demo --out runs/demo"
 
 
 def demo(
-    out: Annotated[Path, typer.Option("--out", help="the folder to leave everything in")] = Path("runs/demo"),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the page and everything it shows.")] = Path(
+        "runs/demo"
+    ),
 ) -> None:
     """Attack a classifier on data that comes with the package, harden it, draw with it, and make a page of it all.
 
@@ -23,6 +22,10 @@ def demo(
     learn nothing beside them; the classifier hardened, and what attacks leave of it; what hardened networks draw. The
     last line printed is the path of the page.
     """
+    from gap.cli.demo_sections import SECTIONS, Stage
+    from gap.core.artifact import prepare_output_dir, write_marker
+    from gap.report.page import write_page
+
     prepare_output_dir(out)
     write_marker(out)
     stage = Stage(out)

@@ -2,51 +2,63 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from PIL import Image
 from pydantic import Field
 
-from gap.classifiers.task import DataOptions, load_task, warn_if_at_chance
+from gap.classifiers.options import DataOptions
+from gap.cli import completion
 from gap.cli.options import Json, with_options
-from gap.cli.results import columns_for, for_display
-from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.files import check_writable, write_json
-from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
-from gap.evaluation.evaluate import Evaluation
-from gap.report.pictures import ContactRow, contact_sheet, save_image
 from gap.report.tables import print_table
-from gap.training.runtime import RuntimeOptions, make_accelerator
+from gap.training.options import RuntimeOptions
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from gap.evaluation.evaluate import Evaluation
 
 EXAMPLE = (
     "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json table.json"
 )
 
 Attacks = Annotated[
-    list[str], typer.Argument(help="folders that gap train left, or names from `gap attacks`, such as pgd:steps=100")
+    list[str],
+    typer.Argument(
+        help="Folders of gap train, or names of `gap attacks`, such as pgd:steps=100.",
+        autocompletion=completion.attacks,
+    ),
 ]
 
 
 class BenchmarkOptions(RuntimeOptions, DataOptions):
     """What `gap evaluate` and `gap compare` share."""
 
-    classifier: Annotated[list[str], Field(min_length=1, description="the classifiers to attack")]
+    classifier: Annotated[
+        list[str],
+        Field(
+            min_length=1, description="Classifier to attack; repeatable.", json_schema_extra={"complete": "classifiers"}
+        ),
+    ]
     budget: Annotated[
         str | None,
-        Field(description="for all attacks; without it trained ones keep their own, and the others take the first's"),
+        Field(
+            description="Largest perturbation of all attacks. Without it, trained attacks keep "
+            "their own, and others take that of the first."
+        ),
     ] = None
     images: Annotated[
-        int | None, Field(ge=1, description="how many test images, drawn once for all tables; all by default")
+        int | None, Field(ge=1, description="Number of test images, the same for all tables; all by default.")
     ] = None
-    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 250
+    batch_size: Annotated[int, Field(ge=1, description="Images per batch.")] = 250
 
 
 class EvaluateOptions(BenchmarkOptions):
     """Options of `gap evaluate`."""
 
     transfer: Annotated[
-        bool, Field(description="make each untrained attack on every classifier and judge it on every one")
+        bool, Field(description="Make each untrained attack on every classifier and evaluate it on every classifier.")
     ] = False
 
 
@@ -56,13 +68,20 @@ def evaluate(
     *,
     attacks: Attacks,
     json: Json = None,
-    out: Annotated[Path | None, typer.Option("--out", help="a folder for the table and pictures")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and example images.")] = None,
 ) -> None:
     """Measure attacks, trained or not, on one or many classifiers.
 
     Everything is measured on 8-bit pictures of the test split. Shares stand with their 95% intervals; with several
     classifiers there is a row for each.
     """
+    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.core.artifact import prepare_output_dir, write_marker
+    from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
+    from gap.evaluation.results import columns_for, for_display
+    from gap.report.pictures import save_image
+    from gap.training.runtime import make_accelerator
+
     options = read()
     entries = parse_attacks(attacks)
     budget = common_budget(entries, options.budget)
@@ -102,8 +121,10 @@ def evaluate(
         print_table(for_display(rows), columns_for(rows), f"{task.data.name}, {rows[0]['images']} test images")
 
 
-def _sheet(evaluations: Sequence[Evaluation]) -> Image.Image:
+def _sheet(evaluations: "Sequence[Evaluation]") -> "Image.Image":
     """The example pictures of each attack."""
+    from gap.report.pictures import ContactRow, contact_sheet
+
     return contact_sheet(
         [ContactRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in evaluations]
     )

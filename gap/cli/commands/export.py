@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from gap.classifiers.export import export as work
-from gap.classifiers.task import load_classifiers, parse_input_shape
+from gap.cli import completion
 from gap.cli.options import Input, Mean, Std, parse_numbers
 from gap.core.errors import GapError
 
@@ -14,17 +13,27 @@ EXAMPLE = "gap export runs/hard hard.onnx"
 
 
 def export(
-    classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
-    file: Annotated[Path, typer.Argument(help="where to; .onnx, .ts (TorchScript), .safetensors or .pt (state dict)")],
+    classifier: Annotated[
+        str,
+        typer.Argument(
+            help="Any classifier: a name, a folder, or code of your own.", autocompletion=completion.classifiers
+        ),
+    ],
+    file: Annotated[
+        Path, typer.Argument(help="File to write: .onnx, .ts (TorchScript), .safetensors or .pt (state dict).")
+    ],
     input: Input = None,
     mean: Mean = None,
     std: Std = None,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="replace a file that is there")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a classifier as ONNX, TorchScript or a plain state dict.
 
     ONNX and TorchScript hold the normalizer, and are compared with the network on random pixels before they are kept.
     """
+    from gap.classifiers.export import export as work
+    from gap.classifiers.task import load_classifiers, parse_input_shape
+
     if file.exists() and not overwrite:
         raise GapError(f"{file} is there already; use --overwrite, or another name")
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from gap.cli.options import with_options
-from gap.cli.run_training import Out, Overwrite, Resume, run_training
-from gap.hardening.train import HardenOptions
-from gap.hardening.train import harden as work
+from gap.cli.options import Out, Overwrite, Resume, with_options
+from gap.hardening.options import HardenOptions
 
 EXAMPLE = "gap harden mnist-cnn --data mnist --budget linf:0.3 --attack generator-start --out runs/hard"
 
@@ -19,4 +17,7 @@ def harden(
     The mixture is given by repeating --attack, each with a weight: --attack generator-start=0.3 --attack pgd=0.7. After
     each epoch a short PGD on held-out images, the probe, which trains nobody, picks the weights that are kept.
     """
+    from gap.cli.run_training import run_training
+    from gap.hardening.train import harden_from_options as work
+
     run_training("harden", read, work, out, resume, overwrite)

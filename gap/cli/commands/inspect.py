@@ -1,30 +1,36 @@
 """Say what a classifier is, and what it sees in a picture."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
 
-from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import load_classifiers, parse_input_shape
+from gap.cli import completion
 from gap.cli.options import Input, Mean, Std, parse_numbers
-from gap.core.frozen import frozen
-from gap.data.images import load_image
-from gap.models.feature_extractor import layer_aliases
+
+if TYPE_CHECKING:
+    from gap.classifiers.classifier import Classifier
 
 EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 
 
 def inspect(
-    classifier: Annotated[str, typer.Argument(help="any classifier, as in --classifier of the other verbs")],
-    picture: Annotated[Path | None, typer.Option("--picture", help="a picture to read")] = None,
+    classifier: Annotated[
+        str,
+        typer.Argument(
+            help="Any classifier: a name, a folder, or code of your own.", autocompletion=completion.classifiers
+        ),
+    ],
+    picture: Annotated[Path | None, typer.Option("--picture", help="Image to classify.")] = None,
     input: Input = None,
     mean: Mean = None,
     std: Std = None,
-    depth: Annotated[int, typer.Option("--depth", min=1, help="how deep to list layers")] = 3,
+    depth: Annotated[int, typer.Option("--depth", min=1, help="Depth to which layers are listed.")] = 3,
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
+    from gap.classifiers.task import load_classifiers, parse_input_shape
+    from gap.models.feature_extractor import layer_aliases
+
     given = parse_numbers("--mean", mean), parse_numbers("--std", std)
     (loaded,) = load_classifiers([classifier], parse_input_shape(input), None, *given)
     spec = loaded.spec
@@ -51,9 +57,13 @@ def _told(values: tuple[float, ...] | None) -> str:
     return "none" if values is None else ",".join(f"{value:g}" for value in values)
 
 
-@torch.no_grad()
-def _top(classifier: Classifier, picture: Path) -> list[tuple[str, float]]:
+def _top(classifier: "Classifier", picture: Path) -> list[tuple[str, float]]:
+    import torch
+
+    from gap.core.frozen import frozen
+    from gap.data.images import load_image
+
     image = load_image(picture, classifier.spec.channels, classifier.spec.size).unsqueeze(0).float() / 255
-    with frozen(classifier):
+    with torch.no_grad(), frozen(classifier):
         shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.spec.classes))
     return [(classifier.label(int(label)), share.item()) for label, share in zip(labels, shares, strict=True)]

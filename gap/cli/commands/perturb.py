@@ -5,11 +5,10 @@ from typing import Annotated
 
 import typer
 
-from gap.attacks.generator.model import ARTIFACT_KINDS
+from gap.attacks.names import ARTIFACT_KINDS
+from gap.cli import completion
 from gap.cli.options import Mean, Std, parse_numbers
-from gap.core.artifact import open_artifact, prepare_output_dir
 from gap.core.files import write_json
-from gap.evaluation.image_files import perturb_files
 from gap.report.tables import Column, print_table
 
 EXAMPLE = "gap perturb runs/per-image picture.png folder/ --out out/"
@@ -26,21 +25,25 @@ COLUMNS = (
 
 
 def perturb(
-    artifact: Annotated[Path, typer.Argument(help="a folder that gap train left")],
-    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="picture files and folders of them")],
-    out: Annotated[Path, typer.Option("--out", help="the folder to write to")],
+    artifact: Annotated[Path, typer.Argument(help="Folder of gap train.", autocompletion=completion.trained_attacks)],
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files, and folders of them.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder for the perturbed images.")],
     classifier: Annotated[
         str | None,
-        typer.Option("--classifier", help="who reads the pictures; by default the one it was trained against"),
+        typer.Option(
+            "--classifier",
+            help="Classifier that reports predictions; by default the one that the attack was trained against.",
+            autocompletion=completion.classifiers,
+        ),
     ] = None,
     mean: Mean = None,
     std: Std = None,
     budget: Annotated[
-        str | None, typer.Option("--budget", help="another budget than the one it was trained at")
+        str | None, typer.Option("--budget", help="Budget, in place of the one that the attack was trained with.")
     ] = None,
     keep_size: Annotated[
         bool,
-        typer.Option("--original-size", help="perturb at the picture's own size; the classifier reads a resized copy"),
+        typer.Option("--original-size", help="Perturb at the image's own size; the classifier gets a resized copy."),
     ] = False,
 ) -> None:
     """Apply a trained attack to picture files and folders.
@@ -49,6 +52,9 @@ def perturb(
     perturbed, with what the classifier says), and table.json over all. Pictures are resized and cropped to the size the
     attack was trained at, unless --original-size.
     """
+    from gap.core.artifact import open_artifact, prepare_output_dir
+    from gap.evaluation.image_files import perturb_files
+
     opened = open_artifact(artifact, *ARTIFACT_KINDS)
     prepare_output_dir(out)
     rows = perturb_files(

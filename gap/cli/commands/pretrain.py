@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from gap.classifiers.pretrain import PretrainOptions
-from gap.classifiers.pretrain import pretrain as work
-from gap.cli.options import with_options
-from gap.cli.run_training import Out, Overwrite, Resume, run_training
+from gap.classifiers.options import PretrainOptions
+from gap.cli.options import Out, Overwrite, Resume, with_options
 
 EXAMPLE = "gap pretrain --classifier mnist-cnn --data mnist --out runs/mnist-cnn"
 
@@ -15,4 +13,7 @@ def pretrain(
     read: Callable[..., PretrainOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
 ) -> None:
     """Train a standard classifier, so that there is something to attack."""
+    from gap.classifiers.pretrain import pretrain_from_options as work
+    from gap.cli.run_training import run_training
+
     run_training("pretrain", read, work, out, resume, overwrite)

@@ -23,21 +23,19 @@ from gap.cli.commands.stylize import (
     StyleMeasure,
     Tolerance,
 )
-from gap.cli.drawing import Device, check_output, find_device, load_backbone, load_resized, run_drawing, split_names
-from gap.cli.options import Input, Mean, Std
-from gap.imagery.style_transfer import COLOR_WEIGHT, TV_WEIGHT, StyleTransferConfig
-from gap.imagery.style_transfer import texture as work
+from gap.cli.options import Device, Input, Mean, Std
+from gap.imagery.options import COLOR_WEIGHT, TV_WEIGHT
 
 EXAMPLE = "gap texture painting.jpg --out texture.png"
 
 
 def texture(
-    style: Annotated[Path, typer.Argument(help="the picture whose style is taken")],
+    style: Annotated[Path, typer.Argument(help="Style image.")],
     backbone: Backbone = None,
     layers: Layers = None,
     color_weight: ColorWeight = COLOR_WEIGHT,
     tv_weight: Smoothness = TV_WEIGHT,
-    size: Annotated[int, typer.Option("--size", min=8, max=4096, help="pixels of each side")] = 256,
+    size: Annotated[int, typer.Option("--size", min=8, max=4096, help="Side of the drawing, in pixels.")] = 256,
     style_loss: StyleMeasure = "gram",
     evaluations: Evaluations = 300,
     optimizer: Optimizer = "lbfgs",
@@ -55,6 +53,10 @@ def texture(
     out: Out = Path("texture.png"),
 ) -> None:
     """Draw the style of a picture alone, from noise."""
+    from gap.cli.drawing import check_output, find_device, load_backbone, load_resized, run_drawing, split_names
+    from gap.imagery.style_transfer import StyleTransferConfig
+    from gap.imagery.style_transfer import synthesize_texture as work
+
     check_output(out, [style])
     where = find_device(device, seed)
     seer = load_backbone(backbone or BACKBONE, where, input, mean, std)

@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 
-from gap.attacks.generator.train import TrainOptions, train_generator
-from gap.cli.options import with_options
-from gap.cli.run_training import Out, Overwrite, Resume, run_training
+from gap.attacks.generator.options import TrainOptions
+from gap.cli.options import Out, Overwrite, Resume, with_options
 
 EXAMPLE = "gap train --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --out runs/per-image"
 
@@ -16,4 +15,7 @@ def train(read: Callable[..., TrainOptions], *, out: Out, resume: Resume = False
     The perturbation is per image under a threshold (--budget), per image and made directly (--unbounded --target-norm),
     or one for all images (--universal --budget). Several classifiers, by repeating --classifier, are attacked together.
     """
-    run_training("train", read, train_generator, out, resume, overwrite)
+    from gap.attacks.generator.train import train_from_options
+    from gap.cli.run_training import run_training
+
+    run_training("train", read, train_from_options, out, resume, overwrite)

@@ -2,10 +2,8 @@
 
 from collections.abc import Callable
 
-from gap.cli.options import with_options
-from gap.cli.run_training import Out, Overwrite, Resume, run_training
-from gap.imagery.feed_forward.train import StylizerOptions
-from gap.imagery.feed_forward.train import train_stylizer as work
+from gap.cli.options import Out, Overwrite, Resume, with_options
+from gap.imagery.feed_forward.options import StylizerOptions
 
 EXAMPLE = "gap train-stylizer --content folder:photos --style folder:paintings --out runs/stylizer"
 
@@ -19,4 +17,7 @@ def train_stylizer(
     It sees both through the backbone and is asked for what `gap stylize` asks of a picture. Draw with it by `gap
     stylize --fast FOLDER`.
     """
+    from gap.cli.run_training import run_training
+    from gap.imagery.feed_forward.train import train_stylizer as work
+
     run_training("train-stylizer", read, work, out, resume, overwrite)

@@ -3,74 +3,109 @@
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
-from torch import Tensor
 
-from gap.classifiers.classifier import Classifier
-from gap.cli.drawing import Device, check_output, find_class, find_device, load_backbone, load_resized, progress_display
-from gap.cli.options import Input, Mean, Std
+from gap.cli import completion
+from gap.cli.options import Device, Input, Mean, Std
 from gap.core.errors import GapError
-from gap.imagery.backbone import prepare_backbone
-from gap.imagery.feature_visualization import NEURON_SUFFIX, Feature, check_features, invert
-from gap.imagery.feature_visualization import visualize as work
-from gap.imagery.transforms import RandomTransform
-from gap.models.feature_extractor import LOGITS
-from gap.report.image_grid import CaptionedImage, image_grid
-from gap.report.pictures import save_image, to_image
-from gap.threat import Budget
 
-NATURAL = "between looks; with the natural prior"
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from gap.imagery.feature_visualization import Feature
+
 EXAMPLE = "gap visualize runs/hard logit:3 logit:0-9 --out sheet.png"
 
 
 def visualize(
-    backbone: Annotated[str, typer.Argument(help="any classifier; a hardened one needs no prior")],
+    backbone: Annotated[
+        str,
+        typer.Argument(help="Any classifier; a hardened one needs no prior.", autocompletion=completion.classifiers),
+    ],
     features: Annotated[
         list[str],
         typer.Argument(
             help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 or logit:cat for a class; layer2:4@center is the"
-            " neuron in the middle"
+            " neuron in the middle",
+            autocompletion=completion.features,
         ),
     ],
-    init: Annotated[Path | None, typer.Option("--init", help="a picture that the feature is added to")] = None,
+    init: Annotated[Path | None, typer.Option("--init", help="Initial image, to which the feature is added.")] = None,
     of: Annotated[
         Path | None,
-        typer.Option("--invert", help="a picture: draw what layers, named without channels, keep of it"),
+        typer.Option(
+            "--invert",
+            help="Image to reconstruct from its activations in the layers, which are named without channels.",
+        ),
     ] = None,
     prior: Annotated[
         Literal["none", "natural"],
-        typer.Option("--prior", help="none: steps in a ball; natural: Fourier canvas, shaken, for standard backbones"),
+        typer.Option(
+            "--prior",
+            help="Prior: none takes steps inside a ball; natural uses a Fourier canvas "
+            "and random transforms, for standard backbones.",
+        ),
     ] = "none",
     budget: Annotated[
-        str | None, typer.Option("--budget", help="how far without a prior, as l2:10; by default a quarter of what is")
+        str | None,
+        typer.Option(
+            "--budget",
+            help="Without a prior: largest distance from the initial image, such as "
+            "l2:10; by default a quarter of the largest possible.",
+        ),
     ] = None,
-    each: Annotated[int, typer.Option("--samples", min=1, help="pictures of each feature, from other noise")] = 1,
+    each: Annotated[int, typer.Option("--samples", min=1, help="Drawings of each feature, each from other noise.")] = 1,
     diversity: Annotated[
-        float, typer.Option("--diversity", min=0, help="weight of the pictures of a feature being unlike one another")
+        float, typer.Option("--diversity", min=0, help="Weight of diversity among the drawings of a feature.")
     ] = 0.0,
-    jitter: Annotated[int | None, typer.Option("--jitter", min=0, help=f"pixels moved, at most, {NATURAL} 8")] = None,
+    jitter: Annotated[
+        int | None, typer.Option("--jitter", min=0, help="Largest random shift, in pixels; with the natural prior 8.")
+    ] = None,
     rotate: Annotated[
-        float | None, typer.Option("--rotate", min=0, help=f"degrees turned, at most, {NATURAL} 5")
+        float | None,
+        typer.Option("--rotate", min=0, help="Largest random rotation, in degrees; with the natural prior 5."),
     ] = None,
     scale: Annotated[
-        float | None, typer.Option("--scale", min=0, max=0.9, help=f"share scaled, at most, {NATURAL} 0.1")
+        float | None,
+        typer.Option(
+            "--scale", min=0, max=0.9, help="Largest random change of scale, as a fraction; with the natural prior 0.1."
+        ),
     ] = None,
-    pad: Annotated[int | None, typer.Option("--pad", min=0, help="pixels of gray around what is looked at")] = None,
-    crop: Annotated[int | None, typer.Option("--crop", min=0, help="rows and columns cut off for each look")] = None,
+    pad: Annotated[int | None, typer.Option("--pad", min=0, help="Gray padding before the network, in pixels.")] = None,
+    crop: Annotated[
+        int | None, typer.Option("--crop", min=0, help="Random crop: rows and columns that are cut off.")
+    ] = None,
     size: Annotated[
-        int | None, typer.Option("--size", min=8, max=2048, help="pixels of each side; by default the backbone's own")
+        int | None,
+        typer.Option(
+            "--size", min=8, max=2048, help="Side of the drawing, in pixels; by default the backbone's input size."
+        ),
     ] = None,
-    steps: Annotated[int, typer.Option("--steps", min=1, help="steps of each picture")] = 128,
-    seed: Annotated[int, typer.Option("--seed", help="of every random choice")] = 0,
+    steps: Annotated[int, typer.Option("--steps", min=1, help="Steps for each drawing.")] = 128,
+    seed: Annotated[int, typer.Option("--seed", help="Seed of every random choice.")] = 0,
     input: Input = None,
     mean: Mean = None,
     std: Std = None,
     device: Device = "auto",
-    out: Annotated[Path, typer.Option("--out", help="the sheet, .png")] = Path("sheet.png"),
+    out: Annotated[Path, typer.Option("--out", help="File for the grid of drawings, .png.")] = Path("sheet.png"),
 ) -> None:
     """Draw what excites a backbone: classes, channels, and what a layer keeps of a picture."""
+    from gap.cli.drawing import check_output, find_device, load_backbone, load_resized, progress_display
+    from gap.imagery.backbone import prepare_backbone
+    from gap.imagery.feature_visualization import (
+        check_features,
+        feature_name,
+        invert_features,
+        parse_features,
+    )
+    from gap.imagery.feature_visualization import visualize_features as work
+    from gap.imagery.transforms import RandomTransform
+    from gap.report.image_grid import CaptionedImage, image_grid
+    from gap.report.pictures import save_image, to_image
+    from gap.threat import Budget
+
     check_output(out, [init, of])
     moves = {"jitter": jitter, "rotate": rotate, "scale": scale, "pad": pad, "crop": crop}
     transform: dict[str, Any] = {name: amount for name, amount in moves.items() if amount is not None}
@@ -87,7 +122,7 @@ def visualize(
     longest = size or max(seer.spec.size)
     drawn: list[CaptionedImage] = []
 
-    def keep(pictures: Tensor) -> None:
+    def keep(pictures: "Tensor") -> None:
         save_image(image_grid([*drawn, *(CaptionedImage(to_image(picture), "so far") for picture in pictures)]), out)
 
     # What is drawn together, by its captions; all of it is checked before any of it is drawn.
@@ -97,7 +132,7 @@ def visualize(
         drawn.append(CaptionedImage(to_image(picture), of.name))
         for layer in features:
             prepare_backbone(seer, picture[None], [layer])
-            tasks.append(([layer], partial(invert, seer, picture, layer)))
+            tasks.append(([layer], partial(invert_features, seer, picture, layer)))
     else:
         begin = load_resized(init, channels, longest).to(where) if init else None
         excite = partial(
@@ -110,9 +145,9 @@ def visualize(
             budget=Budget.parse(budget) if budget else None,
             diversity=diversity,
         )
-        for same in (group for text in features for group in _groups(_parse(text, seer), each)):
+        for same in (group for text in features for group in _groups(parse_features(text, seer), each)):
             check_features(seer, same, side)
-            tasks.append(([_name(seer.label(one.channel), one) for one in same], partial(excite, same)))
+            tasks.append(([feature_name(one, seer) for one in same], partial(excite, same)))
     with progress_display(keep) as stand:
         for names, task in tasks:
             made = task(steps=steps, seed=seed, tell=stand)
@@ -122,36 +157,6 @@ def visualize(
     typer.echo(f"{len(drawn)} pictures\n{out}")
 
 
-def _groups(features: list[Feature], each: int) -> list[list[Feature]]:
+def _groups(features: "list[Feature]", each: int) -> "list[list[Feature]]":
     """What is drawn together: all, or each feature with itself."""
     return [features] if each == 1 else [[feature] * each for feature in features]
-
-
-def _parse(text: str, backbone: Classifier) -> list[Feature]:
-    """`layer2:0-3,7` as features, `logit` standing for the logits, whose classes may be named; raises GapError where it
-    does not parse."""
-    layer, colon, given = text.removesuffix(NEURON_SUFFIX).rpartition(":")
-    neuron = text.endswith(NEURON_SUFFIX)
-    if layer == "logit" and not any(letter.isdecimal() for letter in given):
-        return [Feature(LOGITS, find_class(backbone, name)) for name in given.split(",")]
-    try:
-        if not colon or not layer:
-            raise ValueError
-        channels = [channel for part in given.split(",") for channel in _span(part)]
-    except ValueError as error:
-        raise GapError(f"cannot read {text!r}; write LAYER:CHANNEL, as layer2:0-15 or logit:3") from error
-    if layer == "logit" and neuron:
-        raise GapError(f"cannot read {text!r}; classes have no {NEURON_SUFFIX}")
-    return [Feature(LOGITS if layer == "logit" else layer, channel, neuron) for channel in channels]
-
-
-def _span(text: str) -> range:
-    first, dash, last = text.partition("-")
-    span = range(int(first), int(last if dash else first) + 1)
-    if not span or span.start < 0 or len(span) > 256:
-        raise ValueError
-    return span
-
-
-def _name(class_name: str, feature: Feature) -> str:
-    return f"class {class_name}" if feature.layer == LOGITS else str(feature)

@@ -16,7 +16,7 @@ from gap.imagery.canvas import fit_size, resize
 from gap.imagery.comparison.ablations import StylizationMethod
 from gap.imagery.losses import TINY, ContentLoss, GramLoss, feature_maps
 from gap.imagery.objectives import Activations, Objective
-from gap.imagery.style_transfer import normalize_weights, stylize
+from gap.imagery.style_transfer import normalize_weights, transfer_style
 
 # The style weights that each backbone may try: its search budget. Beyond the last, standard ones go no further.
 WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
@@ -53,14 +53,16 @@ def run_comparison(
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
         judged = PerceptualMetric(judge, of, [like])
         for method, weight in product(methods, weights):
-            picture = stylize(of, [like], method.backbone, config=replace(method.config, style_weight=weight)).picture
+            picture = transfer_style(
+                of, [like], method.backbone, config=replace(method.config, style_weight=weight)
+            ).image
             yield StylizationResult(content, style, method.name, weight, picture, *judged(picture))
 
 
 def check_metric_network(judge: Classifier, backbone: Classifier) -> None:
     """Raise GapError where a judge would measure what it drew itself."""
     if judge.fingerprint() == backbone.fingerprint():
-        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with --metric-network")
+        raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with `metric_network`")
 
 
 class PerceptualMetric:

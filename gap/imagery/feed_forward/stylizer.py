@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
 
 import torch
 from pydantic import BaseModel, Field
@@ -15,12 +14,12 @@ from gap.core.artifact import CARD, TENSORS, Artifact, Count, open_artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.imagery.backbone import check_size, prepare_backbone
+from gap.imagery.feed_forward.options import StylizerType
 from gap.imagery.style_transfer import normalize_weights
 from gap.models.feature_extractor import SHAPE_ERRORS, FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 
 KIND = "stylizer"
-StylizerType = Literal["adaptive", "gram-maps"]
 
 
 class StylizerCard(BaseModel):
@@ -103,7 +102,7 @@ def load_stylizer(
 
 def _backbone(told: ClassifierMetadata, artifact: Artifact) -> Classifier:
     if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
-        raise GapError(f"{artifact.folder / CARD} names {told.name}, which is code; name it yourself: --backbone")
+        raise GapError(f"{artifact.folder / CARD} names {told.name}, which is code; name it yourself: `backbone`")
     return load_classifier(
         told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
     )

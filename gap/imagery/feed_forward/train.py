@@ -2,10 +2,9 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -17,49 +16,19 @@ from gap.core.frozen import frozen
 from gap.data.dataset import Dataset, Split
 from gap.data.registry import load_data
 from gap.imagery.backbone import default_content_layers, default_layers, prepare_backbone
-from gap.imagery.feed_forward.stylizer import KIND, StylizerType, extract
+from gap.imagery.feed_forward.options import StylizerOptions
+from gap.imagery.feed_forward.stylizer import KIND, extract
 from gap.imagery.losses import ColorGramLoss, ContentLoss, GramLoss
 from gap.imagery.objectives import Activations, TotalVariation
-from gap.imagery.style_transfer import COLOR_WEIGHT, STYLE_WEIGHT, TV_WEIGHT
 from gap.models.feature_extractor import FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import TrainRuntimeOptions, main_first, make_accelerator
+from gap.training.runtime import main_first, make_accelerator
 from gap.training.task import Backward, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainSchedule, train
 
 # Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
 LOAD_SCALE = 2
-
-
-class StylizerOptions(TrainRuntimeOptions):
-    """Options of `gap train-stylizer`."""
-
-    content: Annotated[str, Field(description="pictures whose content is drawn: a data set by name, or folder:PATH")]
-    style: Annotated[str, Field(description="pictures whose style is learned: folder:PATH; photos have style too")]
-    data_root: Annotated[
-        Path | None, Field(description="where downloaded data sets live; also the variable GAP_DATA")
-    ] = None
-    backbone: Annotated[str, Field(description="any classifier: what both are seen with, and what is compared")] = (
-        "drawing-hardened"
-    )
-    input: Annotated[str | None, Field(description="what a backbone of your own takes, as 3x256x256")] = None
-    mean: Annotated[list[float] | None, Field(description="normalizer of a backbone that has none: mean")] = None
-    std: Annotated[list[float] | None, Field(description="and standard deviation, of pixels in [0, 1]")] = None
-    type: Annotated[
-        StylizerType, Field(description="adaptive moves each channel's mean and spread; gram-maps is the plain form")
-    ] = "adaptive"
-    style_weight: Annotated[float, Field(ge=0, description="of style beside content, as in gap stylize")] = STYLE_WEIGHT
-    color_weight: Annotated[float, Field(ge=0, description="of the style's colors, beside its layers together")] = (
-        COLOR_WEIGHT
-    )
-    tv_weight: Annotated[float, Field(ge=0, description="and of neighboring pixels being alike")] = TV_WEIGHT
-    size: Annotated[int, Field(ge=16, le=512, description="pixels of each side while training; it draws any size")] = (
-        128
-    )
-    epochs: Annotated[float, Field(gt=0, description="passes over the content pictures")] = 20.0
-    batch_size: Annotated[int, Field(ge=1, description="pictures a step, over all processes")] = 8
-    lr: Annotated[float, Field(gt=0, description="peak learning rate of AdamW")] = 1e-3
 
 
 class StylizerTraining(TrainingTask):

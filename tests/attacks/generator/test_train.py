@@ -13,7 +13,7 @@ from gap.training.task import with_adamw
 
 def test_many_epochs_that_nobody_asked_for_are_told(recwarn: pytest.WarningsRecorder) -> None:
     assert _default_epochs(4000) == 32 and not recwarn
-    with pytest.warns(GapWarning, match="30 training images, .* 4267 epochs; --epochs"):
+    with pytest.warns(GapWarning, match="30 training images, .* 4267 epochs; `epochs`"):
         assert _default_epochs(30) == pytest.approx(4266.7, abs=0.1)
 
 

@@ -13,9 +13,11 @@ from torch import Tensor
 from gap.classifiers.classifier import load_classifier
 from gap.core.errors import GapError
 from gap.data.images import load_image
+from gap.imagery.feed_forward import train as train_module
 from gap.imagery.feed_forward import train as training
-from gap.imagery.feed_forward.stylizer import FeedForwardStylizer, load_stylizer
-from gap.imagery.feed_forward.train import StylizerOptions, train_stylizer
+from gap.imagery.feed_forward.options import StylizerOptions
+from gap.imagery.feed_forward.stylizer import FeedForwardStylizer, extract, load_stylizer
+from gap.imagery.feed_forward.train import train_stylizer
 from gap.imagery.losses import ContentLoss
 from gap.report.pictures import save_image, to_image
 
@@ -145,3 +147,18 @@ def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
         (tmp_path / "card.yaml").write_text(yaml.safe_dump(card))
         with pytest.raises(GapError, match="which is code"):
             load_stylizer(tmp_path)
+
+
+def test_train_stylizer_with_a_layer_without_gradient_is_refused_by_name(
+    folders: tuple[Path, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a stylizer that trains in silence although its backbone passes no gradient."""
+    contents, styles = folders
+    given = {"content": f"folder:{contents}", "style": f"folder:{styles}", "size": 16, "batch_size": 4, "device": "cpu"}
+
+    def detached(extractor: object, images: Tensor) -> dict[str, Tensor]:
+        return {name: output.detach() for name, output in extract(extractor, images).items()}  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train_module, "extract", detached)
+    with pytest.raises(GapError, match="passes no gradient to the drawing"):
+        train_stylizer(StylizerOptions.read(given), tmp_path, [])

@@ -2,68 +2,82 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 import typer
-from PIL import Image
 from pydantic import Field
 
-from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import DataOptions, load_task
-from gap.cli.drawing import check_output, load_resized, split_names
+from gap.classifiers.options import DataOptions
+from gap.cli import completion
 from gap.cli.options import Json, with_options
 from gap.core.errors import GapError
 from gap.core.files import check_writable, write_bytes, write_json
-from gap.data.images import load_image
-from gap.evaluation.layer_robustness import STEPS, LayerRobustness, as_rows, layer_robustness
-from gap.imagery.backbone import default_layers
-from gap.imagery.style_transfer import StyleTransferConfig, stylize
-from gap.report.image_grid import CaptionedImage, image_grid
-from gap.report.pictures import save_image, to_image
-from gap.report.plots import grouped_bars
+from gap.evaluation.options import STEPS
 from gap.report.tables import Column, print_table
-from gap.threat import Budget
-from gap.training.runtime import RuntimeOptions, make_accelerator
+from gap.training.options import RuntimeOptions
 
-EXAMPLE = "gap layers drawing-standard drawing-hardened --data cifar10 --budget l2:0.5 --out layers.png"
+if TYPE_CHECKING:
+    from gap.classifiers.classifier import Classifier
+    from gap.evaluation.layer_robustness import LayerRobustness
+    from gap.threat import Budget
+
+EXAMPLE = "gap layer-robustness drawing-standard drawing-hardened --data cifar10 --budget l2:0.5 --out layers.png"
 
 
 class LayersOptions(RuntimeOptions, DataOptions):
-    """Options of `gap layers`."""
+    """Options of `gap layer-robustness`."""
 
-    budget: Annotated[str, Field(description="the perturbations, linf:8/255 or l2:0.5 (pixels in [0, 1])")]
-    layers: list[str] = Field(default_factory=list, description="as a,b,c; by default those that style is read from")
-    images: Annotated[int, Field(ge=2, description="how many test images")] = 200
-    steps: Annotated[int, Field(ge=1, description="steps of gradient ascent")] = STEPS
-    batch_size: Annotated[int, Field(ge=1, description="images a batch")] = 50
+    budget: Annotated[
+        str, Field(description="Largest perturbation, such as linf:8/255 or l2:0.5, for pixels in [0, 1].")
+    ]
+    layers: list[str] = Field(
+        default_factory=list,
+        description="Layers, as a,b,c; by default those that style transfer uses.",
+        json_schema_extra={"complete": "layers"},
+    )
+    images: Annotated[int, Field(ge=2, description="Number of test images.")] = 200
+    steps: Annotated[int, Field(ge=1, description="Steps of gradient ascent.")] = STEPS
+    batch_size: Annotated[int, Field(ge=1, description="Images per batch.")] = 50
 
 
 @with_options(LayersOptions)
-def layers(
+def layer_robustness(
     read: Callable[..., LayersOptions],
     *,
-    classifiers: Annotated[list[str], typer.Argument(help="one or several classifiers, to compare")],
+    classifiers: Annotated[
+        list[str], typer.Argument(help="One or several classifiers to compare.", autocompletion=completion.classifiers)
+    ],
     json: Json = None,
-    out: Annotated[Path | None, typer.Option("--out", help="write the plot there, .png")] = None,
-    content: Annotated[
-        Path | None, typer.Option("--content", help="for --layer-sweep: a picture whose content is kept")
-    ] = None,
-    style: Annotated[
-        Path | None, typer.Option("--style", help="for --layer-sweep: a picture whose style is taken")
-    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="File for the plot, .png.")] = None,
+    content: Annotated[Path | None, typer.Option("--content", help="For --layer-sweep: content image.")] = None,
+    style: Annotated[Path | None, typer.Option("--style", help="For --layer-sweep: style image.")] = None,
     sweep: Annotated[
         Path | None,
-        typer.Option("--layer-sweep", help="write a sheet there, .png: the style through each layer alone, with R"),
+        typer.Option(
+            "--layer-sweep",
+            help="File for a grid, .png: style transfer through each layer alone, with its robustness R.",
+        ),
     ] = None,
-    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="pixels of a drawing's longer side")] = 192,
-    evaluations: Annotated[int, typer.Option("--evaluations", min=1, help="of the network for each drawing")] = 100,
+    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="Longer side of a drawing, in pixels.")] = 192,
+    evaluations: Annotated[
+        int, typer.Option("--evaluations", min=1, help="Forward and backward passes for each drawing.")
+    ] = 100,
 ) -> None:
     """Measure how far perturbations move what each layer gives: the robustness R of features.
 
     R is the mean largest move within the budget, over the mean distance between two pictures: 0 for a layer that
     nothing moves, 1 for one that a perturbation moves as far as another picture would.
     """
+    import torch
+
+    from gap.classifiers.task import load_task
+    from gap.cli.drawing import check_output, split_names
+    from gap.data.images import load_image
+    from gap.evaluation.layer_robustness import as_rows, layer_robustness
+    from gap.imagery.backbone import default_layers
+    from gap.threat import Budget
+    from gap.training.runtime import make_accelerator
+
     options = read()
     if (sweep is None) != (content is None) or (sweep is None) != (style is None):
         raise GapError("a sweep needs --layer-sweep, --content and --style together")
@@ -110,14 +124,16 @@ def layers(
         _sweep(task.classifiers, found, content, style, size, evaluations, sweep)
 
 
-def _plot(found: Mapping[str, Sequence[LayerRobustness]], budget: Budget) -> bytes:
+def _plot(found: "Mapping[str, Sequence[LayerRobustness]]", budget: "Budget") -> bytes:
+    from gap.report.plots import grouped_bars
+
     series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
     return grouped_bars(series, f"Robustness of layers within {budget}", "R")
 
 
 def _sweep(
-    classifiers: Sequence[Classifier],
-    found: Mapping[str, Sequence[LayerRobustness]],
+    classifiers: "Sequence[Classifier]",
+    found: "Mapping[str, Sequence[LayerRobustness]]",
     content: Path,
     style: Path,
     size: int,
@@ -125,6 +141,13 @@ def _sweep(
     out: Path,
 ) -> None:
     """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
+    from PIL import Image
+
+    from gap.cli.drawing import load_resized
+    from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+    from gap.report.image_grid import CaptionedImage, image_grid
+    from gap.report.pictures import save_image, to_image
+
     drawn: list[CaptionedImage] = []
     columns = max(map(len, found.values()))
     for classifier in classifiers:
@@ -132,7 +155,7 @@ def _sweep(
         picture, painting = (load_resized(content, channels, size), load_resized(style, channels))
         for each in found[classifier.name]:
             config = StyleTransferConfig(layers=[each.layer], evaluations=evaluations)
-            made = stylize(picture.to(device), [painting.to(device)], classifier, config=config).picture
+            made = transfer_style(picture.to(device), [painting.to(device)], classifier, config=config).image
             drawn.append(CaptionedImage(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
             save_image(image_grid(drawn, columns=columns), out)
             typer.echo(drawn[-1].caption, err=True)

@@ -1,0 +1,50 @@
+"""What the command line sets before torch is imported: memory is kept, and threads wait politely on a busy machine."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+from gap.core.memory import keep_freed_memory
+from gap.core.process import is_main_process
+
+# Verbs that compute nothing.
+IDLE = ("classifiers", "data", "attacks", "configs")
+POLICY = "OMP_WAIT_POLICY"
+# The share of the processors that other work uses from which on the machine is busy, and how long it is watched.
+BUSY, SECONDS = 0.35, 0.1
+
+
+def prepare_machine(arguments: list[str]) -> None:
+    """Set memory and threads for a verb that computes.
+
+    Threads of OpenMP spin while they wait, which is faster on a quiet machine and three times as slow beside another
+    busy process; there they are told to sleep. A policy that the user set stays.
+    """
+    if arguments[0] in IDLE or "--help" in arguments or arguments[0].startswith("-"):
+        return
+    keep_freed_memory()
+    if POLICY not in os.environ and (share := busy_share()) > BUSY:
+        os.environ[POLICY] = "PASSIVE"
+        if is_main_process():
+            sys.stderr.write(f"gap: other work uses {share:.0%} of the processors; {POLICY}=PASSIVE is set\n")
+
+
+def busy_share(seconds: float = SECONDS) -> float:
+    """The share of the processors' time that is in use just now; 0 where the system does not tell."""
+    before = _times()
+    time.sleep(seconds if before else 0)
+    after = _times()
+    if not before or not after or after[1] == before[1]:
+        return 0.0
+    return (after[0] - before[0]) / (after[1] - before[1])
+
+
+def _times() -> tuple[int, int] | None:
+    """Busy and total time of all processors since the start, in ticks."""
+    try:
+        fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
+    except (OSError, ValueError):
+        return None
+    idle = sum(fields[3:5])  # idle, and waiting for disks
+    return sum(fields) - idle, sum(fields)

@@ -1,0 +1,168 @@
+"""What evaluations return: rows of figures that print themselves in several forms."""
+
+import base64
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from gap.evaluation.evaluate import Evaluation
+from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
+from gap.report.tables import Column, csv_table, html_table, latex_table, markdown_table, text_table
+from gap.threat import L2, LINF, NORMS, Budget, Norm
+
+SOURCE = Column("source", "made on")
+UNROUNDED = Column("accuracy_before_rounding", "before 8 bits", ".2%")
+TARGET = Column("target_success_rate", "target reached", ".2%")
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """How well attacks do: one evaluation for each attack, budget and classifier.
+
+    Printed, it is a table; as the last value of a notebook cell, a table with pictures.
+    """
+
+    evaluations: Sequence[Evaluation]
+    data: dict[str, Any]
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The figures of each evaluation as plain values: shares of [0, 1], norms in pixels of [0, 1], seconds."""
+        return [evaluation.row for evaluation in self.evaluations]
+
+    @property
+    def title(self) -> str:
+        """The data and how many of its images were used."""
+        return f"{self.data['name']}, {self.rows[0]['images']} test images"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but the pictures, as plain values ready for JSON."""
+        return {"rows": self.rows, "data": self.data}
+
+    def to_text(self) -> str:
+        """The table as plain text."""
+        return f"{self.title}\n{text_table(*self._table())}"
+
+    def to_markdown(self) -> str:
+        """The table in Markdown."""
+        return markdown_table(*self._table())
+
+    def to_latex(self) -> str:
+        """The table in LaTeX, for the booktabs package."""
+        return latex_table(*self._table(), caption=self.title)
+
+    def to_csv(self, path: str | Path) -> None:
+        """Save all figures of all rows, unrounded, as CSV."""
+        csv_table(self.rows, Path(path))
+
+    def pictures(self) -> Image.Image:
+        """A few images of each attack: clean, perturbation and perturbed."""
+        return contact_sheet(
+            [
+                ContactRow(evaluation.row["attack"], example.clean, example.adversarial, example.captions)
+                for evaluation in self.evaluations
+                for example in [evaluation.example]
+            ]
+        )
+
+    def plot(self) -> Image.Image:
+        """Accuracy against epsilon where there are several budgets of one norm, else a bar for each attack."""
+        from gap.report.plots import accuracy_curves, grouped_bars  # imports matplotlib, which few need
+
+        budgets = {row["budget"] for row in self.rows if row["budget"]}
+        norms = {Budget.parse(budget).norm for budget in budgets}
+        if len(budgets) > 1 and len(norms) == 1 and all(row["budget"] for row in self.rows):
+            png = accuracy_curves(curves_of(self.rows), self.title, f"{norms.pop()} threshold, pixels in [0, 1]")
+        else:
+            png = grouped_bars(_bars_of(self.rows), self.title, "accuracy under attack")
+        return Image.open(io.BytesIO(png))
+
+    def __str__(self) -> str:
+        return self.to_text()
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        png = base64.b64encode(to_png_bytes(self.pictures())).decode()
+        return f'{html_table(*self._table(), caption=self.title)}<img src="data:image/png;base64,{png}">'
+
+    def _table(self) -> tuple[list[dict[str, Any]], list[Column]]:
+        return for_display(self.rows), columns_for(self.rows)
+
+
+def _bars_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Accuracy under attack with its interval, for each classifier and attack."""
+    groups: dict[str, dict[str, tuple[float, float, float]]] = {}
+    for row in rows:
+        bar = (row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
+        groups.setdefault(row["classifier"], {})[row["attack"]] = bar
+    return groups
+
+
+def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
+    """The columns that say something about these rows."""
+    transfer = any(row["source"] != row["classifier"] for row in rows)
+    targeted = any("target_success_rate" in row for row in rows)
+    return [
+        Column("attack", "attack"),
+        *([SOURCE] if transfer else []),
+        Column("classifier", "classifier"),
+        Column("budget", "budget"),
+        Column("images", "images", "d"),
+        Column("clean_accuracy", "clean", ".2%"),
+        Column("accuracy_under_attack", "under attack", ".2%"),
+        *([UNROUNDED] if any(map(_rounding_matters, rows)) else []),
+        Column("fooling_rate", "fooling rate", ".2%"),
+        Column("attack_success_rate", "success", ".2%"),
+        *([TARGET] if targeted else []),
+        *(column for norm in _norms_of(rows) for column in _length_columns(norm)),
+        Column("ssim", "SSIM", ".3f"),
+        Column("milliseconds", "ms/image", ".3f"),
+    ]
+
+
+def _norms_of(rows: list[dict[str, Any]]) -> list[Norm]:
+    """The norms whose lengths are shown: L2, Linf and those of the budgets."""
+    budgets = {Budget.parse(row["budget"]).norm for row in rows if row["budget"]}
+    return [norm for norm in NORMS.values() if norm in {L2, LINF, *budgets}]
+
+
+def _length_columns(norm: Norm) -> list[Column]:
+    return [Column(f"{norm.name}_{kind}", f"{norm.title} {kind}", ".3f") for kind in ("mean", "max")]
+
+
+def _rounding_matters(row: dict[str, Any]) -> bool:
+    """Whether rounding to 8 bits moves the accuracy under attack out of its own interval."""
+    low, high = row["accuracy_under_attack_interval"]
+    return not low <= row["accuracy_before_rounding"] <= high
+
+
+def for_display(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows with the time in milliseconds, and without the intervals of all but the accuracy under attack."""
+    shown = []
+    for row in rows:
+        kept = {k: v for k, v in row.items() if not k.endswith("_interval") or k.startswith("accuracy_under_attack")}
+        seconds = row["seconds_per_image"]
+        assert isinstance(seconds, float)
+        shown.append(kept | {"milliseconds": seconds * 1000})
+    return shown
+
+
+def curve_names(rows: list[dict[str, Any]]) -> list[str]:
+    """The curve that each row is a point of: its attack's, on its classifier where there are several."""
+    several = len({row["classifier"] for row in rows}) > 1
+    return [f"{row['attack']} on {row['classifier']}" if several else row["attack"] for row in rows]
+
+
+def curves_of(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float, float]]]:
+    """Accuracy against epsilon with its interval, curve by curve, each beginning with the clean images at 0."""
+    curves: dict[str, list[tuple[float, float, float, float]]] = {}
+    for name, row in zip(curve_names(rows), rows, strict=True):
+        clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])
+        epsilon = Budget.parse(row["budget"]).epsilon
+        point = (epsilon, row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
+        curves.setdefault(name, [clean]).append(point)
+    return curves

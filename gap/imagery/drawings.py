@@ -1,0 +1,309 @@
+"""Drawings from whatever the user holds: paths, PIL images, arrays or tensors, and any network as the backbone."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from gap.classifiers.adapters import ClassifierLike, as_classifier
+from gap.classifiers.classifier import Classifier
+from gap.classifiers.task import find_device
+from gap.core.errors import GapError
+from gap.core.progress import StepBar
+from gap.data.images import ImageLike, as_image
+from gap.imagery.canvas import Canvas, fit_size, resize
+from gap.imagery.feature_visualization import (
+    Feature,
+    Prior,
+    draw_objective,
+    feature_name,
+    parse_features,
+    visualize_features,
+)
+from gap.imagery.objectives import Objective
+from gap.imagery.optimize import OptimizationProgress, no_callback
+from gap.imagery.results import Drawing
+from gap.imagery.style_transfer import StyleTransferConfig, StyleTransferResult, synthesize_texture, transfer_style
+from gap.imagery.traversal import Traversal, traverse_images
+from gap.report.image_grid import CaptionedImage, image_grid
+from gap.report.pictures import to_image
+from gap.threat import Budget, as_budget
+
+# The backbone that draws where none is named, and the longer side of a drawing, in pixels.
+BACKBONE, SIDE = "drawing-hardened", 512
+
+Callback = Callable[[OptimizationProgress], None]
+
+
+@dataclass(frozen=True, eq=False)
+class FeatureSheet(Drawing):
+    """What `visualize` draws: images, each C x H x W in [0, 1], and what each of them shows."""
+
+    images: Sequence[Tensor]
+    captions: Sequence[str]
+
+    def to_pil(self) -> Image.Image:
+        pairs = zip(self.images, self.captions, strict=True)
+        return image_grid([CaptionedImage(to_image(image.cpu()), caption) for image, caption in pairs])
+
+
+def stylize(
+    content: ImageLike,
+    styles: ImageLike | Sequence[ImageLike],
+    *,
+    backbone: ClassifierLike = BACKBONE,
+    content_backbone: ClassifierLike | None = None,
+    weights: Sequence[float] | None = None,
+    masks: Sequence[ImageLike] | None = None,
+    init: ImageLike | None = None,
+    side: int | None = SIDE,
+    config: StyleTransferConfig | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback = no_callback,
+    **options: Any,
+) -> StyleTransferResult:
+    """Draw the content of one image in the style of others.
+
+    Args:
+        content: a path, a PIL image, an array or a tensor C x H x W in [0, 1].
+        styles: one such image or several, of any sizes.
+        backbone: the network whose layers are compared: a name, a folder, a `gap.Classifier` or any `nn.Module`.
+            Hardened networks draw better.
+        content_backbone: another network to compare the content by.
+        weights: one for each style; equal by default.
+        masks: gray images, one for each style: white where that style goes.
+        init: where the drawing begins; by default at the content.
+        side: pixels of the longer side of the drawing; None keeps the size of the content.
+        config: everything else; its fields can also be given by name, such as `style_weight=60`.
+        device: what torch calls it; None takes the one that the backbone is on.
+        progress: whether a progress bar is shown.
+        callback: is called with the progress at each evaluation.
+        **options: fields of `StyleTransferConfig`.
+
+    Returns:
+        The drawing: `image` (C x H x W in [0, 1]), `to_pil`, `save`; it shows itself in a notebook.
+
+    Raises:
+        GapError: for layers that are not there, sizes that a backbone cannot take, and more than memory holds.
+
+    References:
+        Gatys et al., 2016.
+    """
+    network, device = _backbone(backbone, device)
+    channels = network.spec.channels
+    other = None if content_backbone is None else _backbone(content_backbone, device)[0]
+    image = _sized(as_image(content, channels), side).to(device)
+    listed = styles if isinstance(styles, list | tuple) else [cast(ImageLike, styles)]
+    paintings = [as_image(style, channels).to(device) for style in listed]
+    regions = None
+    if masks is not None:
+        size = (image.shape[1], image.shape[2])
+        regions = [resize(as_image(mask, 1), size).to(device) for mask in masks]
+    with _progress(progress, callback) as shown:
+        return transfer_style(
+            image,
+            paintings,
+            network,
+            content_backbone=other,
+            weights=weights,
+            masks=regions,
+            init=None if init is None else as_image(init, channels).to(device),
+            config=replace(config or StyleTransferConfig(), **options),
+            tell=shown,
+        )
+
+
+def texture(
+    style: ImageLike,
+    size: tuple[int, int] | int = 256,
+    *,
+    backbone: ClassifierLike = BACKBONE,
+    config: StyleTransferConfig | None = None,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback = no_callback,
+    **options: Any,
+) -> StyleTransferResult:
+    """Draw the style of an image alone, from noise, at any size.
+
+    Args:
+        style: a path, a PIL image, an array or a tensor C x H x W in [0, 1].
+        size: (H, W) of the drawing, or the side of a square.
+        backbone, config, device, progress, callback, **options: as for `stylize`.
+
+    References:
+        Gatys et al., 2015.
+    """
+    network, device = _backbone(backbone, device)
+    sides = (size, size) if isinstance(size, int) else size
+    with _progress(progress, callback) as shown:
+        return synthesize_texture(
+            as_image(style, network.spec.channels).to(device),
+            sides,
+            network,
+            config=replace(config or StyleTransferConfig(), **options),
+            tell=shown,
+        )
+
+
+def visualize(
+    model: ClassifierLike,
+    features: str | Feature | Objective | Sequence[str | Feature],
+    *,
+    size: tuple[int, int] | int | None = None,
+    init: ImageLike | None = None,
+    prior: Prior = "none",
+    canvas: Canvas | None = None,
+    transforms: nn.Module | None = None,
+    budget: Budget | str | None = None,
+    extra_objective: Objective | None = None,
+    steps: int = 128,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback = no_callback,
+) -> FeatureSheet:
+    """Draw what classes, channels or neurons of a network respond to.
+
+    Args:
+        model: a name, a folder, a `gap.Classifier` or any `nn.Module`.
+        features: such as "logit:3", "logit:cat", "layer2:0-15", "layer3:4@center", `gap.Feature("layer2", 3)`, or an
+            objective of one's own from `gap.imagery`, which is drawn on `canvas`.
+        size: (H, W) of the drawings, or the side of a square; by default the network's own.
+        init: an image that the features are added to.
+        prior: "none" takes steps inside a ball, which suits hardened networks; "natural" draws by frequencies, with
+            random transforms, which standard networks need.
+        canvas: what is optimized where an objective is given; by default pixels that begin as faint noise.
+        transforms: what images go through before the network, images to images of any size.
+        budget: how far a drawing may be from where it begins, without a prior.
+        extra_objective: an objective that is added to each feature.
+        steps: evaluations of each drawing.
+        seed: of every random choice.
+        device: what torch calls it; None takes the one that the model is on.
+        progress: whether a progress bar is shown.
+        callback: is called with the progress at each step.
+
+    Returns:
+        The drawings: `images`, `captions`, `to_pil`, `save`; they show themselves in a notebook.
+
+    Raises:
+        GapError: for a layer or a channel that is not there, for a size that the network cannot take.
+
+    References:
+        Santurkar et al., 2019 (without a prior); Olah et al., 2017 (natural).
+    """
+    network, device = _backbone(model, device)
+    sides = (size, size) if isinstance(size, int) else size
+    with _progress(progress, callback) as shown:
+        if isinstance(features, Objective):
+            images = draw_objective(
+                network, features, canvas=canvas, size=sides, transforms=transforms, steps=steps, seed=seed, tell=shown
+            )
+            return FeatureSheet(list(images), [str(features)] * len(images))
+        if canvas is not None:
+            raise GapError("a canvas goes with an objective; leave it out, or give an objective in place of features")
+        listed = [features] if isinstance(features, str | Feature) else features
+        drawn: list[Tensor] = []
+        captions: list[str] = []
+        for each in listed:
+            group = [each] if isinstance(each, Feature) else parse_features(each, network)
+            drawn += visualize_features(
+                network,
+                group,
+                size=sides,
+                init=None if init is None else _sized(as_image(init, network.spec.channels), None).to(device),
+                prior=prior,
+                transforms=transforms,
+                budget=None if budget is None else as_budget(budget),
+                extra_objective=extra_objective,
+                steps=steps,
+                seed=seed,
+                tell=shown,
+            )
+            captions += [feature_name(feature, network) for feature in group]
+    return FeatureSheet(drawn, captions)
+
+
+def traverse(
+    model: ClassifierLike,
+    images: Tensor | ImageLike | Sequence[ImageLike],
+    target: int | str | Sequence[int] | Tensor,
+    *,
+    budget: Budget | str | None = None,
+    steps: int = 60,
+    device: torch.device | str | None = None,
+    progress: bool = True,
+    callback: Callback = no_callback,
+) -> Traversal:
+    """Move images towards a class, as the gradient of its logit leads.
+
+    Args:
+        model: a name, a folder, a `gap.Classifier` or any `nn.Module`; hardened ones show what the class looks like.
+        images: tensors N x C x H x W in [0, 1], or one image or several: paths, PIL images, arrays, tensors C x H x W.
+        target: the class, by number or by name, or one for each image.
+        budget: how far images may move; by default an L2 budget of a quarter of the largest distance.
+        steps: steps, and frames of the video.
+        device: what torch calls it; None takes the one that the model is on.
+        progress: whether a progress bar is shown.
+        callback: is called with the progress at each step.
+
+    Returns:
+        The frames (T x N x C x H x W), the probabilities of the classes, and `save("walk.mp4")`.
+
+    Raises:
+        GapError: for a class that is not there, and where the model passes no gradient.
+    """
+    batch = images if isinstance(images, Tensor) and images.ndim == 4 else None
+    size = None if batch is None else (batch.shape[2], batch.shape[3])
+    network, device = _backbone(model, device, size=size)
+    if batch is None:
+        listed = images if isinstance(images, list | tuple) else [cast(ImageLike, images)]
+        batch = torch.stack([as_image(image, network.spec.channels, network.spec.size) for image in listed])
+    given = target if isinstance(target, Sequence) and not isinstance(target, str) else [target] * len(batch)
+    classes = torch.as_tensor([each if isinstance(each, int) else network.find_class(str(each)) for each in given])
+    with _progress(progress, callback) as shown:
+        walk = traverse_images(
+            network,
+            batch.to(device),
+            classes.to(device),
+            budget=None if budget is None else as_budget(budget),
+            steps=steps,
+            tell=shown,
+        )
+    names = [network.label(index) for index in range(network.spec.classes)]
+    return replace(walk, class_names=names, title=network.name)
+
+
+def _backbone(
+    model: ClassifierLike, device: torch.device | str | None, *, size: tuple[int, int] | None = None
+) -> tuple[Classifier, torch.device]:
+    """A network to draw with, on its device. Networks by name that do not say what they take get 3 x 224 x 224."""
+    chosen = torch.device(device) if device else find_device([model])
+    named = not isinstance(model, nn.Module)
+    network = as_classifier(model, channels=3 if named else None, size=size or ((224, 224) if named else None))
+    return network.to(chosen), chosen
+
+
+def _sized(image: Tensor, side: int | None) -> Tensor:
+    return image if side is None else resize(image, fit_size(image, side, enlarge=True))
+
+
+@contextmanager
+def _progress(shown: bool, callback: Callback) -> Iterator[Callback]:
+    """What hears of a drawing: the user's callback, and a bar if it is to be shown."""
+    if not shown:
+        yield callback
+        return
+    with StepBar("drawing") as bar:
+
+        def show(progress: OptimizationProgress) -> None:
+            objective = progress.values.detach().mean().item()
+            bar.update(progress.step + 1, progress.steps, f"objective {objective:.4g}")
+            callback(progress)
+
+        yield show

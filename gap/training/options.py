@@ -1,0 +1,52 @@
+"""Options of training that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import Field
+
+from gap.core.options import Options
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Precision = Literal["auto", "fp32", "bf16"]
+
+
+class RuntimeOptions(Options):
+    """Where and how exactly to compute."""
+
+    group = "Machine"
+    device: Annotated[
+        str,
+        Field(description="Device: auto, cpu, cuda, cuda:1, mps or xpu; auto takes the first accelerator."),
+    ] = "auto"
+    seed: Annotated[int, Field(ge=0, description="Seed of every random choice.")] = 0
+    deterministic: Annotated[bool, Field(description="Use only operations that give the same result every time.")] = (
+        False
+    )
+
+
+class TrainRuntimeOptions(RuntimeOptions):
+    """The same where networks learn, and may multiply in less than float32; what is measured never does."""
+
+    group = "Machine"
+    precision: Annotated[
+        Precision,
+        Field(description="Precision of training: auto, fp32 or bf16; auto takes bf16 where the hardware has it."),
+    ] = "auto"
+
+
+class AugmentationOptions(Options):
+    """How the pictures that a classifier learns on are changed."""
+
+    group = "Augmentation"
+    shift: Annotated[int, Field(ge=0, description="Largest random shift, in pixels.")] = 0
+    rotate: Annotated[float, Field(ge=0, le=180, description="Largest random rotation, in degrees.")] = 0.0
+    scale: Annotated[float, Field(ge=0, lt=1, description="Largest random change of scale, as a fraction.")] = 0.0
+    flip: Annotated[bool, Field(description="Mirror half of the images, left to right.")] = False
+
+    def augmentation(self, size: tuple[int, int]) -> "nn.Module":
+        """What changes images of that size (H, W) so."""
+        from gap.training.augmentation import make_augmentation  # imports torch, which the help does not need
+
+        return make_augmentation(size, shift=self.shift, rotate=self.rotate, scale=self.scale, flip=self.flip)

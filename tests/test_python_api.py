@@ -1,0 +1,286 @@
+"""The Python block of the documentation, on tiny real data: objects go in, objects come out."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, TensorDataset
+
+import gap
+from gap.core.errors import GapError, GapWarning
+from gap.data.registry import load_data
+
+BUDGET = "linf:0.2"
+
+
+class Net(nn.Module):
+    """A network as users write them: a view, no normalization, in training mode."""
+
+    def __init__(self, form: str = "tensor") -> None:
+        super().__init__()
+        self.form = form
+        self.conv1 = nn.Conv2d(1, 8, 5, stride=2)
+        self.conv2 = nn.Conv2d(8, 16, 5, stride=2)
+        self.head = nn.Linear(256, 10)
+
+    def forward(self, x: Tensor) -> object:
+        features = self.conv2(self.conv1(x).relu()).relu()
+        logits = self.head(features.view(features.size(0), -1))
+        return {
+            "tensor": logits,
+            "object": SimpleNamespace(logits=logits),
+            "dictionary": {"logits": logits},
+            "tuple": (logits, features),
+        }[self.form]
+
+
+class Digits(Dataset[tuple[Image.Image, int]]):
+    """A torch dataset of PIL images, as torchvision's are."""
+
+    classes = tuple(f"digit {index}" for index in range(10))
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.targets = images, labels.tolist()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+        return Image.fromarray(self.images[index, 0].numpy()), self.targets[index]
+
+
+class Columns:
+    """What a Hugging Face dataset offers: columns by name, features, rows as dictionaries."""
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.column_names = ["image", "label"]
+        self.images, self.labels_column = images, labels.tolist()
+        self.features = {"image": object(), "label": SimpleNamespace(names=Digits.classes)}
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, key: int | str) -> object:
+        if key == "label":
+            return self.labels_column
+        assert isinstance(key, int)
+        return {"image": Image.fromarray(self.images[key, 0].numpy()), "label": self.labels_column[key]}
+
+
+@pytest.fixture(scope="module")
+def digits() -> tuple[Tensor, Tensor]:
+    """1,200 real digits, uint8, and their labels."""
+    split = load_data("mnist-5k").train
+    return split.images[:1200], split.labels[:1200]  # type: ignore[attr-defined,index]
+
+
+@pytest.fixture(scope="module")
+def model(digits: tuple[Tensor, Tensor]) -> Net:
+    """A network of the user's own, trained in a loop of the user's own, and left in training mode."""
+    torch.manual_seed(0)
+    net = Net()
+    optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
+    for _ in range(6):
+        for images, labels in DataLoader(TensorDataset(digits[0] / 255, digits[1]), 100, shuffle=True):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(net(images), labels).backward()
+            optimizer.step()
+    return net
+
+
+@pytest.fixture(scope="module")
+def test_data() -> tuple[Tensor, Tensor]:
+    split = load_data("mnist-5k").test
+    return split.images[:100] / 255, split.labels[:100]  # type: ignore[attr-defined,index]
+
+
+@pytest.fixture(scope="module")
+def generator(model: Net, digits: tuple[Tensor, Tensor]) -> object:
+    return gap.train_generator(model, digits, BUDGET, epochs=3, progress=False)
+
+
+def test_block_runs_as_written(
+    model: Net,
+    generator: object,
+    digits: tuple[Tensor, Tensor],
+    test_data: tuple[Tensor, Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Catches: an argument or a return value of the documented block that no longer works."""
+    monkeypatch.chdir(tmp_path)
+    train, test = Digits(*digits), test_data
+    state = {name: value.clone() for name, value in model.state_dict().items()}
+
+    clf = gap.Classifier(model, mean=(0.0,), std=(1.0,), class_names=Digits.classes)
+    images, labels = test
+    attack = gap.attacks.PGD(BUDGET, steps=10, step_size=0.05, step_schedule="constant")
+    adv = attack(model, images, labels)
+    assert adv.shape == images.shape and (adv - images).abs().max() <= 0.2 + 1e-6
+    generator.save("runs/g")
+    loaded = gap.load_attack("runs/g")
+    assert torch.equal(loaded(model, images, labels), generator(model, images, labels))
+    universal = gap.train_generator(clf, train, "l2:2.5", universal=True, epochs=1, progress=False)
+    result = gap.evaluate(
+        [generator, universal, "pgd:steps=5", gap.attacks.FGSM(BUDGET)], model, test, BUDGET, images=100
+    )
+    assert [row["images"] for row in result.rows] == [100] * 4
+    assert {row["attack"]: row["budget"] for row in result.rows}["universal_perturbation"] == "l2:2.5"
+    by_name = {row["attack"]: row for row in result.rows}
+    assert by_name["bounded_generator"]["accuracy_under_attack"] < by_name["bounded_generator"]["clean_accuracy"] - 0.3
+    assert (
+        "bounded_generator" in str(result)
+        and "| bounded_generator |" in result.to_markdown()
+        and r"\toprule" in result.to_latex()
+    )
+    result.to_csv("t.csv")
+    header, *lines = Path("t.csv").read_text().splitlines()
+    assert len(lines) == 4 and "accuracy_under_attack_interval_low" in header.split(",")
+    assert result.to_dict()["rows"] == result.rows and result.plot().width > 300 and "<table>" in result._repr_html_()
+
+    hardened = gap.harden(
+        model, train, BUDGET, attacks=["pgd", generator], steps=1, epochs=2, val_images=50, progress=False
+    )
+    assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
+    assert [row["epoch"] for row in hardened.history if "validation_val_pgd_accuracy" in row] == [1.0, 2.0]
+    assert hardened.artifact.card["adversarial_training"]["attacks"] == {"pgd": 0.5, "bounded_generator": 0.5}
+    hardened.save("runs/h")
+    verdict = gap.judge(hardened.classifier, test, BUDGET, images=20, fast=True, progress=False)
+    assert verdict.robust_accuracy <= verdict.clean_accuracy and verdict.interval[0] <= verdict.robust_accuracy
+    assert verdict.verdict == "inconclusive" and verdict.checks and "AutoAttack" in str(verdict)
+
+    content, style = (
+        Image.fromarray((np.random.default_rng(seed).random((40, 48, 3)) * 255).astype("uint8")) for seed in (0, 1)
+    )
+    content.save("photo.png")
+    picture = gap.stylize("photo.png", style, side=48, evaluations=2, progress=False)
+    assert picture.to_pil().size == (48, 40) and picture._repr_png_()[:4] == b"\x89PNG"
+    sheet = gap.visualize(model, ["conv1:0-2", "logit:3"], size=28, steps=2, progress=False)
+    assert len(sheet.images) == 4 and sheet.captions[-1] == "class 3"
+    walk = gap.traverse(model, images[:2], target=3, steps=3, progress=False)
+    walk.save("walk.mp4")
+    assert Path("walk.mp4").stat().st_size > 500 and model.training
+
+
+@pytest.mark.parametrize("form", ["object", "dictionary", "tuple"])
+def test_evaluate_of_network_with_wrapped_logits_equals_plain(
+    model: Net, test_data: tuple[Tensor, Tensor], form: str
+) -> None:
+    """Catches: an output form that is not understood."""
+    wrapped = Net(form)
+    wrapped.load_state_dict(model.state_dict())
+    with pytest.warns(GapWarning, match="its logits are taken"):
+        row = gap.evaluate("fgsm", wrapped, test_data, BUDGET).rows[0]
+    plain = gap.evaluate("fgsm", model, test_data, BUDGET).rows[0]
+    assert row["accuracy_under_attack"] == plain["accuracy_under_attack"] < 0.6
+
+
+def test_evaluate_of_every_form_of_data_gives_one_figure(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: images that are normalized twice, rounded wrongly, or paired with other labels."""
+    images, labels = digits[0][:60], digits[1][:60]
+    dataset = Digits(images, labels)
+    forms = [
+        (images, labels),
+        (images / 255, labels),
+        (images.numpy(), labels.numpy()),
+        TensorDataset(images / 255, labels),
+        dataset,
+        Columns(images, labels),
+        DataLoader(TensorDataset(images / 255, labels), batch_size=7),
+        DataLoader(dataset, batch_size=7, collate_fn=lambda items: _collate(items)),
+        torch.utils.data.Subset(dataset, range(60)),
+    ]
+    rows = [gap.evaluate("fgsm", model, form, BUDGET).rows[0] for form in forms]
+    figures = {(row["clean_accuracy"], row["accuracy_under_attack"], round(row["l2_mean"], 4)) for row in rows}
+    assert len(figures) == 1 and rows[0]["clean_accuracy"] > 0.9
+
+
+def _collate(items: list[tuple[Image.Image, int]]) -> dict[str, Tensor]:
+    pixels = [torch.from_numpy(np.array(image))[None] for image, _ in items]
+    return {"image": torch.stack(pixels), "label": torch.tensor([label for _, label in items])}
+
+
+def test_normalized_images_are_refused_with_the_way_out(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a DataLoader that normalizes, whose pixels would be clamped in silence."""
+    images = (digits[0][:10] / 255 - 0.13) / 0.31
+    with pytest.raises(GapError, match=r"go from -0\.419 to .*gap\.Classifier\(model, mean="):
+        gap.evaluate("fgsm", model, (images, digits[1][:10]), BUDGET)
+
+
+@pytest.mark.parametrize("data", [5, {"images": 1}, (torch.zeros(3, 28, 28), torch.zeros(3)), []])
+def test_what_is_no_data_is_refused(model: Net, data: object) -> None:
+    with pytest.raises(GapError):
+        gap.evaluate("fgsm", model, data, BUDGET)
+
+
+def test_errors_of_python_name_no_flags(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a message of the command line shown to someone in a notebook."""
+    for call in (
+        lambda: gap.train_generator(model, digits, progress=False),
+        lambda: gap.train_generator(model, digits, BUDGET, target_norm="l2:2"),
+        lambda: gap.evaluate("pgd", model, digits),
+        lambda: gap.harden(model, digits, BUDGET, attacks=["pgd"], beta=3.0),
+    ):
+        with pytest.raises(GapError) as error:
+            call()
+        assert "--" not in str(error.value)
+
+
+def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a loss or an attack of the user's own that is taken and ignored."""
+    calls = {"loss": 0, "attack": 0}
+
+    def loss(logits: Tensor, clean_logits: Tensor | None, criterion: gap.attacks.Criterion) -> Tensor:
+        calls["loss"] += 1
+        return logits.gather(1, criterion.classes[:, None]).squeeze(1)
+
+    class Shift:
+        name, budget = "shift", None
+
+        def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+            calls["attack"] += 1
+            return images.roll(1, dims=3)
+
+    few = (digits[0][:200], digits[1][:200])
+    attack = gap.train_generator(model, few, BUDGET, loss=loss, epochs=1, batch_size=50, progress=False)
+    assert calls["loss"] >= 3 and attack.history
+    gap.harden(model, few, BUDGET, attacks=[Shift()], epochs=1, batch_size=50, val_images=10, progress=False)
+    assert calls["attack"] >= 3
+
+
+def test_out_keeps_a_folder_that_resumes(model: Net, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    few = (digits[0][:200], digits[1][:200])
+    first = gap.train_generator(model, few, BUDGET, epochs=1, out=tmp_path / "g", progress=False)
+    again = gap.train_generator(model, few, BUDGET, epochs=1, out=tmp_path / "g", resume=True, progress=False)
+    images = few[0][:4] / 255
+    assert torch.equal(first(model, images, few[1][:4]), again(model, images, few[1][:4]))
+    assert {path.name for path in (tmp_path / "g").iterdir()} >= {"card.yaml", "model.safetensors", "metrics.jsonl"}
+
+
+def test_custom_objective_and_canvas_are_drawn(model: Net) -> None:
+    """Catches: a canvas or an objective that is taken and not used."""
+    from gap.imagery.canvas import FourierCanvas
+    from gap.imagery.losses import Channel
+    from gap.imagery.objectives import TotalVariation
+
+    canvas = FourierCanvas(1, 1, (28, 28))
+    objective = Channel("conv2", torch.tensor([3])) + 0.1 * TotalVariation()
+    before = canvas.image()
+    sheet = gap.visualize(model, objective, canvas=canvas, steps=5, progress=False)
+    assert not torch.equal(sheet.images[0], before[0]) and torch.equal(sheet.images[0], canvas.image()[0])
+
+
+def test_trained_classifier_by_name_keeps_its_weights_and_is_not_called_untrained(
+    digits: tuple[Tensor, Tensor], recwarn: pytest.WarningsRecorder
+) -> None:
+    """Catches: a network by name that is built again, with random weights, after it was trained."""
+    few = (digits[0][:400], digits[1][:400] % 7)  # fewer classes than the network has
+    trained = gap.pretrain("mnist-cnn", digits, epochs=2, progress=False)
+    before = gap.evaluate("noise", trained.classifier, few, BUDGET, images=50).rows[0]["clean_accuracy"]
+    after = gap.train_generator(trained.classifier, few, BUDGET, epochs=0.5, batch_size=50, progress=False)
+    assert after.artifact.card["classifiers"][0]["fingerprint"] == trained.classifier.fingerprint()
+    assert before > 0.4 and not [warning for warning in recwarn if "learned nothing" in str(warning.message)]
