@@ -269,9 +269,9 @@ class ClassifierMetadata(BaseModel):
     def matches(self, classifier: Classifier) -> bool:
         """Whether it is this very classifier: its weights and its normalizer."""
         own = classifier.spec
-        told = _canonical_mean_std(self.mean, self.std, self.channels)
+        expected = _canonical_mean_std(self.mean, self.std, self.channels)
         return (
-            told == _canonical_mean_std(own.mean, own.std, own.channels)
+            expected == _canonical_mean_std(own.mean, own.std, own.channels)
             and self.fingerprint == classifier.fingerprint()
         )
 
@@ -303,10 +303,10 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
     Unless `silent`, it is said where a normalizer is only supposed.
     """
     architecture, weights = split_name(text)
-    told = None
+    metadata = None
     if runs_user_code(architecture) and (folder := model_dir_of(weights)):
-        told = open_artifact(folder, "classifier").read(_Card).classifier.spec
-        wanted = {"channels": told.channels, "size": told.size, "classes": told.classes}
+        metadata = open_artifact(folder, "classifier").read(_Card).classifier.spec
+        wanted = {"channels": metadata.channels, "size": metadata.size, "classes": metadata.classes}
         weights = str(folder / TENSORS)
     build = resolve_builder(architecture, weights)
     network, spec = build(wanted)
@@ -317,12 +317,12 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
     if classes := infer_num_classes(state, network, spec.classes):
         network, spec = build(wanted | {"classes": classes})
     load_state_dict_checked(network, state, weights)
-    spec = told or spec
+    spec = metadata or spec
     if normalizer:
         spec = replace(spec, mean=normalizer.mean, std=normalizer.std)
     elif not silent and not model_dir_of(weights):
         _warn_assumed_normalization(spec, architecture, weights)
-    normalizer_known = told is not None or normalizer is not None
+    normalizer_known = metadata is not None or normalizer is not None
     return Classifier(network, spec, name=text, architecture=architecture, normalizer_known=normalizer_known)
 
 
@@ -355,8 +355,8 @@ def _warn_assumed_normalization(spec: ClassifierSpec, architecture: str, weights
 
 
 def _from_artifact(artifact: Artifact, name: str) -> Classifier:
-    told = artifact.read(_Card).classifier
-    saved, architecture = told.spec, told.architecture
+    metadata = artifact.read(_Card).classifier
+    saved, architecture = metadata.spec, metadata.architecture
     wanted = {"channels": saved.channels, "size": saved.size, "classes": saved.classes}
     if runs_user_code(architecture):
         raise GapError(

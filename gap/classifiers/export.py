@@ -103,7 +103,7 @@ def _converting(classifier: Classifier, form: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
-    except Exception as error:  # converters and a user's network may raise anything; it is told in a line
+    except Exception as error:  # converters and a user's network may raise anything; it becomes one line
         raise GapError(f"torch cannot make {form} of {classifier.name}: {first_line(error)}") from error
 
 
@@ -119,7 +119,7 @@ def _check(classifier: Classifier, exported: Callable[[Tensor], Tensor]) -> None
     ours = classifier(images)
     try:
         theirs = exported(images)
-    except Exception as error:  # onnxruntime's errors share no base but Exception; it is told in a line
+    except Exception as error:  # onnxruntime's errors share no base but Exception; it becomes one line
         raise GapError(
             f"what was exported of {classifier.name} fails on {len(images)} images: {first_line(error)}"
         ) from error

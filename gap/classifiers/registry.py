@@ -189,10 +189,10 @@ def _from_timm(name: str, weights: str, wanted: BuildRequest) -> tuple[nn.Module
         network = timm.create_model(name, pretrained=not weights, **head)
     except (OSError, RuntimeError, ValueError) as error:
         raise GapError(f"cannot get the weights of timm:{name} ({first_line(error)})") from error
-    told: Any = network.pretrained_cfg
-    channels, height, width = told["input_size"]
-    classes = head.get("num_classes", int(told["num_classes"]))
-    spec = ClassifierSpec(channels, (height, width), classes, tuple(told["mean"]), tuple(told["std"]))
+    config: Any = network.pretrained_cfg
+    channels, height, width = config["input_size"]
+    classes = head.get("num_classes", int(config["num_classes"]))
+    spec = ClassifierSpec(channels, (height, width), classes, tuple(config["mean"]), tuple(config["std"]))
     return network, replace(spec, class_names=None if weights == "none" else _imagenet_names(spec.classes))
 
 
@@ -207,7 +207,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
             sys.path.append(os.getcwd())
         try:
             loaded = importlib.import_module(module)
-        except Exception as error:  # importing runs the user's own code, which may raise anything; it is told in a line
+        except Exception as error:  # importing runs the user's own code, which may raise anything; it becomes one line
             raise GapError(f"cannot import {module} for the classifier {factory}: {first_line(error)}") from error
     if not hasattr(loaded, factory):
         callables = [name for name, value in vars(loaded).items() if callable(value) and not name.startswith("_")]
@@ -215,7 +215,7 @@ def _call_factory(module: str, factory: str) -> nn.Module:
     made = getattr(loaded, factory)
     try:
         network = made if isinstance(made, nn.Module) else made()
-    except Exception as error:  # the user's own factory may raise anything; it is told in a line
+    except Exception as error:  # the user's own factory may raise anything; it becomes one line
         raise GapError(f"cannot call {module}:{factory} without arguments: {first_line(error)}") from error
     if not isinstance(network, nn.Module):
         raise GapError(f"{module}:{factory} gave a {type(network).__name__}, not a torch.nn.Module")
@@ -233,7 +233,7 @@ def _import_file(source: Path) -> Any:
         sys.path.append(os.fspath(source.parent.resolve()))
     try:
         spec.loader.exec_module(loaded)
-    except Exception as error:  # importing runs the user's own code, which may raise anything; it is told in a line
+    except Exception as error:  # importing runs the user's own code, which may raise anything; it becomes one line
         raise GapError(f"cannot import {source}: {first_line(error)}") from error
     return loaded
 

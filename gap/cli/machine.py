@@ -19,7 +19,7 @@ def prepare_machine(arguments: list[str]) -> None:
     """Set memory and threads for a verb that computes.
 
     Threads of OpenMP spin while they wait, which is faster on a quiet machine and three times as slow beside another
-    busy process; there they are told to sleep. A policy that the user set stays.
+    busy process; there they sleep. A policy that the user set stays.
     """
     if arguments[0] in IDLE or "--help" in arguments or arguments[0].startswith("-"):
         return

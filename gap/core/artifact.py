@@ -203,8 +203,8 @@ def write_marker(folder: Path) -> None:
 
 def was_written_by_gap(folder: Path) -> bool:
     """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
-    told = _has_keys(folder / CARD, CARD_KEYS) or _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS)
-    return told or is_file(folder / MARKER_FILE)
+    recognized = _has_keys(folder / CARD, CARD_KEYS) or _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS)
+    return recognized or is_file(folder / MARKER_FILE)
 
 
 def remove_run_files(folder: Path) -> None:

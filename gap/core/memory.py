@@ -9,7 +9,7 @@ TRIM_BYTES, PAD_BYTES, LARGEST_BYTES = 2**31 - 1, 64 * 2**20, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next tensors; returns whether it can be told.
+    """Tell the C library to keep freed memory for the next tensors; returns whether it does.
 
     The command line does so by itself. In Python it is the user's choice: it changes the whole process, which then
     holds more memory at its peak. It works with glibc (Linux) and does nothing elsewhere.

@@ -85,7 +85,7 @@ def auto_attack(
 ) -> AutoAttackResult:
     """Run AutoAttack on images N x C x H x W in [0, 1]; each attack takes the images that those before it left.
 
-    The attacks look at the classifier with its norms folded, and break an image that either of the two misreads.
+    The attacks look at the classifier with its norms folded, and count an image that either of the two misclassifies.
     `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four, where
     their loss has no meaning, they are left out, and so is Square where it cannot search. It asks `queries` times.
     `tell` hears the accuracy after each attack. Raises NetworkError where a network does not allow AutoAttack's way to

@@ -75,7 +75,7 @@ def parse_attacks(attacks: Sequence[AttackLike]) -> list[AttackEntry]:
 
 
 def common_budget(entries: Sequence[AttackEntry], asked: Budget | str | None) -> Budget | None:
-    """The budget asked for, else the first entrant's own; raises GapError when one is needed and there is none."""
+    """The budget asked for, else the first entry's own; raises GapError when one is needed and there is none."""
     if asked:
         return as_budget(asked)
     own = next((entry.budget for entry in entries if entry.budget), None)

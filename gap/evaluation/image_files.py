@@ -78,19 +78,21 @@ def perturb_files(
 
 def _load_named(artifact: Artifact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
     """The classifier that the user named to read the pictures."""
-    told = artifact.read(AttackCard).classifiers[0]
-    reader = load_classifier(name, channels=told.channels, size=told.size, classes=told.classes, mean=mean, std=std)
-    if reader.spec.channels != told.channels:
-        raise GapError(f"{name} takes {reader.spec.channels} channels, {artifact.folder} makes {told.channels}")
+    metadata = artifact.read(AttackCard).classifiers[0]
+    reader = load_classifier(
+        name, channels=metadata.channels, size=metadata.size, classes=metadata.classes, mean=mean, std=std
+    )
+    if reader.spec.channels != metadata.channels:
+        raise GapError(f"{name} takes {reader.spec.channels} channels, {artifact.folder} makes {metadata.channels}")
     return reader
 
 
 def _load_training_classifier(artifact: Artifact) -> Classifier | None:
     """The classifier that the attack was trained against, where it is still there."""
-    told = artifact.read(AttackCard).classifiers[0]
-    if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
+    metadata = artifact.read(AttackCard).classifiers[0]
+    if runs_user_code(metadata.architecture) or runs_user_code(split_name(metadata.name)[0]):
         warnings.warn(
-            f"no labels: {artifact.folder} was trained against {told.name}, code that only a card names;"
+            f"no labels: {artifact.folder} was trained against {metadata.name}, code that only a card names;"
             " name it with `classifier`",
             GapWarning,
             stacklevel=3,
@@ -98,14 +100,19 @@ def _load_training_classifier(artifact: Artifact) -> Classifier | None:
         return None
     try:
         reader = load_classifier(
-            told.name, channels=told.channels, size=told.size, classes=told.classes, mean=told.mean, std=told.std
+            metadata.name,
+            channels=metadata.channels,
+            size=metadata.size,
+            classes=metadata.classes,
+            mean=metadata.mean,
+            std=metadata.std,
         )
     except GapError as error:
         warnings.warn(f"no labels: {error}; name one with `classifier`", GapWarning, stacklevel=3)
         return None
-    if not told.matches(reader):
+    if not metadata.matches(reader):
         warnings.warn(
-            f"{told.name} has changed since {artifact.folder} was trained against it", GapWarning, stacklevel=3
+            f"{metadata.name} has changed since {artifact.folder} was trained against it", GapWarning, stacklevel=3
         )
     return reader
 

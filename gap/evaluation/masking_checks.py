@@ -141,7 +141,7 @@ def check_nonzero_gradient(batch: EvaluationBatch) -> CheckResult:
 
 
 def check_gradient_fidelity(batch: EvaluationBatch) -> CheckResult:
-    """Against its gradient the margin falls: at some small length as far as foretold, or half as far, for half of the
+    """The margin decreases along its gradient: at some step size by half of the first-order prediction, for half of the
     images."""
     name = "gradients tell how the margin changes"
     kept = torch.cat([_linearization_ratio(batch, images, labels) for images, labels in batch.batches()])
@@ -152,23 +152,25 @@ def check_gradient_fidelity(batch: EvaluationBatch) -> CheckResult:
     if exceeds_tolerance(undefined, len(kept)):
         return CheckResult(name, False, f"the gradient is NaN or infinite for {undefined} of {len(kept)} images")
     shares = kept.median(dim=0).values.tolist()
-    told = ", ".join(f"{share:.0%} within {length:.0%}" for length, share in zip(FOLLOWED, shares, strict=True))
-    return CheckResult(name, max(shares) >= KEPT, f"of the fall that they foretell comes, by shares of epsilon, {told}")
+    drops = ", ".join(f"{share:.0%} within {length:.0%}" for length, share in zip(FOLLOWED, shares, strict=True))
+    return CheckResult(
+        name, max(shares) >= KEPT, f"of the predicted decrease occurs, by step size in epsilons: {drops}"
+    )
 
 
 def _linearization_ratio(batch: EvaluationBatch, images: Tensor, labels: Tensor) -> Tensor:
     """How far the margin falls along its gradient, as a share of what that foretells, for each of FOLLOWED: N x
-    lengths, NaN where nothing is foretold, and infinite where the gradient itself is NaN or infinite."""
+    lengths, NaN where the prediction is 0, and infinite where the gradient itself is NaN or infinite."""
     criterion, budget = Criterion(labels), batch.budget
     logits, gradient = loss_gradient(batch.classifier, images, None, criterion, margin)
     gradient, undefined = zero_where_undefined(gradient)
     shares = []
     for length in FOLLOWED:
         there = (images - length * budget.epsilon * budget.norm.steepest(gradient)).clamp(0, 1)
-        foretold = ((there - images) * gradient).sum(dim=(1, 2, 3))
+        predicted = ((there - images) * gradient).sum(dim=(1, 2, 3))
         with torch.no_grad():
             fall = margin(batch.classifier(there), None, criterion) - margin(logits, None, criterion)
-        share = torch.where(foretold == 0, torch.nan, fall / foretold)
+        share = torch.where(predicted == 0, torch.nan, fall / predicted)
         shares.append(share.masked_fill(undefined, torch.inf))
     return torch.stack(shares, dim=1)
 
@@ -202,8 +204,8 @@ def check_more_steps(batch: EvaluationBatch) -> CheckResult:
 def check_transfer(batch: EvaluationBatch, surrogate: Classifier) -> CheckResult:
     """What fools the surrogate does not fool the classifier where attacks that look at it fail."""
     fooled = ~batch.correct(SurrogatePGD(surrogate, batch.budget))
-    withstood = batch.correct(PGD(batch.budget))
-    count, clean = int((fooled & withstood).sum()), replace(batch, classifier=surrogate).correct().double().mean()
+    robust = batch.correct(PGD(batch.budget))
+    count, clean = int((fooled & robust).sum()), replace(batch, classifier=surrogate).correct().double().mean()
     return CheckResult(
         "transfer does not beat white-box attacks",
         not exceeds_tolerance(count, len(fooled)),

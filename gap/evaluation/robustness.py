@@ -193,19 +193,19 @@ def evaluate_robustness(
     learned = list(adaptive)
     beside = [long, *others, *learned, *([SurrogatePGD(surrogate, budget)] if surrogate else [])]
     torch.manual_seed(seed)
-    withstood = _withstood(beside, batch, found, callback, no_gradient=no_gradient)
+    robust_to = _robust_images(beside, batch, found, callback, no_gradient=no_gradient)
     searched = supports_square(budget, *classifier.spec.size)
-    by_gradients = withstood.get(long.name, torch.ones_like(found.right))
+    by_gradients = robust_to.get(long.name, torch.ones_like(found.right))
     checks = [
         *([check_black_box(found, by_gradients, batch, seed)] if searched else []),
         check_autoattack_warnings(found),
     ]
-    right = found.right & torch.stack([found.right, *withstood.values()]).all(dim=0)
-    checks += [check_other_attacks(found, withstood, right)] if withstood else []
+    right = found.right & torch.stack([found.right, *robust_to.values()]).all(dim=0)
+    checks += [check_other_attacks(found, robust_to, right)] if robust_to else []
     few = replace(batch, images=pictures[:CHECK_IMAGES], labels=labels[:CHECK_IMAGES])
     checks = [*run_masking_checks(few, surrogate), *checks]
     clean, survivors = round(found.accuracy["clean"] * count), int(right.sum())
-    left = {name: kept.double().mean().item() for name, kept in withstood.items()}
+    left = {name: kept.double().mean().item() for name, kept in robust_to.items()}
     return RobustnessReport(
         classifier=classifier.name,
         fingerprint=classifier.fingerprint(),
@@ -231,7 +231,7 @@ def evaluate_robustness(
     )
 
 
-def _withstood(
+def _robust_images(
     attacks: Sequence[Attack],
     batch: EvaluationBatch,
     found: AutoAttackResult,
@@ -240,7 +240,7 @@ def _withstood(
     no_gradient: bool,
 ) -> dict[str, Tensor]:
     """Which images are read as labeled in what each attack makes of them, in 8 bits, by its name."""
-    withstood: dict[str, Tensor] = {}
+    robust_to: dict[str, Tensor] = {}
     for attack in attacks:
         try:
             with frozen(batch.classifier):
@@ -249,10 +249,10 @@ def _withstood(
             if no_gradient:  # an attack that needs the gradient that this classifier hides; a check says so
                 continue
             raise
-        name = f"{attack.name} (given)" if attack.name in {*found.accuracy, *withstood} else attack.name
-        withstood[name] = withstood.get(name, right) & right
+        name = f"{attack.name} (given)" if attack.name in {*found.accuracy, *robust_to} else attack.name
+        robust_to[name] = robust_to.get(name, right) & right
         tell(name, right.double().mean().item())
-    return withstood
+    return robust_to
 
 
 @dataclass(frozen=True)
@@ -314,11 +314,11 @@ def check_autoattack_warnings(found: AutoAttackResult) -> CheckResult:
     return CheckResult("AutoAttack raises no other flag", not found.flags, "; ".join(found.flags) or "none")
 
 
-def check_other_attacks(found: AutoAttackResult, withstood: dict[str, Tensor], right: Tensor) -> CheckResult:
+def check_other_attacks(found: AutoAttackResult, robust_to: dict[str, Tensor], right: Tensor) -> CheckResult:
     """Of what AutoAttack left, the other attacks break nothing, alone or together."""
     count, images = int((found.right & ~right).sum()), len(right)
     alone = [
-        f"{(found.right & ~kept).double().mean():.1%} of the images fall to {name}" for name, kept in withstood.items()
+        f"{(found.right & ~kept).double().mean():.1%} of the images fall to {name}" for name, kept in robust_to.items()
     ]
     return CheckResult("no other attack beats AutoAttack", not exceeds_tolerance(count, images), "; ".join(alone))
 

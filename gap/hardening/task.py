@@ -33,10 +33,10 @@ class AdversarialTraining(TrainingTask):
     is validated and kept is the average of the weights, and of the statistics of norms, with `decay`.
     `fused_classifier` gives the classifier in eval mode in a form that runs faster.
 
-    After each epoch a short PGD with a margin loss, which trains nobody, attacks some held-out images: the weights kept
-    are those that withstood it best. With `recover`, a collapse of the classifier under it restores them and gives
-    every attack one more gradient step, as does a classifier that withstands only the attacks it trains with; after the
-    `last` step there are none to give.
+    After each epoch a short PGD with a margin loss, which nothing trains on, attacks some validation images. The
+    weights with the highest accuracy under it are kept. With `recover`, a collapse of that accuracy restores them and
+    gives every attack one more gradient step; so does a classifier that is robust only to its training attacks. No step
+    is added after the `last` one.
     """
 
     def __init__(
@@ -144,15 +144,15 @@ class AdversarialTraining(TrainingTask):
         with frozen(classifier):
             inside = [replace(each, projected=True) for each in self.mixture]
             attacked = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
-        withstood = [classifier(adversarial).argmax(dim=1) == labels for adversarial in attacked]
-        metrics["val_train_attack_accuracy"] = torch.stack(withstood).all(dim=0)
+        robust = [classifier(adversarial).argmax(dim=1) == labels for adversarial in attacked]
+        metrics["val_train_attack_accuracy"] = torch.stack(robust).all(dim=0)
         return metrics
 
     def synced_modules(self) -> list[nn.Module]:
         return [*super().synced_modules(), self.averaged.module]
 
     def on_validation_end(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights if they withstood the probe best; where they collapsed, bring back those that did."""
+        """Keep the weights with the highest accuracy under the probe; where it collapses, restore them."""
         probe = metrics["val_pgd_accuracy"]
         if self.taken < self.epsilon_warmup:
             return
@@ -162,7 +162,7 @@ class AdversarialTraining(TrainingTask):
             self.best_metrics = dict(metrics)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
         if self.recover and (fallen or deceived):
-            self._recover("fell" if fallen else "withstands only the attacks it trains with", probe)
+            self._recover("fell" if fallen else "is robust only to its training attacks", probe)
 
     def _recover(self, what: str, probe: float) -> None:
         """Bring back the best weights, if these are not they, and let every attack take one more gradient step."""
@@ -180,9 +180,10 @@ class AdversarialTraining(TrainingTask):
             done.append(
                 "gradient steps from now on: " + ", ".join(f"{each.steps} of {each.name}" for each in self.mixture)
             )
-        told = f"the classifier {what}: {probe:.1%} left under the probe; {'; '.join(done) or 'nothing is left to try'}"
-        self.recoveries.append(f"step {self.taken}: {told}")
-        warnings.warn(told, GapWarning, stacklevel=2)
+        steps_taken = "; ".join(done) or "nothing is left to try"
+        message = f"the classifier {what}: {probe:.1%} accuracy under the validation PGD; {steps_taken}"
+        self.recoveries.append(f"step {self.taken}: {message}")
+        warnings.warn(message, GapWarning, stacklevel=2)
 
     @property
     def best_probe(self) -> float:

@@ -156,7 +156,7 @@ def harden_from_options(
     if len(data.train):
         batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
         check_mixture(batch, options.clean_fraction, parse_mixture(options.attack, [attack.name for attack in attacks]))
-    told = classifier.describe()
+    before = classifier.describe()
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed, validation_images=options.val_images)
     training = make_training(options, classifier, schedule.steps(len(data.train)), attacks, loss)
     fingerprints = data_fingerprints(data, [classifier])
@@ -183,7 +183,7 @@ def harden_from_options(
         )
     elif training.best_metrics and is_at_chance_level(training.best_probe, classifier.spec.classes, data.validation):
         warnings.warn(
-            f"the classifier withstands nothing: {training.best_probe:.1%} left under the probe within"
+            f"the classifier is not robust: {training.best_probe:.1%} accuracy under the validation PGD within"
             f" {options.budget}, no better than chance; give its attacks more `steps`, or train for more `epochs`",
             GapWarning,
             stacklevel=2,
@@ -191,7 +191,7 @@ def harden_from_options(
     card: dict[str, Any] = {
         "classifier": classifier.describe() | {"name": options.classifier},
         "adversarial_training": {
-            "base_fingerprint": told["fingerprint"],
+            "base_fingerprint": before["fingerprint"],
             "budget": options.budget,
             "attacks": {inner_attack.name: inner_attack.share for inner_attack in training.mixture},
             "steps": {inner_attack.name: inner_attack.steps for inner_attack in training.mixture},

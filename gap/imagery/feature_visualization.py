@@ -230,8 +230,8 @@ def _warn_if_dead(values: Tensor, features: Sequence[Feature]) -> None:
     silent = [str(feature) for feature, value in zip(features, values.tolist(), strict=True) if value == 0]
     if silent:
         names = ", ".join(dict.fromkeys(silent))
-        told = f"nothing excited {names}: silent where the drawing began; try another `seed`, or the whole channel"
-        warnings.warn(told, GapWarning, stacklevel=3)
+        message = f"{names} never became active: it is 0 at the initial image; try another `seed`, or the whole channel"
+        warnings.warn(message, GapWarning, stacklevel=3)
 
 
 def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:

@@ -26,7 +26,7 @@ class Objective(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What it is called where it is told."""
+        """What summaries call it."""
 
     @abstractmethod
     def __call__(self, activations: Activations) -> Tensor:
@@ -89,7 +89,7 @@ class Scaled(Objective):
 class PixelDistance(Objective):
     """The squared L2 distance, in pixels of [0, 1], to pictures N x C x H x W."""
 
-    name = "leash"
+    name = "pixel distance"
 
     def __init__(self, pictures: Tensor) -> None:
         self.pictures = pictures

@@ -1,4 +1,4 @@
-"""What a manner of drawing may be, and the usual weights."""
+"""Choices and default weights of drawing."""
 
 from typing import Literal
 

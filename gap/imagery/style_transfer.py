@@ -33,7 +33,7 @@ from gap.training.runtime import use_bf16
 
 # Under which name the layers of a content network of its own are seen.
 CONTENT_PREFIX = "content "
-# The fields of a manner of which each is one of a few words.
+# The fields of a config that take one of a few words.
 CHOICES = {
     "style_loss": StyleLossName,
     "init": Init,

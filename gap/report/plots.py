@@ -1,6 +1,6 @@
 """Plots as PNG bytes, drawn with matplotlib's object interface: no window, no global state.
 
-Colors are those of Okabe and Ito (2008), told apart by color-blind readers; markers say the same once more.
+Colors are those of Okabe and Ito (2008), which color-blind readers can tell apart; markers repeat the distinction.
 """
 
 import io

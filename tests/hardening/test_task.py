@@ -160,7 +160,9 @@ def test_where_no_step_is_to_be_given_a_collapse_is_told(pictures, last: int | N
     training.training_step(pictures.images[:8], pictures.labels[:8], backward)
     training.on_validation_end(found(0.6))
     training.training_step(pictures.images[:8], pictures.labels[:8], backward)
-    with pytest.warns(GapWarning, match="fell: 10.0% left under the probe; back to the weights with 60.0%$"):
+    with pytest.warns(
+        GapWarning, match="fell: 10.0% accuracy under the validation PGD; back to the weights with 60.0%$"
+    ):
         training.on_validation_end(found(0.1))
     assert [inner_attack.steps for inner_attack in training.mixture] == steps
     assert torch.equal(training.modules["classifier"].network[1].weight, training.best["1.weight"])
@@ -188,7 +190,7 @@ def test_the_probe_catches_who_is_robust_to_its_generator_alone(pictures) -> Non
         return training, training.best_probe
 
     plain, left_plain = trained(recover=False)
-    with pytest.warns(GapWarning, match="withstands only the attacks it trains with"):
+    with pytest.warns(GapWarning, match="is robust only to its training attacks"):
         caught, left_caught = trained(recover=True)
     assert plain.mixture[0].steps == 0 and not plain.recoveries
     assert caught.mixture[0].steps > 0 and left_caught > left_plain + 0.1

@@ -122,5 +122,5 @@ def test_a_classifier_that_withstands_nothing_is_told(tmp_path: Path, monkeypatc
     options = read(
         attack=["pgd"], steps=1, epochs=1.0, batch_size=250, val_images=50, recover=False, epsilon_warmup=0.0
     )
-    with pytest.warns(GapWarning, match=r"withstands nothing: 5\.0% left under the probe within linf:0\.1"):
+    with pytest.warns(GapWarning, match=r"not robust: 5\.0% accuracy under the validation PGD within linf:0\.1"):
         harden_from_options(options, tmp_path / "hard")

@@ -148,7 +148,7 @@ def test_a_texture_is_no_blur_of_other_colors() -> None:
 
 
 def test_pictures_of_one_feature_can_be_unlike(backbone: Classifier) -> None:
-    """And anything else may be asked beside: a leash holds them where they began."""
+    """And anything else may be asked beside: a distance keeps them where they began."""
     same, drawn = [Feature("layer1", 0)] * 3, {}
     for diversity in (0.0, 30.0):
         drawn[diversity] = visualize_features(backbone, same, diversity=diversity, steps=30)
@@ -177,7 +177,7 @@ def test_a_unit_that_nothing_wakes_is_told() -> None:
     ).eval()
     for bias in (dead.network.layer1[-1].bn2.bias, dead.network.layer1[0].bn2.bias):
         bias.data.fill_(-1e3)
-    with pytest.warns(GapWarning, match="nothing excited layer1:0@center: silent"):
+    with pytest.warns(GapWarning, match="layer1:0@center never became active"):
         visualize_features(dead, [Feature("layer1", 0, neuron=True)], diversity=1.0, steps=2)
 
 

@@ -17,7 +17,7 @@ def test_the_logit_of_each_image_s_class() -> None:
     assert torch.equal(Logit(classes)(seen), -seen.layers["logits"][[0, 1, 2], classes])
 
 
-def test_the_leash_is_a_squared_distance() -> None:
+def test_the_distance_is_a_squared_distance() -> None:
     seen = activations()
     distance = (seen.images - 0.5).flatten(1).norm(dim=1)
     assert torch.allclose(PixelDistance(torch.full((3, 1, 4, 4), 0.5))(seen), distance**2)
@@ -39,17 +39,17 @@ def test_variation_of_one_row_or_column_counts_the_other_direction(size: tuple[i
 
 
 def test_they_add_and_scale() -> None:
-    seen, logit, leash = activations(), Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
-    both = 2 * logit + leash * 0.5
-    assert torch.allclose(both(seen), 2 * logit(seen) + 0.5 * leash(seen))
+    seen, logit, distance = activations(), Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
+    both = 2 * logit + distance * 0.5
+    assert torch.allclose(both(seen), 2 * logit(seen) + 0.5 * distance(seen))
     lines = both.summary(seen).splitlines()
     value = logit(seen).mean().item()
-    assert [line.partition(":")[0] for line in lines] == ["sum", "  class logit", "  leash"]
+    assert [line.partition(":")[0] for line in lines] == ["sum", "  class logit", "  pixel distance"]
     assert lines[1] == f"  class logit: {value:.4g}, times 2: {2 * value:.4g}"
     assert lines[0] == f"sum: {both(seen).mean().item():.4g}"
 
 
 def test_a_sum_of_sums_is_one_sum_and_knows_its_layers() -> None:
-    logit, leash = Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
-    three = leash + logit + TotalVariation()
+    logit, distance = Logit(torch.tensor([0, 1, 2])), PixelDistance(torch.zeros(3, 1, 4, 4))
+    three = distance + logit + TotalVariation()
     assert len(three.parts) == 3 and three.layers == ("logits",)

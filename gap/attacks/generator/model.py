@@ -38,11 +38,11 @@ class AttackCard(BaseModel):
     @property
     def source_names(self) -> str:
         """The names of the classifiers it was trained against."""
-        return " and ".join(told.name for told in self.classifiers)
+        return " and ".join(metadata.name for metadata in self.classifiers)
 
     def was_trained_on(self, classifier: Classifier) -> bool:
         """Whether this classifier, as it is, is among those."""
-        return any(told.matches(classifier) for told in self.classifiers)
+        return any(metadata.matches(classifier) for metadata in self.classifiers)
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,11 +97,11 @@ def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.
 def load_attack_artifact(
     artifact: Artifact, budget: Budget | None = None, device: torch.device | str = "cpu", name: str | None = None
 ) -> TrainedAttack:
-    """The attack that an artifact holds, on a device; named after its folder unless told otherwise."""
+    """The attack that an artifact holds, on a device; named after its folder by default."""
     name, own = name or folder_name(artifact), trained_budget(artifact)
     if own and budget and own.norm != budget.norm:
-        told = f"{name} was trained within {own}; within {budget} it shows less than one trained there would"
-        warnings.warn(told, GapWarning, stacklevel=2)
+        message = f"{name} was trained within {own}; within {budget} an attack trained for that norm would do better"
+        warnings.warn(message, GapWarning, stacklevel=2)
     if artifact.kind == "direct_generator":
         return DirectGeneratorAttack(_network(artifact, device), budget, name, artifact=artifact)
     if own is None:
@@ -119,9 +119,9 @@ def folder_name(artifact: Artifact) -> str:
 
 def trained_budget(artifact: Artifact) -> Budget | None:
     """The budget an attack was trained at, where it was."""
-    told = artifact.read(AttackCard).budget
+    text = artifact.read(AttackCard).budget
     try:
-        return None if told is None else Budget.parse(told)
+        return None if text is None else Budget.parse(text)
     except GapError as error:
         raise GapError(f"{artifact.folder / CARD} is damaged at budget: {error}") from error
 

@@ -40,7 +40,7 @@ from gap.training.runtime import main_first, make_accelerator
 from gap.training.task import with_adamw
 from gap.training.trainer import Callback, TrainSchedule, train
 
-# More epochs than this by default are told: the data may be smaller than the user thinks.
+# More epochs than this by default bring a warning: the data may be smaller than the user thinks.
 EPOCHS_TO_WARN = 100
 
 

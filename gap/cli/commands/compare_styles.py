@@ -184,7 +184,7 @@ def _means_by_weight(drawn: "Sequence[StylizationResult]") -> list[tuple[float, 
 
 def _robustness(method: "StylizationMethod", pictures: "Sequence[Tensor]") -> float:
     """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
-    mean over the painter's layers. Rough: of a few pictures, in a few steps; `gap layer-robustness` is for more."""
+    mean over the method's layers. Rough: of a few pictures, in a few steps; `gap layer-robustness` is for more."""
     import torch
 
     from gap.evaluation.layer_robustness import layer_robustness

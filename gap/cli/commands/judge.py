@@ -53,7 +53,7 @@ class JudgeOptions(RuntimeOptions, DataOptions):
         Field(
             ge=0,
             description="training images that a generator and a universal perturbation learn from, to attack it;"
-            f" {DEFAULT_TRAINING_IMAGES:,} where not told, none with 0 or --fast",
+            f" {DEFAULT_TRAINING_IMAGES:,} by default, none with 0 or --fast",
         ),
     ] = None
     images: Annotated[int, Field(ge=1, description="Number of test images, from the first on.")] = 1000

@@ -100,9 +100,14 @@ def load_stylizer(
     )
 
 
-def _backbone(told: ClassifierMetadata, artifact: Artifact) -> Classifier:
-    if runs_user_code(told.architecture) or runs_user_code(split_name(told.name)[0]):
-        raise GapError(f"{artifact.folder / CARD} names {told.name}, which is code; name it yourself: `backbone`")
+def _backbone(metadata: ClassifierMetadata, artifact: Artifact) -> Classifier:
+    if runs_user_code(metadata.architecture) or runs_user_code(split_name(metadata.name)[0]):
+        raise GapError(f"{artifact.folder / CARD} names {metadata.name}, which is code; name it yourself: `backbone`")
     return load_classifier(
-        told.name, channels=told.channels, size=told.size, mean=told.mean, std=told.std, lenient=True
+        metadata.name,
+        channels=metadata.channels,
+        size=metadata.size,
+        mean=metadata.mean,
+        std=metadata.std,
+        lenient=True,
     )
