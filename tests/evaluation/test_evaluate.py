@@ -1,4 +1,6 @@
 import math
+import subprocess
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -231,3 +233,9 @@ def test_shares_of_nothing_are_none() -> None:
     assert row["attack_success_rate"] is None
     assert row["attack_success_rate_interval"] == [0.0, 1.0]
     assert math.isclose(row["l2_max"], 0)
+
+
+def test_evaluate_imports_no_more_than_it_needs() -> None:
+    look = "import sys, gap; gap.evaluate; print(*{'torchvision', 'torch._dynamo', 'scipy', 'timm'} & set(sys.modules))"
+    ended = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.strip() == ""
