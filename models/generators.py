@@ -1,19 +1,16 @@
 """Generators: image-to-image networks from pixels in [0, 1] to a raw, unbounded output of the same shape."""
 
 from collections.abc import Sequence
+from types import ModuleType
 from typing import Literal
 
-import segmentation_models_pytorch as smp
 import torch
-from gap.models import encoders
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.core.errors import GapError, unknown_name_error
 
 Architecture = Literal["unet", "autoencoder"]
-
-encoders.register()
 
 
 class Generator(nn.Module):
@@ -126,16 +123,25 @@ def make_generator(
     return Generator(_unet(unshuffled, encoder, weights, list(decoder)), pixel_unshuffle, 2 ** len(decoder))
 
 
+def _segmentation_models() -> ModuleType:
+    """segmentation-models-pytorch with our encoders; imported where a U-Net is built, since that takes seconds."""
+    import segmentation_models_pytorch
+    from gap.models import encoders
+
+    encoders.register()
+    return segmentation_models_pytorch
+
+
 def encoder_names() -> list[str]:
     """Encoders that segmentation-models-pytorch has itself; `tu-NAME` takes any timm network that gives features."""
-    return sorted(smp.encoders.get_encoder_names())
+    return sorted(_segmentation_models().encoders.get_encoder_names())
 
 
 def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) -> nn.Module:
     if not encoder.startswith("tu-") and encoder not in encoder_names():
         raise unknown_name_error("encoder", encoder, encoder_names())
     try:
-        unet = smp.Unet(
+        unet = _segmentation_models().Unet(
             encoder_name=encoder,
             encoder_depth=len(decoder),
             encoder_weights=weights,
