@@ -330,7 +330,11 @@ class Budget:
 
 def as_budget(budget: "Budget | str") -> Budget:
     """A budget, or the text of one such as "linf:8/255"."""
-    return Budget.parse(budget) if isinstance(budget, str) else budget
+    if isinstance(budget, str):
+        return Budget.parse(budget)
+    if not isinstance(budget, Budget):
+        raise GapError(f"a budget is a gap.Budget or text such as linf:8/255, not {budget!r}")
+    return budget
 
 
 def to_8bit(images: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gap
 from gap.core.errors import GapError, GapWarning
+from gap.data.adapters import evaluation_data
 from gap.data.registry import load_data
 
 BUDGET = "linf:0.2"
@@ -284,3 +285,79 @@ def test_trained_classifier_by_name_keeps_its_weights_and_is_not_called_untraine
     after = gap.train_generator(trained.classifier, few, BUDGET, epochs=0.5, batch_size=50, progress=False)
     assert after.artifact.card["classifiers"][0]["fingerprint"] == trained.classifier.fingerprint()
     assert before > 0.4 and not [warning for warning in recwarn if "learned nothing" in str(warning.message)]
+
+
+def test_loader_with_a_sampler_gives_the_images_of_the_sampler(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: held-out images that are trained or measured on because a sampler is ignored."""
+    dataset = TensorDataset(digits[0][:40] / 255, digits[1][:40])
+    loader = DataLoader(dataset, 4, sampler=torch.utils.data.SubsetRandomSampler(range(5)))
+    row = gap.evaluate("fgsm", model, loader, BUDGET).rows[0]
+    plain = gap.evaluate("fgsm", model, (digits[0][:5], digits[1][:5]), BUDGET).rows[0]
+    assert row["images"] == 5 and row["l2_mean"] == pytest.approx(plain["l2_mean"])
+
+
+def test_labels_are_those_of_the_items(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a column of labels that is believed although items have others."""
+
+    class Shifted(Digits):
+        def __getitem__(self, index: int) -> tuple[Image.Image, int]:
+            image, label = super().__getitem__(index)
+            return image, (label + 1) % 10
+
+    row = gap.evaluate("noise", model, Shifted(digits[0][:60], digits[1][:60]), BUDGET).rows[0]
+    assert row["clean_accuracy"] < 0.2
+
+
+def test_images_in_use_are_not_those_of_one_class(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: data sorted by class, of which the first images are of one class alone."""
+    order = digits[1].argsort()
+    data = evaluation_data((digits[0][order], digits[1][order]))
+    assert len(data.test.labels[:100].unique()) == 10
+
+
+def test_model_of_the_user_keeps_its_layout(digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: weights of the user's own model left in another memory layout."""
+    net = Net()
+    strides = [weight.stride() for weight in net.parameters()]
+    gap.evaluate("fgsm", net, (digits[0][:10], digits[1][:10]), BUDGET)
+    assert [weight.stride() for weight in net.parameters()] == strides
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda net, x, y: gap.evaluate("fgsm", net, (x, y), 0.03),
+        lambda net, x, y: gap.evaluate("fgsm", net, (x, y - 1), BUDGET),
+        lambda net, x, y: gap.evaluate("fgsm", net, (x, y), BUDGET, images=0),
+        lambda net, x, y: gap.attacks.PGD(BUDGET)(net, (x / 255 - 0.5) / 0.25, y),
+        lambda net, x, y: gap.attacks.FGSM(BUDGET)(net, x, y),
+        lambda net, x, y: gap.attacks.PGD(0.03),
+        lambda net, x, y: gap.traverse(net, x[:2] / 255, 12, progress=False),
+        lambda net, x, y: gap.traverse(net, x[:2] / 255, torch.tensor([1, 2, 3]), progress=False),
+    ],
+)
+def test_mistakes_are_one_line(model: Net, digits: tuple[Tensor, Tensor], call: object) -> None:
+    """Catches: tracebacks, and results that look right, for what people write by mistake."""
+    with pytest.raises(GapError):
+        call(model, digits[0][:10], digits[1][:10].clamp_max(0))  # type: ignore[operator]
+
+
+def test_textbook_pgd_equals_the_loop_of_the_paper(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a cap, a schedule, an early stop or a projection in the form that other libraries have."""
+    images, labels = digits[0][:16] / 255, digits[1][:16]
+    attack = gap.attacks.PGD(
+        BUDGET, steps=5, loss="cross-entropy", step_size=0.05, step_schedule="constant", early_stop=False
+    )
+    torch.manual_seed(0)
+    ours = attack(model, images, labels)
+    torch.manual_seed(0)
+    model.eval()
+    expected = (images + torch.empty_like(images).uniform_(-0.2, 0.2)).clamp(0, 1)
+    for _ in range(5):
+        expected = expected.detach().requires_grad_()
+        (gradient,) = torch.autograd.grad(
+            nn.functional.cross_entropy(model(expected), labels, reduction="sum"), expected
+        )
+        expected = (images + (expected + 0.05 * gradient.sign() - images).clamp(-0.2, 0.2)).clamp(0, 1)
+    model.train()
+    torch.testing.assert_close(ours, expected.detach(), atol=1e-5, rtol=0)

@@ -18,7 +18,7 @@ from gap.attacks.steps import projected_step
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_undefined
-from gap.core.network import call
+from gap.core.network import call, check_images
 from gap.threat import Budget, as_budget
 
 StepSchedule = Literal["cosine", "constant"]
@@ -34,7 +34,7 @@ class PGD:
     kept, hence a success if any run had one.
 
     The textbook form, as other libraries have it, is
-    `PGD("linf:8/255", steps=10, step_size=2/255, step_schedule="constant", early_stop=False)`.
+    `PGD("linf:8/255", steps=10, loss="cross-entropy", step_size=2/255, step_schedule="constant", early_stop=False)`.
 
     Args:
         budget: the largest perturbation, a Budget or its text such as "linf:8/255".
@@ -83,6 +83,7 @@ class PGD:
             raise GapError(f"pgd needs a confidence of at least 0, not {self.confidence:g}")
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        check_images(images)
         with frozen(classifier), torch.no_grad():
             if not self.early_stop:
                 return self._last_iterate(classifier, images, Criterion(labels, self.targeted))
@@ -194,6 +195,7 @@ class FGSM:
         find_loss(self.loss)
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        check_images(images)
         with frozen(classifier), torch.no_grad():
             _, gradient = loss_gradient(classifier, images, None, Criterion(labels), find_loss(self.loss))
             gradient, undefined = zero_where_undefined(gradient)

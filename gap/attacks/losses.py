@@ -50,6 +50,12 @@ def margin(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion, co
     return gap.clamp_min(-confidence)
 
 
+def cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
+    """Cross-entropy of the target; untargeted, minus that of the label (Madry et al., 2018), without a cap."""
+    loss = _cross_entropy(logits, criterion)
+    return loss if criterion.targeted else -loss
+
+
 def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
     """Cross-entropy of the target; untargeted, minus that of the label, with a cap so that no image runs away."""
     loss = _cross_entropy(logits, criterion)
@@ -74,6 +80,7 @@ def relativistic(logits: Tensor, clean_logits: Tensor | None, criterion: Criteri
 
 LOSSES: dict[str, Loss] = {
     "margin": margin,
+    "cross-entropy": cross_entropy,
     "capped-cross-entropy": capped_cross_entropy,
     "log-cross-entropy": log_cross_entropy,
     "relativistic": relativistic,
@@ -94,7 +101,7 @@ def find_loss(loss: str | Loss, confidence: float = CONFIDENCE) -> Loss:
 
 def needs_clean_logits(loss: Loss) -> bool:
     """Whether a loss may look at the clean logits: the relativistic one does, and a function of the user's own may."""
-    return getattr(loss, "func", loss) not in (margin, capped_cross_entropy, log_cross_entropy)
+    return getattr(loss, "func", loss) not in (margin, cross_entropy, capped_cross_entropy, log_cross_entropy)
 
 
 def _split(logits: Tensor, criterion: Criterion) -> tuple[Tensor, Tensor]:

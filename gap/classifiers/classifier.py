@@ -85,8 +85,9 @@ class Classifier(nn.Module):
         self.name = name or type(network).__name__
         self.architecture = architecture
         self.memory_format = torch.contiguous_format
-        self.register_buffer("mean", _as_buffer(spec.mean, spec.channels, "mean"), persistent=False)
-        self.register_buffer("std", _as_buffer(spec.std, spec.channels, "std"), persistent=False)
+        for buffer, values in (("mean", spec.mean), ("std", spec.std)):
+            tensor = _as_buffer(values, spec.channels, buffer)
+            self.register_buffer(buffer, None if tensor is None else tensor.to(device_of(network)), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != self.spec.size and not self.takes_any_size:
@@ -374,7 +375,7 @@ def _from_artifact(artifact: Artifact, name: str) -> Classifier:
 def validate_forward(classifier: Classifier) -> Classifier:
     """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
     spec, name = classifier.spec, classifier.name
-    probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
+    probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
     if any(map(is_lazy, classifier.parameters())):
         classifier(probe)  # the first images say how large the weights are
     with frozen(classifier), output_types(classifier.network) as types:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.classifiers.adapters import ClassifierLike, copied, name_of
-from gap.classifiers.memory_format import check_training
+from gap.classifiers.memory_format import check_training, use_channels_last
 from gap.classifiers.options import PretrainOptions
 from gap.classifiers.provenance import data_fingerprints
 from gap.classifiers.task import AttackTask, accuracy, find_device, load_task, name_classes
@@ -85,9 +85,12 @@ def pretrain(
     """
     device = torch.device(device) if device else find_device([model])
     given = {"classifier": name_of(model), "data": data_name(data), "batch_size": batch_size, "seed": seed}
-    read = PretrainOptions.read(given | {"device": str(device)} | ({"epochs": epochs} if epochs else {}), options)
+    read = PretrainOptions.read(
+        given | {"device": str(device)} | ({"epochs": epochs} if epochs is not None else {}), options
+    )
     adapted = None if is_data_name(data) else training_data(data)
     task = load_task([copied(model)], read.model_copy(update={"labels": "data"}), device, data=adapted)
+    use_channels_last(task.classifiers[0])
     work = partial(pretrain_from_options, task=task)
     artifact, history = run_training(
         "pretrain", work, read, out, resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress

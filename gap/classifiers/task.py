@@ -116,7 +116,10 @@ def load_task(
             data=data.name,
             labels_index_model=data.labels_index_model,
         )
-        use_channels_last(classifier.to(device))
+        classifier.to(device)
+    for model, classifier in zip(models, classifiers, strict=True):
+        if not isinstance(model, nn.Module):  # the layout of a user's own network is the user's
+            use_channels_last(classifier)
     if data.labels_index_model:
         data = replace(data, classes=classifiers[0].spec.classes, class_names=classifiers[0].spec.class_names)
     unlabeled = data.test.labels is None

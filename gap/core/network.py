@@ -44,6 +44,17 @@ def call(network: nn.Module, images: Tensor) -> Tensor:
     return run_network(network, images.clone(memory_format=torch.contiguous_format))
 
 
+def check_images(images: Tensor) -> None:
+    """Raise GapError unless images are floats in [0, 1], N x C x H x W."""
+    if images.ndim != 4 or not images.is_floating_point():
+        raise GapError(f"images are floats, N x C x H x W, not {images.dtype} of the shape {tuple(images.shape)}")
+    if len(images) and not (images.min() >= -1e-4 and images.max() <= 1 + 1e-4):
+        raise GapError(
+            f"images are in [0, 1], and these go from {images.min():.3g} to {images.max():.3g}; give normalization to"
+            " the classifier: gap.Classifier(model, mean=..., std=...)"
+        )
+
+
 def take_logits(output: Any, images: Tensor, name: str) -> Tensor:
     """The logits in what a network returns for images.
 

@@ -10,7 +10,15 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    Subset,
+    TensorDataset,
+)
 
 from gap.core.errors import GapError
 from gap.data.dataset import (
@@ -174,7 +182,9 @@ def evaluation_data(data: Any) -> Dataset:
         return data
     images = _find_images(data)
     none = torch.arange(0)
-    return images.dataset(images.part(none), images.part(none), images.split, "all of them are test images")
+    # In a fixed random order: the first so many of data that is sorted by class would be of one class.
+    (order,) = random_split_indices(len(images.split))
+    return images.dataset(images.part(none), images.part(none), images.part(order), "all of them are test images")
 
 
 def _find_images(data: Any) -> _Images:
@@ -194,9 +204,9 @@ def _find_images(data: Any) -> _Images:
 
 def _from_loader(loader: DataLoader[Any]) -> _Images:
     """The dataset behind a loader, or all its batches where it has none that can be read by index."""
-    plain = loader.collate_fn is torch.utils.data.default_collate
-    if plain and not isinstance(loader.dataset, IterableDataset):
-        images = _find_images(loader.dataset)
+    if not isinstance(loader.dataset, IterableDataset) and _reads_by_index(loader):
+        whole = isinstance(loader.sampler, SequentialSampler | RandomSampler)
+        images = _find_images(loader.dataset if whole else Subset(loader.dataset, list(loader.sampler)))
         if isinstance(images.split, DatasetSplit):
             return replace(images, split=replace(images.split, workers=loader.num_workers))
         return images
@@ -207,12 +217,18 @@ def _from_loader(loader: DataLoader[Any]) -> _Images:
     return _from_tensors(type(loader.dataset).__name__, pixels, labels)
 
 
+def _reads_by_index(loader: DataLoader[Any]) -> bool:
+    """Whether a loader only puts items of its dataset together, one index after another."""
+    plain = loader.collate_fn is torch.utils.data.default_collate
+    return plain and type(loader.batch_sampler) is BatchSampler
+
+
 def _from_tensors(name: str, images: Tensor, labels: Tensor) -> _Images:
     if images.ndim != 4:
         raise GapError(f"images are N x C x H x W, not of the shape {tuple(images.shape)}")
     if len(images) != len(labels) or labels.ndim != 1:
         raise GapError(f"{len(images)} images need as many labels, one number each, not {tuple(labels.shape)}")
-    split = InMemorySplit(_as_levels(images).cpu().contiguous(), labels.to("cpu", torch.int64))
+    split = InMemorySplit(_as_levels(images).cpu().contiguous(), _as_labels(labels))
     return _Images(name, split, images.shape[1], (images.shape[2], images.shape[3]), None)
 
 
@@ -249,7 +265,7 @@ def _find_labels(dataset: Any) -> Tensor:
         return _find_labels(dataset.dataset)[torch.as_tensor(dataset.indices)]
     for name in ("targets", "labels"):
         labels = getattr(dataset, name, None)
-        if labels is not None and _is_array(labels) and len(labels) == len(dataset):
+        if labels is not None and _is_array(labels) and len(labels) == len(dataset) and _agree(labels, dataset):
             return _as_labels(labels)
     columns = getattr(dataset, "column_names", None)
     if isinstance(columns, list):
@@ -259,10 +275,18 @@ def _find_labels(dataset: Any) -> Tensor:
     return _as_labels([int(_image_and_label(dataset[index])[1]) for index in range(len(dataset))])
 
 
+def _agree(labels: Any, dataset: Any) -> bool:
+    """Whether a column of labels has the labels of some items; a transform of the labels may change these."""
+    some = range(0, len(dataset), max(1, len(dataset) // 16))
+    return all(int(labels[index]) == int(_image_and_label(dataset[index])[1]) for index in some)
+
+
 def _as_labels(labels: Any) -> Tensor:
     tensor = torch.as_tensor(labels).to("cpu")
     if tensor.ndim != 1 or tensor.is_floating_point():
         raise GapError(f"labels are one whole number for each image, not {tuple(tensor.shape)} of {tensor.dtype}")
+    if len(tensor) and int(tensor.min()) < 0:
+        raise GapError(f"labels are indices of classes, 0 or more, not {int(tensor.min())}")
     return tensor.to(torch.int64)
 
 

@@ -125,7 +125,9 @@ def evaluate(
     """
     entries = parse_attacks(attacks if isinstance(attacks, list | tuple) else [cast(AttackLike, attacks)])
     classifiers = models if isinstance(models, list | tuple) else [cast(ClassifierLike, models)]
-    budgets = [budget] if budget is None or isinstance(budget, Budget | str) else list(budget)
+    if images is not None and images < 1:
+        raise GapError(f"`images` is at least 1, not {images}")
+    budgets = list(budget) if isinstance(budget, list | tuple) else [cast(Budget | str | None, budget)]
     typed = [common_budget(entries, each) for each in budgets]
     with torch.random.fork_rng():
         task = make_task(classifiers, evaluation_data, data, device=device, **options)

@@ -13,7 +13,8 @@ from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import artifact_dir_of
 from gap.classifiers.task import AttackTask, make_task
 from gap.core.artifact import open_artifact, update_card
-from gap.data.adapters import evaluation_data, training_data
+from gap.data.adapters import evaluation_data, is_data_name, training_data
+from gap.data.registry import converted, load_data
 from gap.evaluation.adaptive import adaptive_attacks
 from gap.evaluation.benchmark import AttackLike, check_entries, make_attack, parse_attacks
 from gap.evaluation.robustness import RobustnessReport, evaluate_robustness
@@ -80,8 +81,10 @@ def judge(
     with torch.random.fork_rng():
         task = make_task(models, evaluation_data, data, device=device, **options)
         if training is not None:
-            task = replace(task, data=replace(task.data, train=training_data(training).train))
-        machine = RuntimeOptions.read({"seed": seed})
+            given = training_data(load_data(str(training)) if is_data_name(training) else training)
+            given = converted(given, task.data.channels, task.data.size)
+            task = replace(task, data=replace(task.data, train=given.train))
+        machine = RuntimeOptions.read({"seed": seed, "device": str(task.classifiers[0].device)})
         display: Display = ProgressBar if progress else lambda name: nullcontext(lambda progress: None)
         return judge_task(
             task,

@@ -16,7 +16,7 @@ from gap.attacks.losses import Loss, capped_cross_entropy, find_loss
 from gap.classifiers.adapters import ClassifierLike, copied, name_of
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.fuse import FusedCopy
-from gap.classifiers.memory_format import check_training
+from gap.classifiers.memory_format import check_training, use_channels_last
 from gap.classifiers.provenance import data_fingerprints
 from gap.classifiers.task import AttackTask, accuracy, find_device, is_at_chance_level, load_task, name_classes
 from gap.classifiers.trained import TrainedClassifier
@@ -115,6 +115,7 @@ def harden(
     )
     adapted = None if is_data_name(data) else training_data(data)
     task = load_task([copied(model)], read.model_copy(update={"labels": "data"}), device, data=adapted)
+    use_channels_last(task.classifiers[0])
     work = partial(harden_from_options, task=task, attacks=own, loss=find_loss(loss))
     artifact, history = run_training(
         "harden", work, read, out, resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress

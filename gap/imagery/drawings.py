@@ -13,6 +13,7 @@ from gap.classifiers.adapters import ClassifierLike, as_classifier
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.task import find_device
 from gap.core.errors import GapError
+from gap.core.network import check_images
 from gap.core.progress import StepBar
 from gap.data.images import ImageLike, as_image
 from gap.imagery.canvas import Canvas, fit_size, resize
@@ -260,12 +261,19 @@ def traverse(
     """
     batch = images if isinstance(images, Tensor) and images.ndim == 4 else None
     size = None if batch is None else (batch.shape[2], batch.shape[3])
+    if batch is not None:
+        check_images(batch)
+    elif isinstance(images, Tensor):
+        size = (images.shape[-2], images.shape[-1])
     network, device = _backbone(model, device, size=size)
     if batch is None:
         listed = images if isinstance(images, list | tuple) else [cast(ImageLike, images)]
         batch = torch.stack([as_image(image, network.spec.channels, network.spec.size) for image in listed])
-    given = target if isinstance(target, Sequence) and not isinstance(target, str) else [target] * len(batch)
-    classes = torch.as_tensor([each if isinstance(each, int) else network.find_class(str(each)) for each in given])
+    listed_target = target.tolist() if isinstance(target, Tensor) else target
+    given = listed_target if isinstance(listed_target, list | tuple) else [listed_target] * len(batch)
+    if len(given) != len(batch):
+        raise GapError(f"{len(batch)} images need one target, or as many, not {len(given)}")
+    classes = torch.as_tensor([network.find_class(str(each)) for each in given])
     with _progress(progress, callback) as shown:
         walk = traverse_images(
             network,

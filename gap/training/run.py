@@ -20,7 +20,7 @@ from gap.core.artifact import (
     remove_run_files,
     write_marker,
 )
-from gap.core.errors import GapWarning
+from gap.core.errors import GapError, GapWarning
 from gap.core.files import stale_temp_files, write_text
 from gap.core.options import Options
 from gap.core.process import TrainingInterrupted, is_main_process
@@ -54,7 +54,10 @@ def run_training(
             return artifact.in_memory(), history.rows
     folder = Path(out)
     if resume and is_artifact(folder):
-        return open_artifact(folder), []
+        artifact = open_artifact(folder)
+        if artifact.card.get("options") != options.to_dict():
+            raise GapError(f"{folder} is finished, with other options; leave out `resume`, or use another folder")
+        return artifact, []
     prepare_run_dir(folder, resume=resume, overwrite=overwrite)
     artifact = run_in_folder(name, work, options, folder, [*logs(folder), *shown], resume=resume, progress=progress)
     return artifact, history.rows

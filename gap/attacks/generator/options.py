@@ -66,7 +66,10 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
         "untargeted"
     )
     loss: Annotated[
-        str, Field(description="Adversarial loss: margin, relativistic, log-cross-entropy or capped-cross-entropy.")
+        str,
+        Field(
+            description="Adversarial loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."
+        ),
     ] = "margin"
     confidence: Annotated[
         float,
