@@ -68,7 +68,7 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
     loss: Annotated[
         str,
         Field(
-            description="Adversarial loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."
+            description="Loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."
         ),
     ] = "margin"
     confidence: Annotated[
