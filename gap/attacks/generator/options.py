@@ -67,9 +67,7 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
     )
     loss: Annotated[
         str,
-        Field(
-            description="Loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."
-        ),
+        Field(description="Loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."),
     ] = "margin"
     confidence: Annotated[
         float,
