@@ -1,5 +1,10 @@
 """What all tests share: pictures that a small network tells apart, without training and without files."""
 
+import os
+
+# The workers of the tests are busy beside each other: threads sleep while they wait, and no command line says so.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
 from collections.abc import Iterator
 from dataclasses import dataclass
 
