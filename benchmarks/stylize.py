@@ -24,10 +24,10 @@ from gap.models.feature_extractor import layer_aliases
 from torch import Tensor, nn
 
 from gap.classifiers.classifier import Classifier, load_classifier
-from gap.cli.drawing import load_resized
 from gap.imagery.backbone import default_content_layers, default_layers
-from gap.imagery.options import STYLE_WEIGHT
-from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+from gap.imagery.drawings import sized_image
+from gap.imagery.options import STYLE_WEIGHT, StyleTransferOptions
+from gap.imagery.style_transfer import transfer_style
 
 HISTORY = 20
 
@@ -142,8 +142,8 @@ class _Start(nn.Module):
 
 def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
     """The same through gap."""
-    config = StyleTransferConfig(evaluations=evaluations, min_size=10**6, tv_weight=0.0, color_weight=0.0)
-    drawn = transfer_style(content, [style], backbone, config=config, tell=lambda progress: tick())
+    config = StyleTransferOptions(evaluations=evaluations, min_size=10**6, tv_weight=0.0, color_weight=0.0)
+    drawn = transfer_style(content, [style], backbone, options=config, tell=lambda progress: tick())
     return float(drawn.loss_summary.splitlines()[0].rpartition(":")[2])
 
 
@@ -161,7 +161,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--pystiche", action="store_true")
     arguments = parser.parse_args()
-    content, style = (load_resized(path, 3, arguments.size) for path in (arguments.content, arguments.style))
+    content, style = (sized_image(path, 3, arguments.size) for path in (arguments.content, arguments.style))
     contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int, Tick], float]] = {"gap": ours, "plain": plain}
     if arguments.pystiche:
         contestants["pystiche"] = pystiche

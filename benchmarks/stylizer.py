@@ -16,11 +16,12 @@ from pathlib import Path
 from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
-from gap.cli.drawing import load_resized
 from gap.core.artifact import open_artifact
 from gap.imagery.comparison.methods import PerceptualMetric
+from gap.imagery.drawings import sized_image
 from gap.imagery.feed_forward.stylizer import KIND, StylizerCard, load_stylizer
-from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+from gap.imagery.options import StyleTransferOptions
+from gap.imagery.style_transfer import transfer_style
 
 
 def main() -> None:
@@ -34,16 +35,16 @@ def main() -> None:
     card = open_artifact(arguments.folders[0], KIND).read(StylizerCard)
     backbone = load_classifier(card.backbone.name)
     swift = {str(folder): load_stylizer(folder, backbone) for folder in arguments.folders}
-    config = StyleTransferConfig(evaluations=arguments.evaluations)
+    config = StyleTransferOptions(evaluations=arguments.evaluations)
     found: dict[str, list[tuple[float, float, float]]] = {"L-BFGS": [], **{name: [] for name in swift}}
     for of, like in product(arguments.content, arguments.style):
-        content, style = (load_resized(path, backbone.spec.channels, arguments.size) for path in (of, like))
+        content, style = (sized_image(path, backbone.spec.channels, arguments.size) for path in (of, like))
         judge = PerceptualMetric(backbone, content, [style])
         for name in found:
             started = time.perf_counter()
             picture: Tensor
             if name == "L-BFGS":
-                picture = transfer_style(content, [style], backbone, config=config).image
+                picture = transfer_style(content, [style], backbone, options=config).image
             else:
                 picture = swift[name](content, [style])
             seconds = time.perf_counter() - started

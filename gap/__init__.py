@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from gap.evaluation.benchmark import evaluate as evaluate
     from gap.evaluation.judge import judge as judge
     from gap.hardening.train import harden as harden
+    from gap.imagery.drawings import invert as invert
     from gap.imagery.drawings import stylize as stylize
     from gap.imagery.drawings import texture as texture
     from gap.imagery.drawings import traverse as traverse
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from gap.imagery.feed_forward.options import StylizerOptions as StylizerOptions
     from gap.imagery.feed_forward.stylizer import load_stylizer as load_stylizer
     from gap.imagery.feed_forward.train import train_stylizer as train_stylizer
-    from gap.imagery.style_transfer import StyleTransferConfig as StyleTransferConfig
     from gap.threat import Budget as Budget
 
 HOMES = {
@@ -39,7 +39,6 @@ HOMES = {
     "Feature": "gap.imagery.feature_visualization",
     "GapError": "gap.core.errors",
     "GapWarning": "gap.core.errors",
-    "StyleTransferConfig": "gap.imagery.style_transfer",
     "StylizerOptions": "gap.imagery.feed_forward.options",
     "as_classifier": "gap.classifiers.adapters",
     "create_attack": "gap.attacks.registry",
@@ -51,6 +50,7 @@ HOMES = {
     "load_data": "gap.data.registry",
     "load_stylizer": "gap.imagery.feed_forward.stylizer",
     "pretrain": "gap.classifiers.pretrain",
+    "invert": "gap.imagery.drawings",
     "stylize": "gap.imagery.drawings",
     "texture": "gap.imagery.drawings",
     "train_generator": "gap.attacks.generator.train",

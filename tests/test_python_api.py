@@ -158,7 +158,7 @@ def test_block_runs_as_written(
         Image.fromarray((np.random.default_rng(seed).random((40, 48, 3)) * 255).astype("uint8")) for seed in (0, 1)
     )
     content.save("photo.png")
-    picture = gap.stylize("photo.png", style, side=48, evaluations=2, progress=False)
+    picture = gap.stylize("photo.png", style, size=48, evaluations=2, progress=False)
     assert picture.to_pil().size == (48, 40) and picture._repr_png_()[:4] == b"\x89PNG"
     sheet = gap.visualize(model, ["conv1:0-2", "logit:3"], size=28, steps=2, progress=False)
     assert len(sheet.images) == 4 and sheet.captions[-1] == "class 3"

@@ -16,7 +16,30 @@ NAME_SYNTAX = (
 Labels = Literal["auto", "data", "predicted"]
 
 
-class DataOptions(Options):
+class NormalizerOptions(Options):
+    """How the images of a classifier that has no normalization are normalized."""
+
+    group = "Classifier input"
+    mean: Annotated[
+        list[float] | None,
+        Field(description="Mean for the input normalization of a classifier that has none, such as 0.49,0.48,0.45."),
+    ] = None
+    std: Annotated[
+        list[float] | None,
+        Field(description="Standard deviation for that normalization, of pixels in [0, 1], such as 0.25,0.24,0.26."),
+    ] = None
+
+
+class InputOptions(NormalizerOptions):
+    """What a classifier takes that does not say so itself."""
+
+    group = "Classifier input"
+    input: Annotated[
+        str | None, Field(description="Input shape CxHxW of a classifier of your own, such as 3x32x32.")
+    ] = None
+
+
+class DataOptions(InputOptions):
     """Which pictures, and how a classifier that does not say so is to be fed."""
 
     group = "Data"
@@ -37,17 +60,6 @@ class DataOptions(Options):
             "(its own where it has them)."
         ),
     ] = "auto"
-    input: Annotated[
-        str | None, Field(description="Input shape CxHxW of a classifier of your own, such as 3x32x32.")
-    ] = None
-    mean: Annotated[
-        list[float] | None,
-        Field(description="Mean for the input normalization of a classifier that has none, such as 0.49,0.48,0.45."),
-    ] = None
-    std: Annotated[
-        list[float] | None,
-        Field(description="Standard deviation for that normalization, of pixels in [0, 1], such as 0.25,0.24,0.26."),
-    ] = None
 
 
 class PretrainOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):

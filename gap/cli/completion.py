@@ -17,13 +17,11 @@ from gap.core.errors import GapError
 from gap.core.options import command_line_note, named_configs
 from gap.data.names import FOLDER, list_datasets
 from gap.hardening.options import INNER_ATTACKS
+from gap.imagery.options import BACKBONE
 from gap.models.classifier_names import BUILTIN_DESCRIPTIONS
 
 # A value, and what it is.
 Item = tuple[str, str]
-
-# What drawings look through where no backbone is named.
-BACKBONE = "drawing-hardened"
 
 
 def classifiers(incomplete: str) -> list[Item]:

@@ -25,8 +25,8 @@ from gap.evaluation.results import columns_for, curves_of, for_display
 from gap.evaluation.robustness import evaluate_robustness
 from gap.hardening.options import HardenOptions
 from gap.hardening.train import harden_from_options
+from gap.imagery.drawings import stylize
 from gap.imagery.feature_visualization import Feature, visualize_features
-from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
 from gap.imagery.traversal import traverse_images
 from gap.models.feature_extractor import LOGITS
 from gap.report.image_grid import CaptionedImage, image_grid
@@ -171,10 +171,9 @@ def drawing_section(stage: Stage) -> None:
     with Image.open(str(get_sample_data("grace_hopper.jpg", asfileobj=False))) as photo:
         content = pil_to_tensor(ImageOps.fit(photo.convert("RGB"), (DRAWN, DRAWN))).float() / 255
     style = _waves(DRAWN)
-    config = StyleTransferConfig(evaluations=EVALUATIONS)
     drawn = [CaptionedImage(to_image(content), "content"), CaptionedImage(to_image(style), "style")]
     for name, backbone in pair.items():
-        picture = transfer_style(content, [style], backbone, config=config).image
+        picture = stylize(content, style, backbone=backbone, size=None, evaluations=EVALUATIONS, progress=False).image
         save_picture(picture, stage.out / f"stylized-{name}.png")
         drawn.append(CaptionedImage(to_image(picture), f"drawn by the {name} one"))
     features: list[CaptionedImage] = []

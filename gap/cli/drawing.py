@@ -3,8 +3,7 @@
 import signal
 import sys
 import time
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -16,12 +15,10 @@ from torch.utils.tensorboard import SummaryWriter
 
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.task import load_classifiers, parse_input_shape
-from gap.cli.options import parse_numbers
-from gap.core.errors import GapError, GapWarning
+from gap.core.errors import GapError
 from gap.core.files import check_writable, reraise_write_errors
 from gap.core.progress import StepBar
-from gap.data.images import load_image, save_picture
-from gap.imagery.canvas import fit_size, resize
+from gap.data.images import save_picture
 from gap.imagery.optimize import OptimizationProgress
 from gap.imagery.style_transfer import StyleTransferResult
 from gap.training.options import RuntimeOptions
@@ -139,28 +136,14 @@ def load_backbone(
     name: str,
     device: torch.device,
     input: str | None = None,
-    mean: list[str] | None = None,
-    std: list[str] | None = None,
+    mean: list[float] | None = None,
+    std: list[float] | None = None,
 ) -> Classifier:
     """The backbone of that name; one that does not say what it takes is tried on color pictures of 224 pixels."""
-    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (backbone,) = load_classifiers([name], parse_input_shape(input), (3, (224, 224)), *given)
+    (backbone,) = load_classifiers([name], parse_input_shape(input), (3, (224, 224)), mean, std)
     return backbone.to(device)
 
 
-def find_device(device: str, seed: int) -> torch.device:
-    """Where to draw; raises GapError where there is no such device."""
-    return make_accelerator(RuntimeOptions.read({"device": device, "seed": seed})).device
-
-
-def load_resized(path: Path, channels: int, side: int | None = None) -> Tensor:
-    """A picture file as C x H x W in [0, 1], its longer side brought to `side` pixels; warns where colors are lost."""
-    picture = load_image(path, channels).float() / 255
-    if channels == 1 and (colored := load_image(path, 3)).ne(colored[:1]).any():
-        warnings.warn(f"{path} loses its colors: the network looks at gray pictures", GapWarning, stacklevel=2)
-    return resize(picture, fit_size(picture, side, enlarge=True)) if side else picture
-
-
-def split_names(given: Sequence[str] | None) -> list[str] | None:
-    """Names given as a,b,c or by repeating a flag; None where it was not given."""
-    return [name for text in given for name in text.split(",") if name] if given else None
+def find_device(options: RuntimeOptions) -> torch.device:
+    """The device that the options name, made ready for drawing; raises GapError where there is no such device."""
+    return make_accelerator(options).device

@@ -16,16 +16,16 @@ from gap.report.tables import Column, print_table
 
 COLUMNS = [
     Column("file", "file"),
-    Column("weight", "style weight", "g"),
+    Column("style_weight", "style weight", "g"),
     Column("layers", "layers"),
-    Column("content", "content distance", ".3g"),
-    Column("style", "style distance", ".3g"),
+    Column("content_distance", "content distance", ".3g"),
+    Column("style_distance", "style distance", ".3g"),
     Column("score", "score", ".3g"),
 ]
 PREVIEW_FILE = "unfinished.png"
 
 
-def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], judge: str, out: Path) -> None:
+def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], metric_network: str, out: Path) -> None:
     """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
     the best so far in `out`."""
     folder = out.with_name(f"{out.stem}-grid")
@@ -37,16 +37,16 @@ def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], judge
     with progress_display(lambda pictures: save_picture(pictures[0], folder / PREVIEW_FILE)) as stand:
         for each in search(stand):
             drawn.append(each)
-            _keep(drawn, judge, folder, out)
+            _keep(drawn, metric_network, folder, out)
             layers = ",".join(each.layers)
             typer.echo(f"{len(drawn)}: {each.weight:g}, {layers}, score {each.score:.3g}", err=True)
     (folder / PREVIEW_FILE).unlink(missing_ok=True)
     ranked = sorted(_rows(drawn), key=lambda row: float(str(row["score"])))
-    print_table(ranked, COLUMNS, f"read by {judge}, the best first")
+    print_table(ranked, COLUMNS, f"measured by {metric_network}, the best first")
     typer.echo(f"{folder / 'sheet.png'}\n{out}")
 
 
-def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
+def _keep(drawn: Sequence[Trial], metric_network: str, folder: Path, out: Path) -> None:
     rows = _rows(drawn)
     save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
     best = min(drawn, key=lambda each: each.score)
@@ -60,17 +60,17 @@ def _keep(drawn: Sequence[Trial], judge: str, folder: Path, out: Path) -> None:
         for each, row in zip(drawn, rows, strict=True)
     ]
     save_image(image_grid(shown, columns=3), folder / "sheet.png")
-    write_json(folder / "table.json", {"judge": judge, "rows": rows})
+    write_json(folder / "table.json", {"metric_network": metric_network, "rows": rows})
 
 
 def _rows(drawn: Sequence[Trial]) -> list[dict[str, object]]:
     return [
         {
             "file": f"{number:02}.png",
-            "weight": each.weight,
+            "style_weight": each.weight,
             "layers": ",".join(each.layers),
-            "content": each.content_distance,
-            "style": each.style_distance,
+            "content_distance": each.content_distance,
+            "style_distance": each.style_distance,
             "score": each.score,
         }
         for number, each in enumerate(drawn, start=1)

@@ -12,7 +12,6 @@ import typer
 from pydantic.fields import FieldInfo
 
 from gap.cli.completion import completer_of, configs
-from gap.core.errors import GapError
 from gap.core.files import STANDARD_OUTPUT, descriptor
 from gap.core.options import Options, command_line_note, deep_merge, parse_assignments, read_config
 
@@ -22,25 +21,6 @@ Config = Annotated[
 ]
 Assign = Annotated[
     list[str] | None, typer.Option("--set", help="One option by its path in a config, such as seed=1; repeatable.")
-]
-
-Input = Annotated[
-    str | None, typer.Option("--input", help="Input shape CxHxW of a classifier of your own, such as 3x32x32.")
-]
-Mean = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--mean", help="Mean for the input normalization of a classifier that has none, such as 0.49,0.48,0.45."
-    ),
-]
-Std = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--std", help="Standard deviation for that normalization, of pixels in [0, 1], such as 0.25,0.24,0.26."
-    ),
-]
-Device = Annotated[
-    str, typer.Option("--device", help="Device: auto, cpu, cuda, cuda:1, mps or xpu; auto takes the first accelerator.")
 ]
 
 # Of verbs that train.
@@ -64,16 +44,6 @@ Json = Annotated[
         "--json", help="File for the result as JSON; - is standard output.", callback=_reserve_standard_output
     ),
 ]
-
-
-def parse_numbers(flag: str, given: list[str] | None) -> list[float] | None:
-    """The numbers of a flag, given as a,b,c or by repeating it; None where it was not given."""
-    try:
-        return [float(part) for part in _split_commas(given)] if given else None
-    except ValueError as error:
-        raise GapError(
-            f"cannot read {flag} {','.join(given or [])!r}; write numbers, as {flag} 0.49,0.48,0.45"
-        ) from error
 
 
 def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:

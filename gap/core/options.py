@@ -1,5 +1,6 @@
 """Options: typed, read from YAML, overridden by `--set a.b=c`, and plain about what is wrong with them."""
 
+import re
 from importlib import resources
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -38,6 +39,14 @@ class Options(BaseModel):
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for YAML."""
         return self.model_dump(mode="json")
+
+
+def split_names(given: Any) -> Any:
+    """Names given as "a,b,c" or as ["a,b", "c"], one by one; anything else unchanged, for pydantic to check."""
+    names = [given] if isinstance(given, str) else given
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
+        return given
+    return [part for name in names for part in name.split(",") if part]
 
 
 def command_line_note(field: FieldInfo, key: str) -> Any:
@@ -139,6 +148,8 @@ def _to_gap_error(options: type[BaseModel], error: ValidationError) -> GapError:
         return _missing(options, path)
     if first["type"] == "list_type":
         return GapError(f"option {path}={first['input']!r}: write a list, as [a, b]")
+    if first["type"] == "literal_error":
+        return unknown_name_error(path, str(first["input"]), re.findall(r"'([^']*)'", first["ctx"]["expected"]))
     message = str(cause) if cause else first["msg"][:1].lower() + first["msg"][1:]
     return GapError(f"option {path}={first['input']!r}: {message}" if path else message)
 

@@ -3,7 +3,6 @@
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -23,13 +22,11 @@ from gap.imagery.optimize import (
     optimize,
     step_length,
 )
+from gap.imagery.options import Prior
 from gap.imagery.transforms import RandomTransform
 from gap.models.feature_extractor import LOGITS
 from gap.threat import Budget
 
-# `none`: steps of one length in a ball, no help from anywhere (Santurkar et al., 2019); `natural`: a Fourier canvas in
-# decorrelated colors, shaken between looks (Olah et al., 2017).
-Prior = Literal["none", "natural"]
 # What is written behind a channel of which the neuron in the middle is meant.
 NEURON_SUFFIX = "@center"
 # How far from gray noise may begin, in pixels of [0, 1].
@@ -132,7 +129,7 @@ def visualize_features(
         if prior == "natural":
             count, colors, height, width = images.shape
             canvas: Canvas = FourierCanvas(count, colors, (height, width), seed).to(images.device)
-            optimize(canvas, objective, outputs, evaluations=steps, method="adam", lr=0.05, tell=tell)
+            optimize(canvas, objective, outputs, evaluations=steps, optimizer="adam", lr=0.05, tell=tell)
         else:
             budget = budget or default_budget(images)
             canvas = PixelCanvas(images, budget)
@@ -169,7 +166,7 @@ def draw_objective(
     with extractors.frozen(), torch.random.fork_rng():
         torch.manual_seed(seed)
         optimize(
-            canvas, objective, lambda images: extractors(moved(images)), evaluations=steps, method="adam", tell=tell
+            canvas, objective, lambda images: extractors(moved(images)), evaluations=steps, optimizer="adam", tell=tell
         )
     return canvas.image()
 

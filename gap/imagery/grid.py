@@ -1,13 +1,12 @@
 """The small search of the articles: a few style weights and sets of layers, the best chosen by a score."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 from torch import Tensor
 
 from gap.imagery.comparison.methods import PerceptualMetric
-from gap.imagery.style_transfer import StyleTransferConfig
 
 WEIGHTS = (3.0, 30.0, 300.0)
 
@@ -29,16 +28,15 @@ class Trial:
 
 
 def search(
-    draw: Callable[[StyleTransferConfig], Tensor],
+    draw: Callable[[list[str], float], Tensor],
     judge: PerceptualMetric,
-    usual: Sequence[str],
-    config: StyleTransferConfig,
+    layers: Sequence[str],
     weights: Sequence[float] = WEIGHTS,
 ) -> Iterator[Trial]:
-    """Draw once for each style weight and each of `layer_sets`, of the config's layers or the `usual`."""
-    for layers, weight in product(layer_sets(list(config.layers or usual)), weights):
-        picture = draw(replace(config, layers=layers, style_weight=weight))
-        yield Trial(weight, layers, picture, *judge(picture))
+    """Draw once for each of `layer_sets` of these layers, and each style weight; `draw` takes both."""
+    for chosen, weight in product(layer_sets(list(layers)), weights):
+        picture = draw(chosen, weight)
+        yield Trial(weight, chosen, picture, *judge(picture))
 
 
 def layer_sets(layers: list[str]) -> list[list[str]]:

@@ -4,7 +4,6 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +12,11 @@ from gap.core.errors import GapError
 from gap.core.gradients import input_gradient
 from gap.imagery.canvas import Canvas
 from gap.imagery.objectives import Activations, Objective, check_gradients
+from gap.imagery.options import Optimizer
 from gap.threat import L2, Budget
 
 # What the layers of one network, or several, make of images, by name.
 Outputs = Callable[[Tensor], Mapping[str, Tensor]]
-Method = Literal["lbfgs", "adam"]
 # How many of its steps L-BFGS remembers.
 HISTORY = 20
 # For so many evaluations it searches along its steps: until it has met some curvature, they are far too long.
@@ -84,7 +83,7 @@ def optimize(
     extractors: Outputs,
     *,
     evaluations: int,
-    method: Method = "lbfgs",
+    optimizer: Optimizer = "lbfgs",
     lr: float | None = None,
     tolerance: float = 0.0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
@@ -116,12 +115,12 @@ def optimize(
         canvas.weights.grad = _gradient(canvas, value, objective).contiguous()
         return value.item()
 
-    optimizer = _optimizer(canvas, method, lr, evaluations)
+    stepper = _make_optimizer(canvas, optimizer, lr, evaluations)
     with suppress(_EvaluationLimitError):
         while True:
-            optimizer.step(evaluate)
-            if method == "lbfgs":
-                optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
+            stepper.step(evaluate)
+            if optimizer == "lbfgs":
+                stepper.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
     canvas.weights.data = best
     return seen
 
@@ -138,8 +137,8 @@ class _EvaluationLimitError(Exception):
     """The evaluations are used up, or no longer of use."""
 
 
-def _optimizer(canvas: Canvas, method: Method, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
-    if method == "adam":
+def _make_optimizer(canvas: Canvas, optimizer: Optimizer, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
+    if optimizer == "adam":
         return torch.optim.Adam([canvas.weights], lr=0.02 if lr is None else lr)
     return torch.optim.LBFGS(
         [canvas.weights],

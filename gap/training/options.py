@@ -9,6 +9,7 @@ from gap.core.options import Options
 if TYPE_CHECKING:
     from torch import nn
 
+Seed = Annotated[int, Field(ge=0, description="Seed of every random choice.")]
 Precision = Literal["auto", "fp32", "bf16"]
 
 
@@ -20,7 +21,7 @@ class RuntimeOptions(Options):
         str,
         Field(description="Device: auto, cpu, cuda, cuda:1, mps or xpu; auto takes the first accelerator."),
     ] = "auto"
-    seed: Annotated[int, Field(ge=0, description="Seed of every random choice.")] = 0
+    seed: Seed = 0
     deterministic: Annotated[bool, Field(description="Use only operations that give the same result every time.")] = (
         False
     )

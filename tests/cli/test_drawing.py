@@ -243,7 +243,9 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
     assert [(row["classifier"], row["layer"]) for row in rows] == [
         (name, layer) for name in (str(classifier), "mnist-cnn") for layer in ("1", "3")
     ]
-    assert all(0 < row["robustness_interval"][0] <= row["robustness"] <= row["robustness_interval"][1] for row in rows)
+    assert all(
+        0 < row["robustness_interval"][0] <= row["layer_robustness"] <= row["robustness_interval"][1] for row in rows
+    )
     with Image.open(plot) as drawn:
         assert drawn.width > 600
 
@@ -268,8 +270,8 @@ def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures
     ended = run("stylize", *pictures, "--grid-search", *given)
     assert ended.code == 0, ended.err
     rows = json.loads((tmp_path / "s-grid" / "table.json").read_text())["rows"]
-    assert len(rows) == 9 and all(row["score"] == row["content"] + row["style"] for row in rows)
-    assert len({row["layers"] for row in rows}) == 3 and {row["weight"] for row in rows} == {3, 30, 300}
+    assert len(rows) == 9 and all(row["score"] == row["content_distance"] + row["style_distance"] for row in rows)
+    assert len({row["layers"] for row in rows}) == 3 and {row["style_weight"] for row in rows} == {3, 30, 300}
     best = min(rows, key=lambda row: row["score"])
     assert out.read_bytes() == (tmp_path / "s-grid" / best["file"]).read_bytes()
     assert (tmp_path / "s-grid" / "sheet.png").is_file()
@@ -367,8 +369,9 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
     assert page.read_text().count('type="range"') == 8
     told = json.loads((tmp_path / "page" / "table.json").read_text())
     # R is of the backbone, and what is smoothed is what a drawing sees of it.
-    assert [row["robustness"] is None for row in told["rows"]] == [False, False, True]
-    assert all(0 < row["entropy"] < 1 and 0 < row["least"] <= row["style"] for row in told["rows"])
+    assert [row["layer_robustness"] is None for row in told["rows"]] == [False, False, True]
+    assert all(0 < row["activation_entropy"] < 1 for row in told["rows"])
+    assert all(0 < row["least_style_distance"] <= row["style_distance"] for row in told["rows"])
     assert [row["backbone"] for row in told["rows"]] == [
         "drawing-standard",
         "drawing-hardened",
@@ -404,3 +407,43 @@ def test_a_stylizer_from_training_to_a_picture(run: Callable[..., Any], pictures
     assert ended.code == 2 and "is another" in ended.complaint
     ended = run("evaluate", trained, "--classifier", NET, "--data=mnist-5k", "--budget=l2:1")
     assert ended.code == 2 and "holds a stylizer" in ended.complaint
+
+
+@pytest.mark.parametrize(
+    ("arguments", "config", "flags"),
+    [
+        (
+            ["stylize", "content.png", "style.png"],
+            {"size": 24, "evaluations": 2, "style_loss": "moments", "layers": ["relu2_x", "relu3_x"], "seed": 3},
+            ["--size=24", "--evaluations=2", "--style-loss=moments", "--layers=relu2_x,relu3_x", "--seed=3"],
+        ),
+        (
+            ["texture", "style.png"],
+            {"size": 24, "evaluations": 2, "layers": "relu2_x,relu3_x"},
+            ["--size=24", "--evaluations=2", "--layers=relu2_x", "--layers=relu3_x"],
+        ),
+        (
+            ["visualize", NET, "relu2_x:0"],
+            {"size": 24, "steps": 2, "jitter": 2},
+            ["--size=24", "--steps=2", "--jitter=2"],
+        ),
+    ],
+)
+def test_drawing_verbs_config_equals_flags(
+    run: Callable[..., Any],
+    pictures: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    config: dict[str, Any],
+    flags: list[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    network = [] if NET in arguments else ["--backbone", NET]
+    (tmp_path / "options.yaml").write_text(json.dumps({**config, "size": 40}))
+    ended = run(*arguments, *network, "--config=options.yaml", "--set=size=24", "--out=a.png")
+    assert ended.code == 0, ended.err
+    ended = run(*arguments, *network, *flags, "--out=b.png")
+    assert ended.code == 0, ended.err
+    assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
+    assert "did you mean" in run(*arguments, *network, "--set=siez=24", "--out=c.png").complaint

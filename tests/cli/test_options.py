@@ -9,8 +9,7 @@ import typer
 from pydantic import Field
 from typer.testing import CliRunner
 
-from gap.cli.options import parse_numbers, with_options
-from gap.core.errors import GapError
+from gap.cli.options import with_options
 from gap.core.options import Options
 
 
@@ -51,13 +50,6 @@ def given(*arguments: str) -> Lists:
 )
 def test_only_lists_of_numbers_are_parted_at_commas(arguments: list[str], options: dict[str, Any]) -> None:
     assert given(*arguments) == Lists(**options)
-
-
-def test_numbers_of_a_flag() -> None:
-    assert parse_numbers("--mean", None) is parse_numbers("--mean", []) is None
-    assert parse_numbers("--mean", ["0.5,1", "2"]) == [0.5, 1.0, 2.0]
-    with pytest.raises(GapError, match=r"cannot read --mean '0.5;1'.*--mean 0.49,0.48,0.45"):
-        parse_numbers("--mean", ["0.5;1"])
 
 
 def test_what_must_be_given_says_so() -> None:

@@ -20,7 +20,8 @@ from gap.evaluation.evaluate import evaluate_attack
 from gap.evaluation.layer_robustness import layer_robustness
 from gap.evaluation.robustness import evaluate_robustness
 from gap.imagery.feature_visualization import Feature, visualize_features
-from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+from gap.imagery.options import StyleTransferOptions
+from gap.imagery.style_transfer import transfer_style
 from gap.imagery.traversal import traverse_images
 from gap.threat import Budget
 
@@ -102,10 +103,10 @@ def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) 
     drawings = []
     for kind in (network, SAME_AS[network]):
         backbone = classifier_of(kind)
-        config = StyleTransferConfig(
+        config = StyleTransferOptions(
             layers=["conv1", "conv2"], content_layers=["conv1"], evaluations=4, precision="fp32"
         )
-        drawings.append(transfer_style(content, [style], backbone, config=config).image)
+        drawings.append(transfer_style(content, [style], backbone, options=config).image)
         drawings.append(visualize_features(backbone, [Feature("conv2", 1)], steps=3)[0])
         drawings.append(visualize_features(backbone, [Feature("logits", 1)], steps=3)[0])
         drawings.append(traverse_images(backbone, content[None], torch.tensor([1]), steps=3).images[-1, 0])
@@ -183,8 +184,8 @@ def test_load_classifier_of_torchscript_and_lazy_networks_works(source: Path) ->
 
 def test_network_that_resizes_inside_is_drawn_with() -> None:
     content, style = sample()[0][:2]
-    config = StyleTransferConfig(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
-    assert transfer_style(content, [style], classifier_of(foreign.Resizing), config=config).image.isfinite().all()
+    config = StyleTransferOptions(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
+    assert transfer_style(content, [style], classifier_of(foreign.Resizing), options=config).image.isfinite().all()
 
 
 def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
@@ -318,9 +319,9 @@ def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
 def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> None:
     """Catches: a style that is silently left out, since the colors alone still pass a gradient."""
     content, style = sample()[0][:2]
-    config = StyleTransferConfig(layers=["conv1"], content_layers=["conv2"], evaluations=4)
+    config = StyleTransferOptions(layers=["conv1"], content_layers=["conv2"], evaluations=4)
     with pytest.raises(GapError, match="style at conv1 passes no gradient to the image"):
-        transfer_style(content, [style], classifier_of(network), config=config)
+        transfer_style(content, [style], classifier_of(network), options=config)
 
 
 def test_device_of_network_without_parameters_is_that_of_its_buffers() -> None:

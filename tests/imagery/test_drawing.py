@@ -14,11 +14,12 @@ from gap.imagery.feature_visualization import Feature, invert_features, visualiz
 from gap.imagery.losses import Diversity, Neuron
 from gap.imagery.objectives import Activations, PixelDistance, TotalVariation
 from gap.imagery.optimize import OptimizationProgress, optimize
-from gap.imagery.style_transfer import StyleTransferConfig, synthesize_texture, transfer_style
+from gap.imagery.options import Optimizer, StyleTransferOptions
+from gap.imagery.style_transfer import synthesize_texture, transfer_style
 from gap.imagery.transforms import RandomTransform
 from gap.threat import Budget
 
-QUICK = StyleTransferConfig(evaluations=12)
+QUICK = StyleTransferOptions(evaluations=12)
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +41,12 @@ def heard(told: list[OptimizationProgress]) -> list[float]:
     return [progress.values.sum().item() for progress in told]
 
 
-@pytest.mark.parametrize("method", ["lbfgs", "adam"])
-def test_optimize_spends_its_evaluations_and_comes_nearer(method: str) -> None:
+@pytest.mark.parametrize("optimizer", ["lbfgs", "adam"])
+def test_optimize_spends_its_evaluations_and_comes_nearer(optimizer: Optimizer) -> None:
     told: list[OptimizationProgress] = []
     canvas = PixelCanvas(torch.full((1, 3, 6, 6), 0.5))
     target = picture(0, 6, 6)[None]
-    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=40, method=method, tell=told.append)
+    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=40, optimizer=optimizer, tell=told.append)
     assert [progress.step for progress in told] == list(range(40))
     assert heard(told)[-1] < 0.1 * heard(told)[0]
     assert canvas.image().min() >= 0 and canvas.image().max() <= 1
@@ -55,12 +56,12 @@ def test_a_drawing_stops_early_only_where_that_is_asked_for(backbone: Classifier
     def spent(tolerance: float) -> int:
         canvas = PixelCanvas(torch.full((1, 3, 6, 6), 0.5))
         distance = PixelDistance(picture(0, 6, 6)[None])
-        return optimize(canvas, distance, lambda images: {}, evaluations=90, method="adam", tolerance=tolerance)
+        return optimize(canvas, distance, lambda images: {}, evaluations=90, optimizer="adam", tolerance=tolerance)
 
     assert spent(0.0) == 90
     assert 20 < spent(0.999) < spent(0.9) <= 90
     drawn = transfer_style(
-        picture(0), [picture(1)], backbone, config=StyleTransferConfig(evaluations=60, tolerance=0.9)
+        picture(0), [picture(1)], backbone, options=StyleTransferOptions(evaluations=60, tolerance=0.9)
     )
     assert drawn.evaluations < 40
 
@@ -68,7 +69,7 @@ def test_a_drawing_stops_early_only_where_that_is_asked_for(backbone: Classifier
 def test_what_is_kept_is_the_best_that_was_met() -> None:
     """With steps far too long, Adam leaves the start for worse."""
     canvas, target = PixelCanvas(torch.full((1, 3, 6, 6), 0.5)), torch.full((1, 3, 6, 6), 0.52)
-    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=8, method="adam", lr=0.4)
+    optimize(canvas, PixelDistance(target), lambda images: {}, evaluations=8, optimizer="adam", lr=0.4)
     assert (canvas.image() - target).abs().max() < 0.021
 
 
@@ -76,7 +77,7 @@ def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
     told: list[OptimizationProgress] = []
     backbone.train()
     before = {name: (value.clone(), value.stride()) for name, value in backbone.state_dict().items()}
-    drawn = transfer_style(picture(0), [picture(1, 50, 20)], backbone, config=QUICK, tell=told.append)
+    drawn = transfer_style(picture(0), [picture(1, 50, 20)], backbone, options=QUICK, tell=told.append)
     assert drawn.image.shape == (3, 40, 32) and drawn.evaluations == 12 == len(told)
     assert drawn.image.min() >= 0 and drawn.image.max() <= 1
     assert heard(told)[-1] < 0.5 * heard(told)[0]
@@ -89,29 +90,31 @@ def test_stylizing_nears_both_pictures(backbone: Classifier) -> None:
 
 
 def test_the_same_seed_draws_the_same(backbone: Classifier) -> None:
-    config = StyleTransferConfig(evaluations=4, init="noise", seed=3)
-    first, again = (transfer_style(picture(0), [picture(1)], backbone, config=config).image for _ in range(2))
+    options = StyleTransferOptions(evaluations=4, seed=3)
+    first, again = (
+        transfer_style(picture(0), [picture(1)], backbone, init="noise", options=options).image for _ in range(2)
+    )
     assert torch.equal(first, again)
 
 
 def test_large_pictures_are_drawn_small_first(backbone: Classifier) -> None:
     sizes: list[tuple[int, ...]] = []
-    config = StyleTransferConfig(evaluations=9, min_size=8)
+    config = StyleTransferOptions(evaluations=9, min_size=8)
     transfer_style(
-        picture(0), [picture(1)], backbone, config=config, tell=lambda s: sizes.append(s.activations.images.shape[2:])
+        picture(0), [picture(1)], backbone, options=config, tell=lambda s: sizes.append(s.activations.images.shape[2:])
     )
     assert list(dict.fromkeys(sizes)) == [(10, 8), (20, 16), (40, 32)] and len(sizes) == 9
 
 
 def test_a_content_network_of_its_own(backbone: Classifier) -> None:
-    drawn = transfer_style(picture(0), [picture(1)], backbone, content_backbone=backbone, config=QUICK)
+    drawn = transfer_style(picture(0), [picture(1)], backbone, content_backbone=backbone, options=QUICK)
     assert "content at content relu2_x" in drawn.loss_summary
 
 
 def test_a_style_without_weight_is_left_out(backbone: Classifier) -> None:
     both = [picture(1), picture(2)]
-    one = transfer_style(picture(0), both, backbone, weights=[1, 0], config=QUICK)
-    alone = transfer_style(picture(0), both[:1], backbone, config=QUICK)
+    one = transfer_style(picture(0), both, backbone, weights=[1, 0], options=QUICK)
+    alone = transfer_style(picture(0), both[:1], backbone, options=QUICK)
     torch.testing.assert_close(one.image, alone.image, atol=1e-2, rtol=0)
 
 
@@ -119,29 +122,29 @@ def test_masked_styles_stay_in_their_regions(backbone: Classifier) -> None:
     content = torch.full((3, 32, 64), 0.5)
     left = torch.zeros(1, 32, 64)
     left[..., :32] = 1
-    config = StyleTransferConfig(evaluations=15, layers=["relu2_x"], content_layers=[])
-    drawn = transfer_style(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], config=config)
+    config = StyleTransferOptions(evaluations=15, layers=["relu2_x"], content_layers=[])
+    drawn = transfer_style(content, [picture(1), picture(2)], backbone, masks=[left, left * 0], options=config)
     moved = (drawn.image - content).abs().mean(dim=0)
     assert moved[:, :28].mean() > 5 * moved[:, 40:].mean()
 
 
 def test_the_content_s_colors_are_kept(backbone: Classifier) -> None:
     content = picture(0).mean(dim=0, keepdim=True).repeat(3, 1, 1)
-    config = StyleTransferConfig(evaluations=8, keep_colors=True)
-    drawn = transfer_style(content, [picture(1)], backbone, config=config).image
+    config = StyleTransferOptions(evaluations=8, keep_colors=True)
+    drawn = transfer_style(content, [picture(1)], backbone, options=config).image
     assert (drawn - drawn.mean(dim=0)).abs().max() < 1e-2
     assert (drawn - content).abs().max() > 1e-2
 
 
 def test_texture_of_another_size(backbone: Classifier) -> None:
-    drawn = synthesize_texture(picture(1), (24, 48), backbone, config=QUICK)
+    drawn = synthesize_texture(picture(1), (24, 48), backbone, options=QUICK)
     assert drawn.image.shape == (3, 24, 48) and "content" not in drawn.loss_summary
 
 
 def test_a_texture_is_no_blur_of_other_colors() -> None:
     """It varies from pixel to pixel as the style does, and has its mean colors."""
     style, seer = picture(1, 48, 48), load_classifier("drawing-hardened")
-    drawn = synthesize_texture(style, (48, 48), seer, config=StyleTransferConfig(evaluations=40)).image
+    drawn = synthesize_texture(style, (48, 48), seer, options=StyleTransferOptions(evaluations=40)).image
     fine, coarse = (TotalVariation()(Activations(each[None], {})).item() for each in (drawn, style))
     assert fine > 0.5 * coarse
     torch.testing.assert_close(drawn.mean(dim=(1, 2)), style.mean(dim=(1, 2)), atol=0.05, rtol=0)
@@ -186,7 +189,7 @@ def test_one_channel_and_no_residual_stages() -> None:
     layers = default_layers(gray)
     assert layers == ["1", "3"]
     pictures = [picture(seed, 28, 28).mean(dim=0, keepdim=True) for seed in (0, 1)]
-    drawn = transfer_style(pictures[0], pictures[1:], gray, config=QUICK)
+    drawn = transfer_style(pictures[0], pictures[1:], gray, options=QUICK)
     assert drawn.image.shape == (1, 28, 28)
 
 
@@ -287,7 +290,7 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
             "have the size of the content",
         ),
         (
-            lambda net: transfer_style(picture(0), [picture(1)], net, config=StyleTransferConfig(layers=["relu9_x"])),
+            lambda net: transfer_style(picture(0), [picture(1)], net, options=StyleTransferOptions(layers=["relu9_x"])),
             "unknown layer",
         ),
         (lambda net: visualize_features(net, [Feature("layer1", 0), Feature("layer2", 0)]), "of one layer"),
@@ -295,12 +298,14 @@ def test_a_feature_is_drawn_through_the_transforms_that_are_given(backbone: Clas
             lambda net: visualize_features(net, [Feature("layer1", 0)], prior="natural", init=picture(0)),
             "begins at noise",
         ),
-        (lambda net: StyleTransferConfig(style_loss="gramm"), "unknown style_loss 'gramm'; did you mean gram"),
-        (lambda net: StyleTransferConfig(strides="smoth"), "unknown strides 'smoth'; did you mean smooth"),
-        (lambda net: StyleTransferConfig(precision="fp16"), "unknown precision 'fp16'"),
-        (lambda net: StyleTransferConfig(init="here"), "unknown init"),
-        (lambda net: StyleTransferConfig(layers=[]), "style needs a layer"),
-        (lambda net: StyleTransferConfig(lr=-1.0), "a positive lr"),
+        (
+            lambda net: StyleTransferOptions.read({"style_loss": "gramm"}),
+            "unknown style_loss 'gramm'; did you mean gram",
+        ),
+        (lambda net: StyleTransferOptions.read({"strides": "smoth"}), "unknown strides 'smoth'; did you mean smooth"),
+        (lambda net: StyleTransferOptions.read({"precision": "fp16"}), "unknown precision 'fp16'"),
+        (lambda net: StyleTransferOptions.read({"layers": []}), "option layers=.*at least 1 item"),
+        (lambda net: StyleTransferOptions.read({"lr": -1.0}), "option lr=-1.0: .*greater than 0"),
     ],
 )
 def test_bad_requests(backbone: Classifier, act, message: str) -> None:
@@ -347,29 +352,29 @@ def test_layers_give_what_they_give_unfolded(backbone: Classifier) -> None:
 
 
 def test_one_layer_by_two_names_serves_style_and_content(backbone: Classifier) -> None:
-    config = StyleTransferConfig(evaluations=2, layers=["layer1", "layer3"])
-    assert "content at layer1" in transfer_style(picture(0), [picture(1)], backbone, config=config).loss_summary
+    config = StyleTransferOptions(evaluations=2, layers=["layer1", "layer3"])
+    assert "content at layer1" in transfer_style(picture(0), [picture(1)], backbone, options=config).loss_summary
 
 
 @pytest.mark.parametrize(
     "config",
     [
-        StyleTransferConfig(evaluations=12, strides="smooth"),
-        StyleTransferConfig(evaluations=12, smooth_activations=True),
+        StyleTransferOptions(evaluations=12, strides="smooth"),
+        StyleTransferOptions(evaluations=12, smooth_activations=True),
     ],
 )
-def test_other_ways_to_look_draw_too(backbone: Classifier, config: StyleTransferConfig) -> None:
+def test_other_ways_to_look_draw_too(backbone: Classifier, config: StyleTransferOptions) -> None:
     content, style = picture(0), picture(1)
-    drawn = transfer_style(content, [style], backbone, config=config)
-    plain = transfer_style(content, [style], backbone, config=QUICK)
+    drawn = transfer_style(content, [style], backbone, options=config)
+    plain = transfer_style(content, [style], backbone, options=QUICK)
     assert (drawn.image - content).abs().mean() > 1e-3 and (drawn.image - plain.image).abs().mean() > 1e-3
 
 
 def test_bfloat16_asks_for_the_same_as_float32(backbone: Classifier) -> None:
     told: dict[str, list[OptimizationProgress]] = {"bf16": [], "fp32": []}
     for precision, seen in told.items():
-        config = StyleTransferConfig(evaluations=2, precision=precision, init="noise")
-        transfer_style(picture(0), [picture(1)], backbone, config=config, tell=seen.append)
+        config = StyleTransferOptions(evaluations=2, precision=precision)
+        transfer_style(picture(0), [picture(1)], backbone, init="noise", options=config, tell=seen.append)
     half, whole = (seen[0] for seen in told.values())
     assert half.values.dtype == torch.float32
     assert half.values.item() == pytest.approx(whole.values.item(), rel=0.03)
@@ -381,7 +386,7 @@ def test_a_few_evaluations_already_draw(backbone: Classifier) -> None:
 
     In bfloat16 the search is among roundings, and may throw it for one evaluation, which is not kept."""
     told: list[OptimizationProgress] = []
-    config = StyleTransferConfig(evaluations=20, style_weight=1000.0, precision="fp32")
-    drawn = transfer_style(picture(0, 96, 96), [picture(1, 96, 96)], backbone, config=config, tell=told.append)
+    config = StyleTransferOptions(evaluations=20, style_weight=1000.0, precision="fp32")
+    drawn = transfer_style(picture(0, 96, 96), [picture(1, 96, 96)], backbone, options=config, tell=told.append)
     assert len(told) == 20 and (drawn.image - picture(0, 96, 96)).abs().max() > 0.05
     assert max(heard(told)) < 3 * heard(told)[0] and min(heard(told)) < 0.3 * heard(told)[0]

@@ -1,20 +1,18 @@
 """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import fmean, geometric_mean
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from gap.cli import completion
-from gap.cli.commands.stylize import Precise
-from gap.cli.options import Device, parse_numbers
+from gap.cli.options import with_options
 from gap.core.errors import GapError
 from gap.core.files import write_json
+from gap.imagery.options import CompareStylesOptions
 from gap.report.tables import Column, Table, print_table
-from gap.training.options import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,89 +27,57 @@ EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --st
 MOST = 6
 
 
+@with_options(CompareStylesOptions)
 def compare_styles(
+    read: Callable[..., CompareStylesOptions],
+    *,
     content: Annotated[list[Path], typer.Option("--content", help="Content image; repeatable.")],
     style: Annotated[list[Path], typer.Option("--style", help="Style image; repeatable.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, the table and the images.")],
-    backbone: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--backbone",
-            help="Backbone to draw with; give two or more.",
-            autocompletion=completion.classifiers,
-        ),
-    ] = None,
-    ablation: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--ablation",
-            help="Ablation of the first backbone: smoothed (activations), shallow "
-            "(layers) or random (weights); repeatable.",
-        ),
-    ] = None,
-    judge: Annotated[
-        str,
-        typer.Option(
-            "--metric-network",
-            help="Classifier that measures the distances; it must not be one of the backbones.",
-            autocompletion=completion.classifiers,
-        ),
-    ] = "efficientnet-lite0",
-    weights: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--weights",
-            help="Style weights that each backbone tries; use a wide range, so that content distances overlap.",
-        ),
-    ] = None,
-    size: Annotated[int, typer.Option("--size", min=8, max=2048, help="Longer side of the drawing, in pixels.")] = 256,
-    evaluations: Annotated[
-        int, typer.Option("--evaluations", min=1, help="Forward and backward passes for each drawing.")
-    ] = 100,
-    precision: Precise = "auto",
-    device: Device = "auto",
 ) -> None:
     """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders.
 
-    Each backbone draws every content in every style, once for each style weight and with the same evaluations. A judge
-    that no drawing looked through measures how far each is from its content and its style. The first backbone stands on
-    the left of the sliders; how far the others are ahead of it is taken at equal content distance.
+    Each backbone draws every content in every style, once for each style weight and with the same evaluations. A
+    classifier that drew none of them measures how far each is from its content and its style. The first backbone stands
+    on the left of the sliders; how far the others are ahead of it is taken at equal content distance.
     """
-    from gap.cli.drawing import find_device, load_backbone, load_resized
+    from gap.cli.drawing import find_device, load_backbone
     from gap.core.artifact import prepare_output_dir, write_marker
     from gap.data.images import save_picture
     from gap.imagery.canvas import fit_size, resize
     from gap.imagery.comparison.ablations import StylizationMethod, ablated
-    from gap.imagery.comparison.methods import WEIGHTS, activation_entropy, check_metric_network, run_comparison
-    from gap.imagery.style_transfer import StyleTransferConfig
+    from gap.imagery.comparison.methods import activation_entropy, check_metric_network, run_comparison
+    from gap.imagery.drawings import sized_image
+    from gap.imagery.options import StyleTransferOptions
     from gap.report.page import Figure, Section, write_page
     from gap.report.plots import lines
     from gap.training.runtime import use_bf16
 
-    names = backbone or ["drawing-standard", "drawing-hardened"]
-    if len({*names, *(ablation or [])}) < 2 or len(set(names)) < len(names):
+    options = read()
+    names = options.backbone
+    if len({*names, *options.ablation}) < 2 or len(set(names)) < len(names):
         raise GapError("name two or more backbones, each once, to compare")
     prepare_output_dir(out)
-    where = find_device(device, 0)
-    backbones = [load_backbone(name, where) for name in names]
-    reader = load_backbone(judge, where)
+    device = find_device(options)
+    given = options.input, options.mean, options.std
+    backbones = [load_backbone(name, device, *given) for name in names]
+    reader = load_backbone(options.metric_network, device)
     channels = reader.spec.channels
     if any(each.spec.channels != channels for each in backbones):
-        raise GapError("backbones and judge must look at the same pictures; these differ in channels")
-    contents = [load_resized(path, channels, size).to(where) for path in content]
-    styles = [load_resized(path, channels).to(where) for path in style]
-    taken: Precision = "bf16" if use_bf16(precision, where) else "fp32"
-    config = StyleTransferConfig(evaluations=evaluations, precision=taken)
-    methods = [StylizationMethod(each.name, each, config) for each in backbones]
-    methods += [ablated(methods[0], kind) for kind in dict.fromkeys(ablation or [])]
+        raise GapError("backbones and the metric network must look at the same pictures; these differ in channels")
+    contents = [sized_image(path, channels, options.size).to(device) for path in content]
+    styles = [sized_image(path, channels).to(device) for path in style]
+    precision = "bf16" if use_bf16(options.precision, device) else "fp32"
+    drawing = StyleTransferOptions(evaluations=options.evaluations, precision=precision, seed=options.seed)
+    methods = [StylizationMethod(each.name, each, drawing) for each in backbones]
+    methods += [ablated(methods[0], kind) for kind in dict.fromkeys(options.ablation)]
     names = [method.name for method in methods]
-    tried = parse_numbers("--weights", weights) or list(WEIGHTS)
     for network in backbones:
         check_metric_network(reader, network)
     write_marker(out)
     started = time.monotonic()
     drawn: list[StylizationResult] = []
-    for each in run_comparison(contents, styles, methods, reader, weights=tried):
+    for each in run_comparison(contents, styles, methods, reader, weights=options.weights):
         drawn.append(each)
         save_picture(each.picture, out / _file(each, content, style))
         names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.method} x {each.weight:g}"
@@ -119,54 +85,60 @@ def compare_styles(
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
     rows = [_row(name, pairs, names[0]) for name in names]
     for row, method in zip(rows, methods, strict=True):
-        row["entropy"] = sum(activation_entropy(method, each) for each in contents) / len(contents)
-        row["robustness"] = (
-            None if method.config.smooth_activations else _robustness(method, [*contents, *styles][:MOST])
+        row["activation_entropy"] = sum(activation_entropy(method, each) for each in contents) / len(contents)
+        row["layer_robustness"] = (
+            None if method.options.smooth_activations else _robustness(method, [*contents, *styles][:MOST])
         )
     columns = [
         Column("backbone", "backbone"),
-        Column("style", "style distance", ".3g"),
-        Column("content", "content distance", ".3g"),
-        Column("ahead", "pairs ahead"),
-        Column("lead", "lead", ".2f"),
-        Column("least", "least style distance", ".3g"),
-        Column("cost", "content distance there", ".3g"),
-        Column("entropy", "activation entropy", ".3f"),
-        Column("robustness", "R of layers", ".3f"),
+        Column("style_distance", "style distance", ".3g"),
+        Column("content_distance", "content distance", ".3g"),
+        Column("pairs_ahead", "pairs ahead"),
+        Column("advantage", "advantage", ".2f"),
+        Column("least_style_distance", "least style distance", ".3g"),
+        Column("content_distance_at_least", "content distance there", ".3g"),
+        Column("activation_entropy", "activation entropy", ".3f"),
+        Column("layer_robustness", "R of layers", ".3f"),
     ]
     result = {
-        "judge": judge,
-        "evaluations": evaluations,
-        "precision": taken,
-        "weights": tried,
+        "metric_network": options.metric_network,
+        "evaluations": options.evaluations,
+        "precision": precision,
+        "weights": options.weights,
         "rows": rows,
-        "drawings": [_told(each, content, style) for each in drawn],
+        "drawings": [_to_row(each, content, style) for each in drawn],
     }
     try:
         write_json(out / "table.json", result)
     finally:
-        print_table(rows, columns, f"read by {judge}")
+        print_table(rows, columns, f"measured by {options.metric_network}")
     seconds = time.monotonic() - started
-    budget = f"{evaluations} evaluations in {taken} for each of the style weights {', '.join(f'{w:g}' for w in tried)}"
+    tried = ", ".join(f"{weight:g}" for weight in options.weights)
+    budget = f"{options.evaluations} evaluations in {precision} for each of the style weights {tried}"
     text = (
-        f"Every backbone had the same budget: {budget}. Distances are those that {judge} sees, which no drawing looked"
-        f" through: shares, the mean over all drawings. A pair is ahead of {names[0]} where its style distance at equal"
-        " content distance is smaller, where both come to such a distance; the lead says how many times, in the"
-        " geometric mean over the pairs. Pairs whose content distances do not overlap are apart. The least style"
-        " distance of each pair is that of whatever weight, the mean over the pairs. R is within an L2 budget of a"
-        " hundredth of the largest distance, over these pictures."
+        f"Every backbone had the same budget: {budget}. {options.metric_network} measured the distances; it drew none"
+        " of the pictures. Distances are relative, and means over all drawings. A pair is ahead of"
+        f" {names[0]} where its style distance is smaller at equal content distance. The advantage says how many times"
+        " smaller, in the geometric mean over the pairs. Pairs whose content distances do not overlap are apart. The"
+        " least style distance is that of the best weight of each pair, in the mean over the pairs. R is the robustness"
+        " of the layers to perturbations, within an L2 budget of a hundredth of the largest distance."
     )
     curves = {name: _means_by_weight([each for each in drawn if each.method == name]) for name in names}
-    plot = lines(curves, "What style costs in content", f"content distance ({judge})", "style distance")
+    axes = f"content distance ({options.metric_network})", "style distance"
+    plot = lines(curves, "Style against content distance", *axes)
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
     table = Section("Measured", text, [figure], Table(rows, columns))
-    given = [
+    shown_styles = [resize(each, fit_size(each, options.size)) for each in styles]
+    figures = [
         [_shown(path, picture) for path, picture in zip(paths, pictures, strict=True)]
-        for paths, pictures in ((content, contents), (style, [resize(each, fit_size(each, size)) for each in styles]))
+        for paths, pictures in (
+            (content, contents),
+            (style, shown_styles),
+        )
     ]
-    sections = [table, *(_section(pair, names, *given) for pair in pairs)]
+    sections = [table, *(_section(pair, names, *figures) for pair in pairs)]
     lead_text = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
-    if any("apart" in str(row["ahead"]) for row in rows):
+    if any("apart" in str(row["pairs_ahead"]) for row in rows):
         typer.echo(
             "pairs apart share no content distance: more --weights between those, or beyond, bring them together"
         )
@@ -195,7 +167,7 @@ def _robustness(method: "StylizationMethod", pictures: "Sequence[Tensor]") -> fl
     size = method.backbone.spec.size
     images = torch.stack([resize(each, size) for each in pictures])
     budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
-    layers = list(method.config.layers or default_layers(method.backbone))
+    layers = list(method.options.layers or default_layers(method.backbone))
     return fmean(each.value for each in layer_robustness(method.backbone, layers, images, budget, steps=5))
 
 
@@ -215,15 +187,16 @@ def _row(name: str, pairs: "Sequence[Sequence[StylizationResult]]", first: str) 
         for mine, pair in zip(by_pair, pairs, strict=True)
     ]
     known = [each for each in leads if each is not None]
+    ahead = f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}"
     return {
         "backbone": name,
-        "style": fmean(each.style_distance for each in own),
-        "content": fmean(each.content_distance for each in own),
-        "least": fmean(each.style_distance for each in nearest),
-        "cost": fmean(each.content_distance for each in nearest),
-        "ahead": f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}" if name != first else None,
-        "lead": geometric_mean(known) if known and name != first else None,
-        "leads": leads,
+        "style_distance": fmean(each.style_distance for each in own),
+        "content_distance": fmean(each.content_distance for each in own),
+        "least_style_distance": fmean(each.style_distance for each in nearest),
+        "content_distance_at_least": fmean(each.content_distance for each in nearest),
+        "pairs_ahead": ahead if name != first else None,
+        "advantage": geometric_mean(known) if known and name != first else None,
+        "advantages": leads,
     }
 
 
@@ -274,7 +247,7 @@ def _file(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[P
     return f"{names}-{backbone}-{drawn.weight:g}.png"
 
 
-def _told(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+def _to_row(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
     return {
         "content": content[drawn.content].name,
         "style": style[drawn.style].name,

@@ -1,18 +1,23 @@
 """Write a classifier as ONNX, TorchScript or a plain state dict."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from gap.classifiers.options import InputOptions
 from gap.cli import completion
-from gap.cli.options import Input, Mean, Std, parse_numbers
+from gap.cli.options import with_options
 from gap.core.errors import GapError
 
 EXAMPLE = "gap export runs/hard hard.onnx"
 
 
+@with_options(InputOptions)
 def export(
+    read: Callable[..., InputOptions],
+    *,
     classifier: Annotated[
         str,
         typer.Argument(
@@ -22,9 +27,6 @@ def export(
     file: Annotated[
         Path, typer.Argument(help="File to write: .onnx, .ts (TorchScript), .safetensors or .pt (state dict).")
     ],
-    input: Input = None,
-    mean: Mean = None,
-    std: Std = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
     """Write a classifier as ONNX, TorchScript or a plain state dict.
@@ -36,6 +38,7 @@ def export(
 
     if file.exists() and not overwrite:
         raise GapError(f"{file} is there already; use --overwrite, or another name")
-    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (loaded,) = load_classifiers([classifier], parse_input_shape(input), None, *given)
+    options = read()
+    shape = parse_input_shape(options.input)
+    (loaded,) = load_classifiers([classifier], shape, None, options.mean, options.std)
     typer.echo(f"{file}: {work(loaded, file)}")

@@ -1,12 +1,14 @@
 """Say what a classifier is, and what it sees in a picture."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from gap.classifiers.options import InputOptions
 from gap.cli import completion
-from gap.cli.options import Input, Mean, Std, parse_numbers
+from gap.cli.options import with_options
 
 if TYPE_CHECKING:
     from gap.classifiers.classifier import Classifier
@@ -14,7 +16,10 @@ if TYPE_CHECKING:
 EXAMPLE = "gap inspect runs/mnist-cnn --picture digit.png"
 
 
+@with_options(InputOptions)
 def inspect(
+    read: Callable[..., InputOptions],
+    *,
     classifier: Annotated[
         str,
         typer.Argument(
@@ -22,17 +27,15 @@ def inspect(
         ),
     ],
     picture: Annotated[Path | None, typer.Option("--picture", help="Image to classify.")] = None,
-    input: Input = None,
-    mean: Mean = None,
-    std: Std = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Depth to which layers are listed.")] = 3,
 ) -> None:
     """Say what a classifier is, and what it sees in a picture."""
     from gap.classifiers.task import load_classifiers, parse_input_shape
     from gap.models.feature_extractor import layer_aliases
 
-    given = parse_numbers("--mean", mean), parse_numbers("--std", std)
-    (loaded,) = load_classifiers([classifier], parse_input_shape(input), None, *given)
+    options = read()
+    shape = parse_input_shape(options.input)
+    (loaded,) = load_classifiers([classifier], shape, None, options.mean, options.std)
     spec = loaded.spec
     parameters = sum(weight.numel() for weight in loaded.parameters())
     typer.echo(

@@ -5,13 +5,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from gap.classifiers.options import DataOptions
 from gap.cli import completion
 from gap.cli.options import Json, with_options
 from gap.core.errors import GapError
 from gap.core.files import check_writable, write_bytes, write_json
+from gap.core.options import split_names
 from gap.evaluation.options import STEPS
 from gap.report.tables import Column, print_table
 from gap.training.options import RuntimeOptions
@@ -30,11 +31,14 @@ class LayersOptions(RuntimeOptions, DataOptions):
     budget: Annotated[
         str, Field(description="Largest perturbation, such as linf:8/255 or l2:0.5, for pixels in [0, 1].")
     ]
-    layers: list[str] = Field(
-        default_factory=list,
-        description="Layers, as a,b,c; by default those that style transfer uses.",
-        json_schema_extra={"complete": "layers"},
-    )
+    layers: Annotated[
+        list[str] | None,
+        BeforeValidator(split_names),
+        Field(
+            description="Layers, as a,b,c; by default those that style transfer uses.",
+            json_schema_extra={"complete": "layers"},
+        ),
+    ] = None
     images: Annotated[int, Field(ge=2, description="Number of test images.")] = 200
     steps: Annotated[int, Field(ge=1, description="Steps of gradient ascent.")] = STEPS
     batch_size: Annotated[int, Field(ge=1, description="Images per batch.")] = 50
@@ -71,7 +75,7 @@ def layer_robustness(
     import torch
 
     from gap.classifiers.task import load_task
-    from gap.cli.drawing import check_output, split_names
+    from gap.cli.drawing import check_output
     from gap.data.images import load_image
     from gap.evaluation.layer_robustness import as_rows, layer_robustness
     from gap.imagery.backbone import default_layers
@@ -98,7 +102,7 @@ def layer_robustness(
     images = torch.cat([part for part, _ in test.batches([torch.arange(count)], accelerator.device)])
     found: dict[str, list[LayerRobustness]] = {}
     for classifier in task.classifiers:
-        names = split_names(options.layers) or default_layers(classifier)
+        names = options.layers or default_layers(classifier)
         typer.echo(f"{classifier.name}: {', '.join(names)}, {options.steps} steps each", err=True)
         found[classifier.name] = layer_robustness(
             classifier,
@@ -143,19 +147,23 @@ def _sweep(
     """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
     from PIL import Image
 
-    from gap.cli.drawing import load_resized
-    from gap.imagery.style_transfer import StyleTransferConfig, transfer_style
+    from gap.imagery.drawings import stylize
     from gap.report.image_grid import CaptionedImage, image_grid
     from gap.report.pictures import save_image, to_image
 
     drawn: list[CaptionedImage] = []
     columns = max(map(len, found.values()))
     for classifier in classifiers:
-        channels, device = classifier.spec.channels, classifier.device
-        picture, painting = (load_resized(content, channels, size), load_resized(style, channels))
         for each in found[classifier.name]:
-            config = StyleTransferConfig(layers=[each.layer], evaluations=evaluations)
-            made = transfer_style(picture.to(device), [painting.to(device)], classifier, config=config).image
+            made = stylize(
+                content,
+                style,
+                backbone=classifier,
+                size=size,
+                layers=[each.layer],
+                evaluations=evaluations,
+                progress=False,
+            ).image
             drawn.append(CaptionedImage(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
             save_image(image_grid(drawn, columns=columns), out)
             typer.echo(drawn[-1].caption, err=True)

@@ -1,13 +1,15 @@
 """Apply a trained attack to picture files and folders."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from gap.attacks.names import ARTIFACT_KINDS
+from gap.classifiers.options import NormalizerOptions
 from gap.cli import completion
-from gap.cli.options import Mean, Std, parse_numbers
+from gap.cli.options import with_options
 from gap.core.files import write_json
 from gap.report.tables import Column, print_table
 
@@ -24,7 +26,10 @@ COLUMNS = (
 )
 
 
+@with_options(NormalizerOptions)
 def perturb(
+    read: Callable[..., NormalizerOptions],
+    *,
     artifact: Annotated[Path, typer.Argument(help="Folder of gap train.", autocompletion=completion.trained_attacks)],
     paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Image files, and folders of them.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the perturbed images.")],
@@ -36,8 +41,6 @@ def perturb(
             autocompletion=completion.classifiers,
         ),
     ] = None,
-    mean: Mean = None,
-    std: Std = None,
     budget: Annotated[
         str | None, typer.Option("--budget", help="Budget, in place of the one that the attack was trained with.")
     ] = None,
@@ -55,6 +58,7 @@ def perturb(
     from gap.core.artifact import open_artifact, prepare_output_dir
     from gap.evaluation.image_files import perturb_files
 
+    options = read()
     opened = open_artifact(artifact, *ARTIFACT_KINDS)
     prepare_output_dir(out)
     rows = perturb_files(
@@ -62,8 +66,8 @@ def perturb(
         paths,
         out,
         classifier=classifier,
-        mean=parse_numbers("--mean", mean),
-        std=parse_numbers("--std", std),
+        mean=options.mean,
+        std=options.std,
         budget=budget,
         keep_size=keep_size,
     )

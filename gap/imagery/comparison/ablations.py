@@ -9,30 +9,31 @@ import torch
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, unknown_name_error
 from gap.imagery.backbone import default_content_layers, default_layers
-from gap.imagery.style_transfer import StyleTransferConfig
+from gap.imagery.options import StyleTransferOptions
 
 
 @dataclass(frozen=True, eq=False)
 class StylizationMethod:
-    """What draws: a backbone and its config, under a name."""
+    """What draws: a backbone and its options, under a name."""
 
     name: str
     backbone: Classifier
-    config: StyleTransferConfig
+    options: StyleTransferOptions
 
 
 def smoothed_activations(method: StylizationMethod) -> StylizationMethod:
     """The same with the peaks of its layers' outputs smoothed by a softmax (SWAG, Wang et al., 2021)."""
-    return replace(method, config=replace(method.config, smooth_activations=True))
+    return replace(method, options=method.options.model_copy(update={"smooth_activations": True}))
 
 
 def shallow_layers(method: StylizationMethod) -> StylizationMethod:
     """The same looking at the first half of its layers only; content too, where that is read in one of them."""
-    layers = list(method.config.layers or default_layers(method.backbone))
+    layers = list(method.options.layers or default_layers(method.backbone))
     half = layers[: max(1, len(layers) // 2)]
-    content = list(method.config.content_layers or default_content_layers(method.backbone))
+    content = list(method.options.content_layers or default_content_layers(method.backbone))
     kept = [layer for layer in content if layer in half] or half[-1:]
-    return replace(method, config=replace(method.config, layers=half, content_layers=kept))
+    options = method.options.model_copy(update={"layers": half, "content_layers": kept})
+    return replace(method, options=options)
 
 
 def random_weights(method: StylizationMethod, seed: int = 0) -> StylizationMethod:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -16,10 +16,8 @@ from gap.imagery.canvas import fit_size, resize
 from gap.imagery.comparison.ablations import StylizationMethod
 from gap.imagery.losses import TINY, ContentLoss, GramLoss, feature_maps
 from gap.imagery.objectives import Activations, Objective
+from gap.imagery.options import SEARCH_WEIGHTS
 from gap.imagery.style_transfer import normalize_weights, transfer_style
-
-# The style weights that each backbone may try: its search budget. Beyond the last, standard ones go no further.
-WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +40,7 @@ def run_comparison(
     methods: Sequence[StylizationMethod],
     judge: Classifier,
     *,
-    weights: Sequence[float] = WEIGHTS,
+    weights: Sequence[float] = SEARCH_WEIGHTS,
 ) -> Iterator[StylizationResult]:
     """Every content in every style by every method, once for each weight, one after the other.
 
@@ -53,9 +51,8 @@ def run_comparison(
     for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
         judged = PerceptualMetric(judge, of, [like])
         for method, weight in product(methods, weights):
-            picture = transfer_style(
-                of, [like], method.backbone, config=replace(method.config, style_weight=weight)
-            ).image
+            options = method.options.model_copy(update={"style_weight": weight})
+            picture = transfer_style(of, [like], method.backbone, options=options).image
             yield StylizationResult(content, style, method.name, weight, picture, *judged(picture))
 
 
@@ -136,10 +133,10 @@ def _pareto_front(drawn: Sequence[StylizationResult], places: np.ndarray) -> np.
 def activation_entropy(method: StylizationMethod, picture: Tensor) -> float:
     """How evenly a picture's activations, as a method sees them, are spread over a layer's channels and places: the
     entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
-    layers = list(method.config.layers or default_layers(method.backbone))
+    layers = list(method.options.layers or default_layers(method.backbone))
     extractors = MultiFeatureExtractor({"": prepare_backbone(method.backbone, picture[None], layers)})
     with extractors.frozen():
-        if method.config.smooth_activations:
+        if method.options.smooth_activations:
             extractors.smooth_activations(picture[None])
         seen = Activations(picture[None], extractors(picture[None]))
     found = []

@@ -5,13 +5,14 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from gap.imagery.options import COLOR_WEIGHT, STYLE_WEIGHT, TV_WEIGHT
+from gap.classifiers.options import InputOptions
+from gap.imagery.options import BACKBONE, COLOR_WEIGHT, STYLE_WEIGHT, TV_WEIGHT
 from gap.training.options import TrainRuntimeOptions
 
 StylizerType = Literal["adaptive", "gram-maps"]
 
 
-class StylizerOptions(TrainRuntimeOptions):
+class StylizerOptions(TrainRuntimeOptions, InputOptions):
     """Options of `gap train-stylizer`."""
 
     content: Annotated[
@@ -37,16 +38,7 @@ class StylizerOptions(TrainRuntimeOptions):
             description="Classifier whose layers encode the images and are compared by the loss.",
             json_schema_extra={"complete": "classifiers"},
         ),
-    ] = "drawing-hardened"
-    input: Annotated[
-        str | None, Field(description="Input shape CxHxW of a backbone of your own, such as 3x256x256.")
-    ] = None
-    mean: Annotated[
-        list[float] | None, Field(description="Mean for the input normalization of a backbone that has none.")
-    ] = None
-    std: Annotated[
-        list[float] | None, Field(description="Standard deviation for that normalization, of pixels in [0, 1].")
-    ] = None
+    ] = BACKBONE
     type: Annotated[
         StylizerType,
         Field(

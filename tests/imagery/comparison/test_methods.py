@@ -19,7 +19,7 @@ from gap.imagery.comparison.methods import (
     run_comparison,
     style_advantage,
 )
-from gap.imagery.style_transfer import StyleTransferConfig
+from gap.imagery.options import StyleTransferOptions
 
 
 def net(name: str = "net", seed: int = 0) -> Classifier:
@@ -79,7 +79,7 @@ def test_the_judge_weighs_styles() -> None:
 
 
 def test_ablations_change_what_they_say_and_nothing_else() -> None:
-    method = StylizationMethod("net", net(seed=3), StyleTransferConfig(evaluations=3))
+    method = StylizationMethod("net", net(seed=3), StyleTransferOptions(evaluations=3))
     same = [parameter.clone() for parameter in method.backbone.parameters()]
     shallow = ablated(method, "shallow")
     assert (shallow.name, shallow.config.layers, shallow.config.content_layers) == (
@@ -87,9 +87,9 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
         ["relu2_x", "relu3_x"],
         ["relu2_x"],
     )
-    deep = StylizationMethod("net", method.backbone, StyleTransferConfig(content_layers=["relu4_x"]))
+    deep = StylizationMethod("net", method.backbone, StyleTransferOptions(content_layers=["relu4_x"]))
     assert ablated(deep, "shallow").config.content_layers == ["relu3_x"]
-    assert ablated(method, "smoothed").config == StyleTransferConfig(evaluations=3, smooth_activations=True)
+    assert ablated(method, "smoothed").options == StyleTransferOptions(evaluations=3, smooth_activations=True)
     random = ablated(method, "random")
     changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]
     assert all(changed) and random.config == method.config
@@ -99,13 +99,13 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
 
 
 def test_a_smoothed_painter_sees_evener() -> None:
-    method = StylizationMethod("net", net(), StyleTransferConfig())
+    method = StylizationMethod("net", net(), StyleTransferOptions())
     content = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert activation_entropy(ablated(method, "smoothed"), content) > activation_entropy(method, content) + 0.01
 
 
 def test_a_judge_that_draws_is_refused() -> None:
-    method, content = StylizationMethod("net", net(), StyleTransferConfig(evaluations=1)), torch.rand(3, 32, 32)
+    method, content = StylizationMethod("net", net(), StyleTransferOptions(evaluations=1)), torch.rand(3, 32, 32)
     with pytest.raises(GapError, match="cannot judge what it draws itself"):
         list(run_comparison([content], [content], [method], net("twin")))
 
@@ -123,7 +123,7 @@ def test_smoothing_takes_the_peaks_out() -> None:
 
 def test_every_pair_by_every_backbone_and_weight() -> None:
     pictures = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
-    config = StyleTransferConfig(evaluations=6, tv_weight=0.0)
+    config = StyleTransferOptions(evaluations=6, tv_weight=0.0)
     methods = [StylizationMethod("one", net("one"), config), StylizationMethod("two", net("two", 1), config)]
     drawn = list(
         run_comparison(
@@ -155,7 +155,7 @@ def test_entropy_is_1_where_all_are_alike_and_0_where_one_is_all() -> None:
     def entropy(peak: bool) -> float:
         network = nn.Sequential(Stage(peak), nn.AdaptiveAvgPool2d(1), nn.Flatten())
         seen = Classifier(network, ClassifierSpec(3, (8, 8), 9), name="a", architecture="a")
-        return activation_entropy(StylizationMethod("a", seen, StyleTransferConfig()), torch.rand(3, 8, 8))
+        return activation_entropy(StylizationMethod("a", seen, StyleTransferOptions()), torch.rand(3, 8, 8))
 
     assert entropy(peak=False) == pytest.approx(1.0)
     assert entropy(peak=True) == pytest.approx(0.0, abs=1e-6)
