@@ -23,8 +23,8 @@ from PIL import Image
 
 from gap.cli.app import make_app
 from gap.core.errors import GapError
-from gap.data.images import save_picture
 from gap.data.registry import load_data
+from gap.report.pictures import save_image
 
 # One network of each family, and the side of the images that it is given.
 NETWORKS = {
@@ -106,10 +106,10 @@ def write_images(folder: Path) -> None:
     for label in range(10):
         (folder / "images" / str(label)).mkdir(parents=True)
         for index in (digits.labels == label).nonzero().flatten()[:4].tolist():
-            save_picture(digits.images[index], folder / "images" / str(label) / f"{index}.png")
+            save_image(digits.images[index], folder / "images" / str(label) / f"{index}.png")
     for name, seed in (("content", 0), ("style", 1)):
         noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed))
-        save_picture(noise, folder / f"{name}.png")
+        save_image(noise, folder / f"{name}.png")
         Image.open(folder / f"{name}.png").resize((96, 96)).save(folder / f"{name}.png")
 
 

@@ -18,7 +18,6 @@ from gap.classifiers.task import AttackTask, load_task
 from gap.core.artifact import Artifact, prepare_run_dir
 from gap.core.files import write_json
 from gap.core.options import Options
-from gap.data.images import save_picture
 from gap.evaluation.benchmark import make_attack, parse_attacks, run_benchmark
 from gap.evaluation.evaluate import Evaluation
 from gap.evaluation.results import columns_for, curves_of, for_display
@@ -31,7 +30,7 @@ from gap.imagery.traversal import traverse_images
 from gap.models.feature_extractor import LOGITS
 from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.page import Figure, Section
-from gap.report.pictures import ContactRow, contact_sheet, to_image, to_png_bytes
+from gap.report.pictures import ContactRow, contact_sheet, save_image, to_image, to_png_bytes
 from gap.report.plots import accuracy_curves
 from gap.report.tables import Column, Table
 from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
@@ -174,7 +173,7 @@ def drawing_section(stage: Stage) -> None:
     drawn = [CaptionedImage(to_image(content), "content"), CaptionedImage(to_image(style), "style")]
     for name, backbone in pair.items():
         picture = stylize(content, style, backbone=backbone, size=None, evaluations=EVALUATIONS, progress=False).image
-        save_picture(picture, stage.out / f"stylized-{name}.png")
+        save_image(picture, stage.out / f"stylized-{name}.png")
         drawn.append(CaptionedImage(to_image(picture), f"drawn by the {name} one"))
     features: list[CaptionedImage] = []
     walks: list[TraversalFrames] = []

@@ -18,9 +18,9 @@ from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.core.errors import GapError
 from gap.core.files import check_writable, reraise_write_errors
 from gap.core.progress import StepBar
-from gap.data.images import save_picture
 from gap.imagery.optimize import OptimizationProgress
 from gap.imagery.style_transfer import StyleTransferResult
+from gap.report.pictures import save_image
 from gap.training.options import RuntimeOptions
 from gap.training.runtime import make_accelerator
 
@@ -110,9 +110,9 @@ def run_drawing(out: Path, work: Callable[[DrawingProgress], StyleTransferResult
 
     With `log`, TensorBoard gets the objective there and the pictures on the way.
     """
-    with progress_display(lambda pictures: save_picture(pictures[0], out), log) as stand:
+    with progress_display(lambda pictures: save_image(pictures[0], out), log) as stand:
         drawn = work(stand)
-        save_picture(drawn.image, out)
+        save_image(drawn.image, out)
     typer.echo(f"{drawn.loss_summary}\n{drawn.evaluations} evaluations\n{out}")
 
 

@@ -8,7 +8,6 @@ import typer
 from gap.cli.drawing import DrawingProgress, progress_display
 from gap.core.artifact import prepare_output_dir, write_marker
 from gap.core.files import write_json
-from gap.data.images import save_picture
 from gap.imagery.grid import Trial
 from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.pictures import save_image, to_image
@@ -34,7 +33,7 @@ def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], metri
     for old in folder.glob("[0-9][0-9].png"):
         old.unlink()
     drawn: list[Trial] = []
-    with progress_display(lambda pictures: save_picture(pictures[0], folder / PREVIEW_FILE)) as stand:
+    with progress_display(lambda pictures: save_image(pictures[0], folder / PREVIEW_FILE)) as stand:
         for each in search(stand):
             drawn.append(each)
             _keep(drawn, metric_network, folder, out)
@@ -48,9 +47,9 @@ def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], metri
 
 def _keep(drawn: Sequence[Trial], metric_network: str, folder: Path, out: Path) -> None:
     rows = _rows(drawn)
-    save_picture(drawn[-1].picture, folder / str(rows[-1]["file"]))
+    save_image(drawn[-1].picture, folder / str(rows[-1]["file"]))
     best = min(drawn, key=lambda each: each.score)
-    save_picture(best.picture, out)
+    save_image(best.picture, out)
     shown = [
         CaptionedImage(
             to_image(each.picture),

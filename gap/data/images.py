@@ -1,4 +1,4 @@
-"""Picture files: found, opened as 8-bit tensors whatever they hold, and saved whole."""
+"""Picture files: found, opened as 8-bit tensors whatever they hold."""
 
 import os
 import struct
@@ -12,7 +12,6 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from gap.core.errors import GapError, GapWarning
-from gap.core.files import atomic_write
 from gap.core.paths import exists, is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
@@ -146,22 +145,6 @@ def is_system_file(folder: str) -> bool:
 def is_image(path: Path) -> bool:
     """Whether a file is taken for a picture by its name: a known suffix, not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-
-
-def save_picture(images: Tensor, path: str | Path) -> None:
-    """Save one picture, C x H x W with 1 or 3 channels, uint8 or float in [0, 1], as an 8-bit PNG that appears whole.
-
-    Floats are rounded to the nearest of 256 levels. The folder is made where it is missing. Raises GapError where the
-    file cannot be written.
-    """
-    mode = _mode(images.shape[0])
-    levels = images.detach().cpu()
-    if levels.is_floating_point():
-        levels = levels.float().clamp(0, 1).mul(255).round().to(torch.uint8)
-    pixels = levels.permute(1, 2, 0).contiguous().numpy()
-    picture = Image.fromarray(pixels[..., 0] if mode == "L" else pixels)
-    with atomic_write(path) as part:
-        picture.save(part, format="PNG")
 
 
 def _mode(channels: int) -> str:

@@ -14,7 +14,7 @@ from gap.classifiers.registry import runs_user_code, split_name
 from gap.core.artifact import Artifact, write_marker
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.data.images import find_pictures, load_image, save_picture
+from gap.data.images import find_pictures, load_image
 from gap.evaluation.evaluate import quantize_checked
 from gap.report.pictures import save_image, side_by_side
 from gap.threat import NORMS, Budget
@@ -57,7 +57,7 @@ def perturb_files(
         adversarial = quantize_checked(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
         name = _unique_name(path.stem, taken)
         write_marker(out)
-        save_picture(adversarial[0], out / f"{name}.png")
+        save_image(adversarial[0], out / f"{name}.png")
         before, after = _read(reader, clean), _read(reader, adversarial)
         save_image(
             side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_comparison_name(name)}.png"

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from gap.core.errors import GapError
-from gap.core.files import write_bytes
+from gap.core.files import atomic_write
 from gap.report.layout import MUTED, PAPER, font, grid, label, stack, with_border
 
 PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
@@ -92,15 +92,21 @@ def contact_sheet(rows: Sequence[ContactRow]) -> Image.Image:
 
 
 def to_png_bytes(image: Image.Image) -> bytes:
-    """The picture as the bytes of a PNG file."""
+    """The picture as the bytes of a small PNG file."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
-def save_image(image: Image.Image, path: str | Path) -> Path:
-    """Write the picture as a PNG that appears whole. Raises GapError when it cannot be written."""
-    return write_bytes(path, to_png_bytes(image))
+def save_image(image: Image.Image | Tensor, path: str | Path) -> Path:
+    """Write a picture, or a tensor C x H x W as the picture nearest to it, as a PNG that appears whole.
+
+    The folder is made where it is missing. Raises GapError when the file cannot be written.
+    """
+    picture = to_image(image) if isinstance(image, Tensor) else image
+    with atomic_write(path) as part:
+        picture.save(part, format="PNG")
+    return Path(path)
 
 
 def _sheet_row(row: ContactRow) -> Image.Image:

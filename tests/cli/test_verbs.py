@@ -12,8 +12,8 @@ from PIL import Image
 
 from gap.cli import demo_sections as sections
 from gap.cli.app import COMMANDS
-from gap.data.images import save_picture
 from gap.data.registry import load_data
+from gap.report.pictures import save_image
 
 CONTRACT = {
     "attack", "classifier", "data", "budget", "images", "clean_accuracy", "accuracy_under_attack", "fooling_rate",
@@ -42,7 +42,7 @@ def digits(tmp_path: Path) -> Path:
     """A folder of eight digits as picture files."""
     split = load_data("mnist-5k").test
     for index in range(8):
-        save_picture(split.images[index], tmp_path / "digits" / f"{index}.png")
+        save_image(split.images[index], tmp_path / "digits" / f"{index}.png")
     return tmp_path / "digits"
 
 

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from gap.core.errors import GapError
-from gap.data.images import find_pictures, load_image, save_picture
+from gap.data.images import find_pictures, load_image
+from gap.report.pictures import save_image
 
 RAMP = np.arange(24, dtype=np.uint8).reshape(4, 6) * 10
 
@@ -191,13 +192,13 @@ def test_nothing_to_find(tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
 def test_saved_is_opened_again_the_same(tmp_path: Path, channels: int, dtype: torch.dtype) -> None:
     levels = torch.arange(256, dtype=torch.uint8).repeat(channels, 2, 1)
-    save_picture(levels if dtype == torch.uint8 else levels.to(dtype) / 255, tmp_path / "new" / "a.png")
+    save_image(levels if dtype == torch.uint8 else levels.to(dtype) / 255, tmp_path / "new" / "a.png")
     assert torch.equal(load_image(tmp_path / "new" / "a.png", channels), levels)
     assert os.listdir(tmp_path / "new") == ["a.png"]
 
 
 def test_floats_are_rounded_to_the_nearest_level(tmp_path: Path) -> None:
-    save_picture(torch.tensor([[[0.4, 0.6, 254.6, 99.4]]]) / 255, tmp_path / "a.png")
+    save_image(torch.tensor([[[0.4, 0.6, 254.6, 99.4]]]) / 255, tmp_path / "a.png")
     assert gray(tmp_path / "a.png") == [[0, 1, 255, 99]]
 
 
@@ -210,11 +211,11 @@ def test_a_save_that_fails_leaves_the_old_file(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(Image.Image, "save", half_written)
     with pytest.raises(GapError, match=r"a\.png cannot be written: No space left"):
-        save_picture(torch.zeros(1, 4, 6), path)
+        save_image(torch.zeros(1, 4, 6), path)
     assert gray(path) == RAMP.tolist() and os.listdir(tmp_path) == ["a.png"]
 
 
 def test_saved_where_no_folder_can_be(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(GapError, match="cannot be written"):
-        save_picture(torch.zeros(1, 2, 2), tmp_path / "file" / "a.png")
+        save_image(torch.zeros(1, 2, 2), tmp_path / "file" / "a.png")

@@ -13,7 +13,6 @@ from gap.report.pictures import (
     save_image,
     side_by_side,
     to_image,
-    to_png_bytes,
 )
 
 
@@ -179,7 +178,6 @@ def test_contact_sheet_refuses_rows_that_do_not_match():
 def test_saved_pictures_are_whole_png_files(tmp_path):
     image = to_image(torch.rand(3, 9, 7, generator=torch.Generator().manual_seed(0)))
     path = save_image(image, tmp_path / "deep" / "picture.png")
-    assert path.read_bytes() == to_png_bytes(image)
     with Image.open(io.BytesIO(path.read_bytes())) as again:
         assert again.format == "PNG"
         assert np.array_equal(pixels(again), pixels(image))

@@ -43,13 +43,13 @@ def compare_styles(
     """
     from gap.cli.drawing import find_device, load_backbone
     from gap.core.artifact import prepare_output_dir, write_marker
-    from gap.data.images import save_picture
     from gap.imagery.canvas import fit_size, resize
     from gap.imagery.comparison.ablations import StylizationMethod, ablated
     from gap.imagery.comparison.methods import activation_entropy, check_metric_network, run_comparison
     from gap.imagery.drawings import sized_image
     from gap.imagery.options import StyleTransferOptions
     from gap.report.page import Figure, Section, write_page
+    from gap.report.pictures import save_image
     from gap.report.plots import lines
     from gap.training.runtime import use_bf16
 
@@ -79,7 +79,7 @@ def compare_styles(
     drawn: list[StylizationResult] = []
     for each in run_comparison(contents, styles, methods, reader, weights=options.weights):
         drawn.append(each)
-        save_picture(each.picture, out / _file(each, content, style))
+        save_image(each.picture, out / _file(each, content, style))
         names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.method} x {each.weight:g}"
         typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
     pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]

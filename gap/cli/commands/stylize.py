@@ -141,12 +141,12 @@ def _in_one_pass(
     out: Path,
 ) -> None:
     """Draw with a trained stylizer; it gets styles as large as the content, as in its training."""
-    from gap.data.images import save_picture
     from gap.imagery.drawings import sized_image
+    from gap.report.pictures import save_image
 
     picture, *paintings = (
         sized_image(path, stylizer.channels, size).to(stylizer.device) for path in (content, *styles)
     )
     started = time.monotonic()
-    save_picture(stylizer(picture, paintings, shares), out)
+    save_image(stylizer(picture, paintings, shares), out)
     typer.echo(f"{time.monotonic() - started:.2f} seconds\n{out}")
