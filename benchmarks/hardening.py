@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from gap.classifiers.classifier import load_classifier
+from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.task import load_task
 from gap.core.artifact import open_artifact
 from gap.hardening.inner_attacks import parse_inner_attack
@@ -137,9 +138,9 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
 def make_step(options: HardenOptions) -> Step:
     """A step of that hardening, of a classifier with fresh weights."""
     torch.manual_seed(0)
-    training = make_training(
-        options, load_classifier(options.classifier).to(memory_format=torch.channels_last), steps=10_000
-    )
+    classifier = load_classifier(options.classifier)
+    use_channels_last(classifier)
+    training = make_training(options, classifier, steps=10_000)
     for module in training.modules.values():
         module.network.train()
     return lambda images, labels: training.training_step(images, labels, torch.Tensor.backward)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gap.classifiers.classifier import Classifier, load_classifier
+from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.task import load_task
 from gap.hardening.options import HardenOptions
 from gap.hardening.train import make_training
@@ -81,7 +82,9 @@ def with_torchattacks(classifier: nn.Module, budget: Budget, steps: int) -> Atta
 
 def fresh(arguments: argparse.Namespace) -> Classifier:
     torch.manual_seed(0)
-    return load_classifier(arguments.classifier).to(memory_format=torch.channels_last)
+    classifier = load_classifier(arguments.classifier)
+    use_channels_last(classifier)
+    return classifier
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from gap.classifiers.options import InputOptions
 from gap.core.options import Options, split_names
@@ -35,6 +35,12 @@ Padding = Literal["zeros", "reflect", "replicate"]
 Strides = Literal["own", "smooth"]
 
 
+def _one_or_more(layers: list[str] | None) -> list[str] | None:
+    if layers is not None and not layers:
+        raise ValueError("style is read from one layer or more; leave the option out for the usual ones")
+    return layers
+
+
 class LayerOptions(Options):
     """Where the backbone is read, and how its operations are changed for drawing."""
 
@@ -42,8 +48,8 @@ class LayerOptions(Options):
     layers: Annotated[
         list[str] | None,
         BeforeValidator(split_names),
+        AfterValidator(_one_or_more),
         Field(
-            min_length=1,
             description="Style layers, as a,b,c; gap inspect lists them. By default those usual for the backbone.",
             json_schema_extra={"complete": "layers"},
         ),
