@@ -25,7 +25,7 @@ from gap.classifiers.checkpoints import (
     load_untrusted,
 )
 from gap.classifiers.provenance import check_fingerprints
-from gap.core.artifact import CHECKPOINT
+from gap.core.artifact import CHECKPOINT, Artifact, save_artifact
 from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write
 from gap.core.network import NetworkError
@@ -76,16 +76,28 @@ class TrainingProgress:
 Callback = Callable[[TrainingProgress], None]
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a training is kept, where it computes, what hears of it, and whether it goes on from its checkpoint."""
+
+    folder: Path
+    accelerator: Accelerator
+    callbacks: Sequence[Callback] = ()
+    resume: bool = False
+
+    def save(self, kind: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Artifact:
+        """Leave the artifact in the folder. Only the main process writes it; the others have its card alone."""
+        if not self.accelerator.is_main_process:
+            return Artifact(self.folder, {"kind": kind, **card})
+        return save_artifact(self.folder, kind, tensors, card)
+
+
 def train(
     training: TrainingTask,
     split: Split,
     held_out: Split,
     schedule: TrainSchedule,
-    folder: Path,
-    accelerator: Accelerator,
-    callbacks: Sequence[Callback] = (),
-    *,
-    resume: bool = False,
+    run: TrainingRun,
     fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Run a training to its end and return its last metrics on `held_out`.
@@ -96,7 +108,7 @@ def train(
     Raises TrainingInterrupted after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer
     finite.
     """
-    return _Trainer(training, split, held_out, schedule, folder, accelerator, callbacks, fingerprints or {}).run(resume)
+    return _Trainer(training, split, held_out, schedule, run, fingerprints or {}).run(run.resume)
 
 
 class _Trainer:
@@ -106,14 +118,13 @@ class _Trainer:
         split: Split,
         held_out: Split,
         schedule: TrainSchedule,
-        folder: Path,
-        accelerator: Accelerator,
-        callbacks: Sequence[Callback],
+        run: TrainingRun,
         fingerprints: Mapping[str, str],
     ) -> None:
         self.training, self.split, self.held_out, self.schedule = training, split, held_out, schedule
-        self.folder, self.accelerator, self.fingerprints = folder, accelerator, dict(fingerprints)
-        self.callbacks = callbacks if accelerator.is_main_process else ()
+        self.folder, self.accelerator, self.fingerprints = run.folder, run.accelerator, dict(fingerprints)
+        accelerator = run.accelerator
+        self.callbacks = run.callbacks if accelerator.is_main_process else ()
         world = accelerator.num_processes
         if schedule.batch_size % world:
             raise GapError(f"`batch_size` {schedule.batch_size} does not divide over {world} processes")
