@@ -2,7 +2,6 @@
 
 import math
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,24 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, extract_model_from_parallel
 from torch import Tensor
 
-from gap.classifiers.checkpoints import (
-    DamagedError,
-    check_finite,
-    load_optimizer_checked,
-    load_state_dict_checked,
-    load_untrusted,
-)
-from gap.classifiers.provenance import check_fingerprints
 from gap.core.artifact import CHECKPOINT, Artifact, save_artifact
 from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write
 from gap.core.network import NetworkError
 from gap.core.process import TrainingInterrupted
+from gap.core.safe_load import load_optimizer_checked, load_state_dict_checked
 from gap.data.dataset import Split, sequential_batches
+from gap.training.checkpoint import START_AGAIN, check_fingerprints, read_checkpoint
 from gap.training.task import TrainingTask
-
-# What to do about a checkpoint that cannot be used.
-START_AGAIN = "start again with `overwrite`"
 
 
 @dataclass(frozen=True)
@@ -354,24 +344,6 @@ class _Trainer:
         with self._main_only() as here:
             if here:
                 check_fingerprints(self.fingerprints, fingerprints, path)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
-    try:
-        state = load_untrusted(path)
-    except pickle.UnpicklingError as error:
-        raise GapError(
-            f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
-        ) from error
-    except DamagedError as error:
-        raise GapError(f"{path} is cut short or damaged; {START_AGAIN}") from error
-    if not isinstance(state, dict) or not {"step", "modules", "training"} <= state.keys():
-        raise GapError(f"{path} is not a checkpoint of gap")
-    if type(state["step"]) is not int or state["step"] < 0:
-        raise GapError(f"{path} is damaged: its step is {state['step']!r}; {START_AGAIN}")
-    check_finite(state, path, START_AGAIN)
-    return state
 
 
 def seed_all(seed: int, step: int, process: int) -> None:

@@ -36,10 +36,11 @@ from gap.hardening.initializers import GeneratorInit, GeneratorPopulation, Pertu
 from gap.hardening.inner_attacks import InnerAttack
 from gap.hardening.task import AdversarialTraining
 from gap.threat import L2, Budget
+from gap.training.checkpoint import read_checkpoint
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import allow_unused_weights, make_accelerator
 from gap.training.task import Backward, OptimizedModule, with_adamw
-from gap.training.trainer import TrainingRun, TrainSchedule, read_checkpoint, train
+from gap.training.trainer import TrainingRun, TrainSchedule, train
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")

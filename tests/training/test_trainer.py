@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
 from gap.data.dataset import InMemorySplit
+from gap.training.checkpoint import read_checkpoint
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import make_accelerator
 from gap.training.task import Backward
-from gap.training.trainer import TrainingProgress, TrainingRun, TrainSchedule, _schedule, read_checkpoint, train
+from gap.training.trainer import TrainingProgress, TrainingRun, TrainSchedule, _schedule, train
 
 
 class Listing(InMemorySplit):

@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from gap.attacks.base import Attack, SavedAttack
 from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.universal import Universal
-from gap.classifiers.checkpoints import check_values
 from gap.classifiers.classifier import Classifier, ClassifierMetadata
 from gap.classifiers.fuse import fuse_conv_bn
 from gap.core.artifact import CARD, TENSORS, Artifact, Count, Side, open_artifact
 from gap.core.errors import GapError, GapWarning, first_line
 from gap.core.frozen import frozen
+from gap.core.safe_load import check_values
 from gap.models.generators import make_generator
 from gap.threat import Budget
 

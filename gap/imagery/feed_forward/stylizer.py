@@ -7,12 +7,12 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from gap.classifiers.checkpoints import check_shapes
 from gap.classifiers.classifier import Classifier, ClassifierMetadata, load_classifier
 from gap.classifiers.registry import runs_user_code, split_name
 from gap.core.artifact import CARD, TENSORS, Artifact, Count, open_artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
+from gap.core.safe_load import check_shapes
 from gap.imagery.backbone import check_size, prepare_backbone
 from gap.imagery.feed_forward.options import StylizerType
 from gap.imagery.style_transfer import normalize_weights
