@@ -231,6 +231,25 @@ def test_errors_of_python_name_no_flags(model: Net, digits: tuple[Tensor, Tensor
         assert "--" not in str(error.value)
 
 
+@pytest.mark.parametrize("device", ["cuda:7", "gpu", ""])
+def test_device_that_is_not_there_is_refused_by_name(
+    model: Net, digits: tuple[Tensor, Tensor], generator: gap.attacks.Attack, tmp_path: Path, device: str
+) -> None:
+    """Catches: torch's own RuntimeError, of several lines, for a misspelled or absent device."""
+    generator.save(tmp_path)
+    for call in (
+        lambda: gap.pretrain(model, digits, device=device, progress=False),
+        lambda: gap.harden(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.train_generator(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.evaluate("fgsm", model, digits, BUDGET, device=device),
+        lambda: gap.judge(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.load_attack(tmp_path, device=device),
+    ):
+        with pytest.raises(GapError, match="`device`") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
 def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:
     """Catches: a loss or an attack of the user's own that is taken and ignored."""
     calls = {"loss": 0, "attack": 0}

@@ -36,7 +36,7 @@ def train_copy(
 
     `given` holds options by name, and `settings` are further arguments of `run_training`.
     """
-    place = torch.device(device) if device else find_device([model])
+    place = find_device([model], device)
     named = {"classifier": name_of(model), "data": data_name(data), "device": str(place)}
     options = kind.read(named, given)
     task = _load_labeled(copied(model), options, place, None if is_data_name(data) else training_data(data))

@@ -11,7 +11,7 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from gap.core.errors import GapError
+from gap.core.device import pick_device
 from gap.training.options import Precision, RuntimeOptions, TrainRuntimeOptions
 
 
@@ -38,24 +38,6 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     atexit.register(_destroy_process_group)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if half else "no")
-
-
-def pick_device(name: str) -> torch.device:
-    """The device of that name, as torch calls it; "auto" is the first accelerator, or else the CPU.
-
-    Raises GapError for a device that is not there.
-    """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise GapError(f"unknown device {name!r}; write auto, cpu, cuda, cuda:1, mps or xpu") from error
-    count = torch.accelerator.device_count() if accelerator and accelerator.type == device.type else 0
-    if device.type != "cpu" and (device.index or 0) >= count:
-        raise GapError(f"no device {name} is visible; use `device` cpu")
-    return device
 
 
 def allow_unused_weights(accelerator: Accelerator) -> None:

@@ -96,7 +96,7 @@ def train_generator(
     """
     models = [model] if isinstance(model, nn.Module | str | os.PathLike) else list(model)
     own_loss = loss if callable(loss) else None
-    device = torch.device(device) if device else find_device(models)
+    device = find_device(models, device)
     read = TrainOptions.read(
         {
             "classifier": [name_of(each) for each in models],
