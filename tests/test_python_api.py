@@ -250,6 +250,27 @@ def test_device_that_is_not_there_is_refused_by_name(
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("labels", ["predicted", "auto", torch.arange(3)])
+def test_labels_for_the_training_of_a_classifier_are_refused(
+    model: Net, digits: tuple[Tensor, Tensor], labels: object
+) -> None:
+    """Catches: labels that are asked for and replaced in silence by those of the data."""
+    for call in (
+        lambda: gap.pretrain(model, digits, labels=labels, epochs=0.1, progress=False),
+        lambda: gap.harden(model, digits, BUDGET, labels=labels, epochs=0.1, progress=False),
+    ):
+        with pytest.raises(GapError, match="on the data's own labels; leave out `labels`$"):
+            call()
+
+
+def test_training_of_a_classifier_on_images_without_labels_names_what_works(tmp_path: Path) -> None:
+    """Catches: the advice to use predicted labels, which such a training then refuses."""
+    for number in range(6):
+        Image.effect_noise((28, 28), 80).save(tmp_path / f"{number}.png")
+    with pytest.raises(GapError, match=r"has no labels; add a labels.csv \(file,label\), or, to attack a classifier, "):
+        gap.pretrain("mnist-cnn", f"folder:{tmp_path}", progress=False)
+
+
 def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:
     """Catches: a loss or an attack of the user's own that is taken and ignored."""
     calls = {"loss": 0, "attack": 0}

@@ -126,7 +126,8 @@ def load_task(
     unlabeled = data.test.labels is None
     if unlabeled and options.labels == "data":
         raise GapError(
-            f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: `labels` predicted"
+            f"{data.name} has no labels; add a labels.csv (file,label), or, to attack a classifier, take its:"
+            " `labels` predicted"
         )
     if unlabeled or options.labels == "predicted":
         data = label_with_predictions(data, classifiers[0], device)

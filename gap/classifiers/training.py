@@ -10,10 +10,11 @@ from accelerate import Accelerator
 from gap.classifiers.adapters import ClassifierLike, copied, name_of
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.memory_format import use_channels_last
-from gap.classifiers.options import ClassifierTrainingOptions
+from gap.classifiers.options import OWN_LABELS, ClassifierTrainingOptions
 from gap.classifiers.task import AttackTask, accuracy, find_device, load_task, name_classes
 from gap.classifiers.trained import TrainedClassifier
 from gap.core.artifact import Artifact
+from gap.core.errors import GapError
 from gap.data.adapters import data_name, is_data_name, training_data
 from gap.data.dataset import Dataset
 from gap.training.run import Work, run_training
@@ -34,8 +35,10 @@ def train_copy(
 ) -> TrainedClassifier:
     """Train a copy of a user's model by `work`, which takes options of this kind, and the copy with its data as `task`.
 
-    `given` holds options by name, and `settings` are further arguments of `run_training`.
+    `given` holds options by name, and `settings` are further arguments of `run_training`. Raises GapError for `labels`.
     """
+    if "labels" in given:
+        raise GapError(OWN_LABELS)
     place = find_device([model], device)
     named = {"classifier": name_of(model), "data": data_name(data), "device": str(place)}
     options = kind.read(named, given)
