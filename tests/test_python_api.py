@@ -1,11 +1,17 @@
 """The Python block of the documentation, on tiny real data: objects go in, objects come out."""
 
+import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -259,7 +265,7 @@ def test_labels_for_the_training_of_a_classifier_are_refused(
         lambda: gap.pretrain(model, digits, labels=labels, epochs=0.1, progress=False),
         lambda: gap.harden(model, digits, BUDGET, labels=labels, epochs=0.1, progress=False),
     ):
-        with pytest.raises(GapError, match="on the data's own labels; leave out `labels`$"):
+        with pytest.raises(GapError, match=r"on the data's own labels; leave out `labels`$"):
             call()
 
 
@@ -269,6 +275,59 @@ def test_training_of_a_classifier_on_images_without_labels_names_what_works(tmp_
         Image.effect_noise((28, 28), 80).save(tmp_path / f"{number}.png")
     with pytest.raises(GapError, match=r"has no labels; add a labels.csv \(file,label\), or, to attack a classifier, "):
         gap.pretrain("mnist-cnn", f"folder:{tmp_path}", progress=False)
+
+
+def process_state() -> dict[str, object]:
+    """What a training could change in the process of its user."""
+    denormal = torch.tensor([sys.float_info.min], dtype=torch.float64) / 2
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [str(part) for part in np.random.get_state()],
+        "python": random.getstate(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warns only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "TF32": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        "flushes denormal numbers": not denormal.item(),
+        "environment": dict(os.environ),
+        "accelerate": dict(AcceleratorState._shared_state),
+    }
+
+
+@pytest.fixture
+def unusual_process() -> Iterator[None]:
+    """Flags of which none is what a training sets."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True, mixed_precision="bf16")
+    yield
+    torch.use_deterministic_algorithms(False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("unusual_process")
+@pytest.mark.parametrize("function", ["pretrain", "harden", "train_generator", "judge"])
+def test_training_leaves_the_process_as_it_was(model: Net, digits: tuple[Tensor, Tensor], function: str) -> None:
+    """Catches: flags and random numbers of the user's own code that are others after a training."""
+
+    def draw(progress: object) -> None:
+        torch.rand(1), np.random.rand(), random.random()
+
+    few = (digits[0][:60], digits[1][:60])
+    settings = {"epochs": 1, "batch_size": 20, "deterministic": True, "precision": "fp32", "callbacks": [draw]}
+    calls = {
+        "pretrain": lambda: gap.pretrain("mnist-cnn", few, **settings, progress=False),
+        "harden": lambda: gap.harden(model, few, BUDGET, steps=1, **settings, progress=False),
+        "train_generator": lambda: gap.train_generator(model, few, BUDGET, **settings, progress=False),
+        "judge": lambda: gap.judge(
+            model, few, BUDGET, images=4, fast=True, adaptive_images=60, training=few, progress=False
+        ),
+    }
+    before = process_state()
+    calls[function]()
+    assert process_state() == before
 
 
 def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:

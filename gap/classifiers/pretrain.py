@@ -16,7 +16,7 @@ from gap.classifiers.task import AttackTask
 from gap.classifiers.trained import TrainedClassifier
 from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
 from gap.core.artifact import Artifact
-from gap.training.runtime import allow_unused_weights, make_accelerator
+from gap.training.runtime import allow_unused_weights, make_accelerator, preserve_process_state
 from gap.training.task import Backward, OptimizedModule, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
@@ -41,6 +41,7 @@ class ClassifierTraining(TrainingTask):
         return {"accuracy": logits.argmax(dim=1) == labels}
 
 
+@preserve_process_state()
 def pretrain(
     model: ClassifierLike,
     data: Any = "mnist-5k",

@@ -38,7 +38,7 @@ from gap.hardening.options import KEEPING, HardenOptions
 from gap.hardening.task import AdversarialTraining
 from gap.models.generators import make_generator
 from gap.threat import Budget, as_budget
-from gap.training.runtime import allow_unused_weights, make_accelerator
+from gap.training.runtime import allow_unused_weights, make_accelerator, preserve_process_state
 from gap.training.task import OptimizedModule, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
@@ -46,6 +46,7 @@ from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 NOISE = 0.5
 
 
+@preserve_process_state()
 def harden(
     model: ClassifierLike,
     data: Any,

@@ -36,7 +36,7 @@ from gap.report.pictures import amplify, save_image, to_image
 from gap.threat import Budget, as_budget
 from gap.training.augmentation import make_augmentation
 from gap.training.run import run_training
-from gap.training.runtime import main_first, make_accelerator
+from gap.training.runtime import main_first, make_accelerator, preserve_process_state
 from gap.training.task import with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
@@ -44,6 +44,7 @@ from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 EPOCHS_TO_WARN = 100
 
 
+@preserve_process_state()
 def train_generator(
     model: ClassifierLike | Sequence[ClassifierLike],
     data: Any = "mnist-5k",

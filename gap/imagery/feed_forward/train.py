@@ -23,7 +23,7 @@ from gap.imagery.objectives import Activations, TotalVariation
 from gap.models.feature_extractor import FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import main_first, make_accelerator
+from gap.training.runtime import main_first, make_accelerator, preserve_process_state
 from gap.training.task import Backward, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
@@ -108,6 +108,7 @@ class StylizerTraining(TrainingTask):
         return drawn, {"objective": total, "style": style, "content": content, "colors": colors}
 
 
+@preserve_process_state()
 def train_stylizer(
     options: StylizerOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
 ) -> Artifact:
