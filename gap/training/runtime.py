@@ -60,7 +60,8 @@ def preserve_process_state() -> Iterator[None]:
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     flush_denormal = sys.float_info.min / 2 == 0  # torch has no function that says it
     cudnn = torch.backends.cudnn
-    benchmark, precisions = cudnn.benchmark, [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
+    benchmark, allow_tf32 = cudnn.benchmark, _allow_tf32()
+    precisions = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
     workspace = os.environ.get(CUBLAS_WORKSPACE)
     shared = [(state._shared_state, dict(state._shared_state)) for state in ACCELERATE_STATES]
     python, arrays = random.getstate(), np.random.get_state()
@@ -80,10 +81,20 @@ def preserve_process_state() -> Iterator[None]:
         if workspace is None:
             os.environ.pop(CUBLAS_WORKSPACE, None)
         cudnn.benchmark = benchmark
+        if allow_tf32 is not None:
+            cudnn.allow_tf32 = allow_tf32
         for part, precision in precisions:
             part.fp32_precision = precision
         torch.set_flush_denormal(flush_denormal)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _allow_tf32() -> bool | None:
+    """The flag of cuDNN; None where the newer `fp32_precision` was set, which makes torch refuse to read the flag."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def allow_unused_weights(accelerator: Accelerator) -> None:
