@@ -153,7 +153,7 @@ def test_block_runs_as_written(
         model, train, BUDGET, attacks=["pgd", generator], steps=1, epochs=2, val_images=50, progress=False
     )
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert [row["epoch"] for row in hardened.history if "validation_val_pgd_accuracy" in row] == [1.0, 2.0]
+    assert [row["epoch"] for row in hardened.history if "validation_pgd_accuracy" in row] == [1.0, 2.0]
     assert hardened.artifact.card["adversarial_training"]["attacks"] == {"pgd": 0.5, "bounded_generator": 0.5}
     hardened.save("runs/h")
     verdict = gap.judge(hardened.classifier, test, BUDGET, images=20, fast=True, progress=False)

@@ -166,7 +166,7 @@ def harden_from_options(
         "budget": options.budget,
         "attacks": {inner_attack.name: inner_attack.share for inner_attack in training.mixture},
         "steps": {inner_attack.name: inner_attack.steps for inner_attack in training.mixture},
-        "val_pgd_accuracy": training.best_probe,
+        "validation_pgd_accuracy": training.best_probe,
         "recoveries": training.recoveries,
     }
     return save_classifier(
