@@ -1,11 +1,17 @@
 """The Python block of the documentation, on tiny real data: objects go in, objects come out."""
 
+import os
+import random
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
@@ -147,7 +153,7 @@ def test_block_runs_as_written(
         model, train, BUDGET, attacks=["pgd", generator], steps=1, epochs=2, val_images=50, progress=False
     )
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert [row["epoch"] for row in hardened.history if "validation_val_pgd_accuracy" in row] == [1.0, 2.0]
+    assert [row["epoch"] for row in hardened.history if "validation_pgd_accuracy" in row] == [1.0, 2.0]
     assert hardened.artifact.card["adversarial_training"]["attacks"] == {"pgd": 0.5, "bounded_generator": 0.5}
     hardened.save("runs/h")
     verdict = gap.judge(hardened.classifier, test, BUDGET, images=20, fast=True, progress=False)
@@ -229,6 +235,99 @@ def test_errors_of_python_name_no_flags(model: Net, digits: tuple[Tensor, Tensor
         with pytest.raises(GapError) as error:
             call()
         assert "--" not in str(error.value)
+
+
+@pytest.mark.parametrize("device", ["cuda:7", "gpu", ""])
+def test_device_that_is_not_there_is_refused_by_name(
+    model: Net, digits: tuple[Tensor, Tensor], generator: gap.attacks.Attack, tmp_path: Path, device: str
+) -> None:
+    """Catches: torch's own RuntimeError, of several lines, for a misspelled or absent device."""
+    generator.save(tmp_path)
+    for call in (
+        lambda: gap.pretrain(model, digits, device=device, progress=False),
+        lambda: gap.harden(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.train_generator(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.evaluate("fgsm", model, digits, BUDGET, device=device),
+        lambda: gap.judge(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.load_attack(tmp_path, device=device),
+    ):
+        with pytest.raises(GapError, match="`device`") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("labels", ["predicted", "auto", torch.arange(3)])
+def test_labels_for_the_training_of_a_classifier_are_refused(
+    model: Net, digits: tuple[Tensor, Tensor], labels: object
+) -> None:
+    """Catches: labels that are asked for and replaced in silence by those of the data."""
+    for call in (
+        lambda: gap.pretrain(model, digits, labels=labels, epochs=0.1, progress=False),
+        lambda: gap.harden(model, digits, BUDGET, labels=labels, epochs=0.1, progress=False),
+    ):
+        with pytest.raises(GapError, match=r"on the data's own labels; leave out `labels`$"):
+            call()
+
+
+def test_training_of_a_classifier_on_images_without_labels_names_what_works(tmp_path: Path) -> None:
+    """Catches: the advice to use predicted labels, which such a training then refuses."""
+    for number in range(6):
+        Image.effect_noise((28, 28), 80).save(tmp_path / f"{number}.png")
+    with pytest.raises(GapError, match=r"has no labels; add a labels.csv \(file,label\), or, to attack a classifier, "):
+        gap.pretrain("mnist-cnn", f"folder:{tmp_path}", progress=False)
+
+
+def process_state() -> dict[str, object]:
+    """What a training could change in the process of its user."""
+    denormal = torch.tensor([sys.float_info.min], dtype=torch.float64) / 2
+    return {
+        "torch": torch.get_rng_state().tolist(),
+        "numpy": [str(part) for part in np.random.get_state()],
+        "python": random.getstate(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "warns only": torch.is_deterministic_algorithms_warn_only_enabled(),
+        "benchmark": torch.backends.cudnn.benchmark,
+        "cudnn deterministic": torch.backends.cudnn.deterministic,
+        "TF32": (torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32),
+        "flushes denormal numbers": not denormal.item(),
+        "environment": dict(os.environ),
+        "accelerate": dict(AcceleratorState._shared_state),
+    }
+
+
+@pytest.fixture
+def unusual_process() -> Iterator[None]:
+    """Flags of which none is what a training sets."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
+    AcceleratorState._reset_state(reset_partial_state=True)
+    Accelerator(cpu=True, mixed_precision="bf16")
+    yield
+    torch.use_deterministic_algorithms(False)
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("unusual_process")
+@pytest.mark.parametrize("function", ["pretrain", "harden", "train_generator", "judge"])
+def test_training_leaves_the_process_as_it_was(model: Net, digits: tuple[Tensor, Tensor], function: str) -> None:
+    """Catches: flags and random numbers of the user's own code that are others after a training."""
+
+    def draw(progress: object) -> None:
+        torch.rand(1), np.random.rand(), random.random()
+
+    few = (digits[0][:60], digits[1][:60])
+    settings = {"epochs": 1, "batch_size": 20, "deterministic": True, "precision": "fp32", "callbacks": [draw]}
+    calls = {
+        "pretrain": lambda: gap.pretrain("mnist-cnn", few, **settings, progress=False),
+        "harden": lambda: gap.harden(model, few, BUDGET, steps=1, **settings, progress=False),
+        "train_generator": lambda: gap.train_generator(model, few, BUDGET, **settings, progress=False),
+        "judge": lambda: gap.judge(
+            model, few, BUDGET, images=4, fast=True, adaptive_images=60, training=few, progress=False
+        ),
+    }
+    before = process_state()
+    calls[function]()
+    assert process_state() == before
 
 
 def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:

@@ -15,13 +15,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.parameter import is_lazy
 
-from gap.classifiers.checkpoints import infer_num_classes, load_state_dict_checked, read_weights, tensors_of
+from gap.classifiers.checkpoints import infer_num_classes, read_weights
 from gap.classifiers.registry import ClassifierSpec, resolve_builder, runs_user_code, split_name
 from gap.core.artifact import TENSORS, Artifact, Count, Side, is_artifact, open_artifact
 from gap.core.errors import GapError, GapWarning, unknown_name_error
 from gap.core.frozen import frozen
 from gap.core.network import device_of, output_types, run_network
 from gap.core.paths import is_file
+from gap.core.safe_load import load_state_dict_checked, tensors_of
 from gap.models.classifiers import BUILTIN
 
 

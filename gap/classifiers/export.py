@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from gap.classifiers.checkpoints import tensors_of
 from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write
+from gap.core.safe_load import tensors_of
 
 # How far an exported network's logits may be from ours, as a share of how far ours spread.
 TOLERANCE = 1e-3

@@ -1,10 +1,11 @@
 """Options of what is classified, and of `gap pretrain`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from gap.core.errors import GapError
 from gap.core.options import Options
 from gap.training.options import AugmentationOptions, TrainRuntimeOptions
 
@@ -14,6 +15,7 @@ NAME_SYNTAX = (
     " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
 )
 Labels = Literal["auto", "data", "predicted"]
+OWN_LABELS = "a classifier is trained on the data's own labels; leave out `labels`"
 
 
 class NormalizerOptions(Options):
@@ -62,7 +64,19 @@ class DataOptions(InputOptions):
     ] = "auto"
 
 
-class PretrainOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
+class ClassifierTrainingOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
+    """What the trainings of a classifier have in common."""
+
+    classifier: str
+
+    @model_validator(mode="after")
+    def _learns_from_labels(self) -> Self:
+        if self.labels == "predicted":
+            raise GapError(OWN_LABELS)
+        return self
+
+
+class PretrainOptions(ClassifierTrainingOptions):
     """Options of `gap pretrain`."""
 
     classifier: Annotated[

@@ -1,7 +1,6 @@
 """Standard training of a classifier, so that there is something to attack."""
 
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +8,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gap.classifiers.adapters import ClassifierLike, copied, name_of
-from gap.classifiers.memory_format import check_training, use_channels_last
+from gap.classifiers.adapters import ClassifierLike
+from gap.classifiers.memory_format import check_training
 from gap.classifiers.options import PretrainOptions
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import AttackTask, accuracy, find_device, load_task, name_classes
+from gap.classifiers.task import AttackTask
 from gap.classifiers.trained import TrainedClassifier
-from gap.core.artifact import Artifact, save_artifact
-from gap.core.errors import GapError
-from gap.data.adapters import data_name, is_data_name, training_data
-from gap.training.run import run_training
-from gap.training.runtime import allow_unused_weights, main_first, make_accelerator
+from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
+from gap.core.artifact import Artifact
+from gap.training.runtime import allow_unused_weights, make_accelerator, preserve_process_state
 from gap.training.task import Backward, OptimizedModule, TrainingTask, with_adamw
-from gap.training.trainer import Callback, TrainSchedule, train
+from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
 
 class ClassifierTraining(TrainingTask):
@@ -44,6 +41,7 @@ class ClassifierTraining(TrainingTask):
         return {"accuracy": logits.argmax(dim=1) == labels}
 
 
+@preserve_process_state()
 def pretrain(
     model: ClassifierLike,
     data: Any = "mnist-5k",
@@ -83,22 +81,13 @@ def pretrain(
         GapError: when the classifier and the data do not fit, or the data has no labels.
         TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
     """
-    device = torch.device(device) if device else find_device([model])
-    given = {"classifier": name_of(model), "data": data_name(data), "batch_size": batch_size, "seed": seed}
-    read = PretrainOptions.read(
-        given | {"device": str(device)} | ({"epochs": epochs} if epochs is not None else {}), options
-    )
-    adapted = None if is_data_name(data) else training_data(data)
-    task = load_task([copied(model)], read.model_copy(update={"labels": "data"}), device, data=adapted)
-    use_channels_last(task.classifiers[0])
-    work = partial(pretrain_from_options, task=task)
-    artifact, history = run_training(
-        "pretrain", work, read, out, resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress
-    )
-    classifier = task.classifiers[0]
-    artifact.fit(classifier.network)
-    classifier.name += " (trained)"
-    return TrainedClassifier(classifier.eval(), artifact, history)
+    given = {"batch_size": batch_size, "seed": seed} | ({} if epochs is None else {"epochs": epochs})
+    trained = train_copy(
+        "pretrain", pretrain_from_options, PretrainOptions, model, data, given | options, device, out,
+        resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
+    trained.classifier.name += " (trained)"
+    return trained
 
 
 def pretrain_from_options(
@@ -115,42 +104,16 @@ def pretrain_from_options(
 
     Raises GapError when the classifier and the data do not fit, or the data has no labels.
     """
-    folder = Path(folder)
-    accelerator = make_accelerator(options)
-    if options.labels == "predicted":
-        raise GapError("gap pretrain learns the data's own labels; leave out `labels` predicted")
-    if task is None:
-        labeled = options.model_copy(update={"labels": "data"})
-        with main_first(accelerator):
-            task = load_task([options.classifier], labeled, accelerator.device)
-    classifier, data = task.classifiers[0], task.data
+    run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
+    classifier, data = load_learner(options, run.accelerator, task)
     if not check_training(classifier):
-        allow_unused_weights(accelerator)
-    name_classes(classifier, data)
-    augmentation = options.augmentation(classifier.spec.size)
+        allow_unused_weights(run.accelerator)
     training = ClassifierTraining(
-        with_adamw(classifier, options.lr, options.weight_decay), options.label_smoothing, augmentation
+        with_adamw(classifier, options.lr, options.weight_decay),
+        options.label_smoothing,
+        options.augmentation(classifier.spec.size),
     )
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
-    metrics = train(
-        training,
-        data.train,
-        data.validation,
-        schedule,
-        folder,
-        accelerator,
-        callbacks,
-        resume=resume,
-        fingerprints=data_fingerprints(data),
-    )
-    classifier.eval()
-    card = {
-        "classifier": classifier.describe(),
-        "data": data.describe(),
-        "metrics": {"validation": metrics}
-        | ({"test": {"accuracy": accuracy(classifier, data.test, accelerator.device)}} if len(data.test) else {}),
-        "options": options.to_dict(),
-    }
-    if not accelerator.is_main_process:
-        return Artifact(folder, {"kind": "classifier", **card})
-    return save_artifact(folder, "classifier", classifier.network.state_dict(), card)
+    last = train(training, data.train, data.validation, schedule, run, data_fingerprints(data))
+    metrics = final_metrics(classifier, data, last)
+    return save_classifier(run, classifier, data, metrics, options=options.to_dict())

@@ -17,6 +17,7 @@ from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.options import DataOptions
 from gap.classifiers.registry import is_untrained
 from gap.core.artifact import open_artifact
+from gap.core.device import pick_device
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
 from gap.core.network import device_of
@@ -125,7 +126,8 @@ def load_task(
     unlabeled = data.test.labels is None
     if unlabeled and options.labels == "data":
         raise GapError(
-            f"{data.name} has no labels; add a labels.csv (file,label), or take a classifier's: `labels` predicted"
+            f"{data.name} has no labels; add a labels.csv (file,label), or, to attack a classifier, take its:"
+            " `labels` predicted"
         )
     if unlabeled or options.labels == "predicted":
         data = label_with_predictions(data, classifiers[0], device)
@@ -147,15 +149,19 @@ def make_task(
     """
     named = isinstance(data, str | os.PathLike)
     read = DataOptions.read(({"data": str(data)} if named else {}) | options)
-    return load_task(models, read, device or find_device(models), data=None if named else adapt(data))
+    return load_task(models, read, find_device(models, device), data=None if named else adapt(data))
 
 
-def find_device(models: Sequence[ClassifierLike]) -> torch.device:
-    """The device that the first network is on; where all are names, the first accelerator, or else the CPU."""
-    for model in models:
-        if isinstance(model, nn.Module):
-            return device_of(model)
-    return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+def find_device(models: Sequence[ClassifierLike], device: torch.device | str | None = None) -> torch.device:
+    """The device of that name. Without one, that of the first network; where all are names, the first accelerator, or
+    else the CPU.
+
+    Raises GapError for a device that is not there.
+    """
+    if device is not None:
+        return pick_device(device)
+    network = next((model for model in models if isinstance(model, nn.Module)), None)
+    return pick_device("auto") if network is None else device_of(network)
 
 
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:

@@ -114,7 +114,7 @@ class Artifact:
     @contextmanager
     def _reading(self) -> Iterator[Path]:
         """Gives the file of the tensors; turns what reading it raises into a line."""
-        from gap.classifiers.checkpoints import READ_ERRORS
+        from gap.core.safe_load import READ_ERRORS
 
         path = self.folder / TENSORS
         try:
@@ -127,7 +127,7 @@ class Artifact:
 
     def fit(self, network: "nn.Module") -> None:
         """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
-        from gap.classifiers.checkpoints import load_state_dict_checked
+        from gap.core.safe_load import load_state_dict_checked
 
         load_state_dict_checked(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
 

@@ -20,11 +20,11 @@ _TRAINING_KEYS = {
     "from": "base_fingerprint",
     "mix": "attacks",
     "mended": "recoveries",
-    "probe_accuracy": "val_pgd_accuracy",
+    "probe_accuracy": "validation_pgd_accuracy",
 }
 _METRICS = {
-    "probe_accuracy": "val_pgd_accuracy",
-    "sparring_accuracy": "val_train_attack_accuracy",
+    "probe_accuracy": "pgd_accuracy",
+    "sparring_accuracy": "train_attack_accuracy",
     "target_open": "target_eligible",
     "target_reached": "target_success",
     "colours": "colors",

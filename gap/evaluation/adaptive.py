@@ -20,7 +20,7 @@ from gap.evaluation.masking_checks import differentiable
 from gap.threat import Budget
 from gap.training.options import RuntimeOptions
 from gap.training.runtime import make_accelerator
-from gap.training.trainer import Callback
+from gap.training.trainer import Callback, TrainingRun
 
 
 def adaptive_attacks(
@@ -51,7 +51,8 @@ def adaptive_attacks(
         name = f"adaptive {kind} ({round(epochs * len(train))} images)"
         with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as callback:
             try:
-                artifact = train_against(alone, options, Path(folder), make_accelerator(options), [callback])
+                run = TrainingRun(Path(folder), make_accelerator(options), [callback])
+                artifact = train_against(alone, options, run)
             except GapError as error:
                 warnings.warn(f"no adaptive {kind}: {error}", GapWarning, stacklevel=2)
                 continue

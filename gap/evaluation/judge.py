@@ -21,6 +21,7 @@ from gap.evaluation.robustness import RobustnessReport, evaluate_robustness
 from gap.threat import Budget, as_budget
 from gap.training.callbacks import ProgressBar
 from gap.training.options import RuntimeOptions
+from gap.training.runtime import preserve_process_state
 from gap.training.trainer import Callback
 
 # The key of a card under which reports are kept.
@@ -78,7 +79,7 @@ def judge(
         AutoAttack: Croce and Hein, 2020. Wilson, 1927, for the interval.
     """
     models = [model] if surrogate is None else [model, surrogate]
-    with torch.random.fork_rng():
+    with preserve_process_state():
         task = make_task(models, evaluation_data, data, device=device, **options)
         if training is not None:
             given = training_data(load_data(str(training)) if is_data_name(training) else training)

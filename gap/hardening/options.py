@@ -6,10 +6,9 @@ from typing import Annotated
 from pydantic import Field, model_validator
 
 from gap.attacks.generator.options import GeneratorOptions
-from gap.classifiers.options import DataOptions
+from gap.classifiers.options import ClassifierTrainingOptions
 from gap.core.errors import GapError
 from gap.core.options import Options
-from gap.training.options import AugmentationOptions, TrainRuntimeOptions
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class SmallGeneratorOptions(GeneratorOptions):
     ] = 4
 
 
-class HardenOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
+class HardenOptions(ClassifierTrainingOptions):
     """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
 
     classifier: Annotated[
@@ -167,8 +166,6 @@ class HardenOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
                 "`num_generators` makes copies of one that comes from a folder; name a folder for each instead"
             )
         self._check_used()
-        if self.labels == "predicted":
-            raise GapError("gap harden learns the data's own labels; leave out `labels` predicted")
         return self
 
     def _check_used(self) -> None:

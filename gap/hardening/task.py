@@ -139,13 +139,13 @@ class AdversarialTraining(TrainingTask):
         classifier = self.averaged.module.eval()
         metrics = {
             "accuracy": classifier(images).argmax(dim=1) == labels,
-            "val_pgd_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
+            "pgd_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
         }
         with frozen(classifier):
             inside = [replace(each, projected=True) for each in self.mixture]
             attacked = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
         robust = [classifier(adversarial).argmax(dim=1) == labels for adversarial in attacked]
-        metrics["val_train_attack_accuracy"] = torch.stack(robust).all(dim=0)
+        metrics["train_attack_accuracy"] = torch.stack(robust).all(dim=0)
         return metrics
 
     def synced_modules(self) -> list[nn.Module]:
@@ -153,11 +153,11 @@ class AdversarialTraining(TrainingTask):
 
     def on_validation_end(self, metrics: Mapping[str, float]) -> None:
         """Keep the weights with the highest accuracy under the probe; where it collapses, restore them."""
-        probe = metrics["val_pgd_accuracy"]
+        probe = metrics["pgd_accuracy"]
         if self.taken < self.epsilon_warmup:
             return
         fallen = probe < self.best_probe - FALL
-        deceived = metrics["val_train_attack_accuracy"] - probe > LAG
+        deceived = metrics["train_attack_accuracy"] - probe > LAG
         if probe > self.best_probe:
             self.best_metrics = dict(metrics)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
@@ -188,7 +188,7 @@ class AdversarialTraining(TrainingTask):
     @property
     def best_probe(self) -> float:
         """The highest accuracy under the probe so far; below 0 where there is none yet."""
-        return self.best_metrics.get("val_pgd_accuracy", -1.0)
+        return self.best_metrics.get("pgd_accuracy", -1.0)
 
     @torch.no_grad()
     def sample_images(self, images: Tensor) -> Mapping[str, Tensor]:

@@ -13,16 +13,16 @@ from torch import nn
 from gap.attacks.base import Attack
 from gap.attacks.generator.model import AttackCard, load_generator
 from gap.attacks.losses import Loss, capped_cross_entropy, find_loss
-from gap.classifiers.adapters import ClassifierLike, copied, name_of
+from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.fuse import FusedCopy
-from gap.classifiers.memory_format import check_training, use_channels_last
+from gap.classifiers.memory_format import check_training
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import AttackTask, accuracy, find_device, is_at_chance_level, load_task, name_classes
+from gap.classifiers.task import AttackTask, is_at_chance_level
 from gap.classifiers.trained import TrainedClassifier
-from gap.core.artifact import Artifact, open_artifact, save_artifact
+from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
+from gap.core.artifact import Artifact, open_artifact
 from gap.core.errors import GapError, GapWarning
-from gap.data.adapters import data_name, is_data_name, training_data
 from gap.hardening.initializers import (
     AttackInit,
     GeneratorInit,
@@ -38,15 +38,15 @@ from gap.hardening.options import KEEPING, HardenOptions
 from gap.hardening.task import AdversarialTraining
 from gap.models.generators import make_generator
 from gap.threat import Budget, as_budget
-from gap.training.run import run_training
-from gap.training.runtime import allow_unused_weights, main_first, make_accelerator
+from gap.training.runtime import allow_unused_weights, make_accelerator, preserve_process_state
 from gap.training.task import OptimizedModule, with_adamw
-from gap.training.trainer import Callback, TrainSchedule, train
+from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
 # The noise mixed into a start that is learned, as a share of the budget: alone, the start is too easy to foresee.
 NOISE = 0.5
 
 
+@preserve_process_state()
 def harden(
     model: ClassifierLike,
     data: Any,
@@ -97,33 +97,21 @@ def harden(
     References:
         Madry et al., 2018 (adversarial training); Wong et al., 2020 (catastrophic overfitting).
     """
-    device = torch.device(device) if device else find_device([model])
-    names = [attack for attack in attacks if isinstance(attack, str)]
     own = [attack for attack in attacks if not isinstance(attack, str)]
-    read = HardenOptions.read(
-        {
-            "classifier": name_of(model),
-            "data": data_name(data),
-            "budget": str(as_budget(budget)),
-            "attack": names,
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "seed": seed,
-            "device": str(device),
-        },
-        options,
-    )
-    adapted = None if is_data_name(data) else training_data(data)
-    task = load_task([copied(model)], read.model_copy(update={"labels": "data"}), device, data=adapted)
-    use_channels_last(task.classifiers[0])
-    work = partial(harden_from_options, task=task, attacks=own, loss=find_loss(loss))
-    artifact, history = run_training(
-        "harden", work, read, out, resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress
-    )
-    classifier = task.classifiers[0]
-    artifact.fit(classifier.network)
-    classifier.name += " (hardened)"
-    return TrainedClassifier(classifier.eval(), artifact, history)
+    given = {
+        "budget": str(as_budget(budget)),
+        "attack": [attack for attack in attacks if isinstance(attack, str)],
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "seed": seed,
+    }
+    work = partial(harden_from_options, attacks=own, loss=find_loss(loss))
+    trained = train_copy(
+        "harden", work, HardenOptions, model, data, given | options, device, out,
+        resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
+    trained.classifier.name += " (hardened)"
+    return trained
 
 
 def harden_from_options(
@@ -143,72 +131,47 @@ def harden_from_options(
 
     Raises GapError when the classifier, the data and the budget do not fit, or the data has no labels.
     """
-    folder = Path(folder)
-    accelerator = make_accelerator(options)
-    if task is None:
-        labeled = options.model_copy(update={"labels": "data"})
-        with main_first(accelerator):
-            task = load_task([options.classifier], labeled, accelerator.device)
-    classifier, data = task.classifiers[0], task.data
+    run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
+    classifier, data = load_learner(options, run.accelerator, task)
     if not check_training(classifier.requires_grad_(True)):
-        allow_unused_weights(accelerator)
-    name_classes(classifier, data)
+        allow_unused_weights(run.accelerator)
     Budget.parse(options.budget).check(classifier.spec.channels, *classifier.spec.size)
     if len(data.train):
-        batch = min(options.batch_size, len(data.train)) // accelerator.num_processes
+        batch = min(options.batch_size, len(data.train)) // run.accelerator.num_processes
         check_mixture(batch, options.clean_fraction, parse_mixture(options.attack, [attack.name for attack in attacks]))
-    before = classifier.describe()
+    base_fingerprint = classifier.fingerprint()
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed, validation_images=options.val_images)
     training = make_training(options, classifier, schedule.steps(len(data.train)), attacks, loss)
     fingerprints = data_fingerprints(data, [classifier])
-    last = train(
-        training,
-        data.train,
-        data.validation,
-        schedule,
-        folder,
-        accelerator,
-        callbacks,
-        resume=resume,
-        fingerprints=fingerprints,
-    )
+    last = train(training, data.train, data.validation, schedule, run, fingerprints)
     classifier.load_state_dict(training.best or training.averaged.module.state_dict())
-    classifier.eval()
-    test = accuracy(classifier, data.test, accelerator.device)
-    if len(data.test) and is_at_chance_level(test, classifier.spec.classes, data.test):
+    metrics = final_metrics(classifier, data, training.best_metrics or last)
+    classes = classifier.spec.classes
+    if len(data.test) and is_at_chance_level(test := metrics["test"]["accuracy"], classes, data.test):
         warnings.warn(
             f"the classifier learned nothing within {options.budget}: it is right on {test:.1%} of the clean test"
             " images; try a smaller `budget`, a longer `epsilon_warmup` or a smaller `lr`",
             GapWarning,
             stacklevel=2,
         )
-    elif training.best_metrics and is_at_chance_level(training.best_probe, classifier.spec.classes, data.validation):
+    elif training.best_metrics and is_at_chance_level(training.best_probe, classes, data.validation):
         warnings.warn(
             f"the classifier is not robust: {training.best_probe:.1%} accuracy under the validation PGD within"
             f" {options.budget}, no better than chance; give its attacks more `steps`, or train for more `epochs`",
             GapWarning,
             stacklevel=2,
         )
-    card: dict[str, Any] = {
-        "classifier": classifier.describe() | {"name": options.classifier},
-        "adversarial_training": {
-            "base_fingerprint": before["fingerprint"],
-            "budget": options.budget,
-            "attacks": {inner_attack.name: inner_attack.share for inner_attack in training.mixture},
-            "steps": {inner_attack.name: inner_attack.steps for inner_attack in training.mixture},
-            "val_pgd_accuracy": training.best_probe,
-            "recoveries": training.recoveries,
-        },
-        "data": data.describe(),
-        "metrics": {
-            "validation": training.best_metrics or last,
-            **({"test": {"accuracy": test}} if len(data.test) else {}),
-        },
-        "options": options.to_dict(),
+    adversarial_training = {
+        "base_fingerprint": base_fingerprint,
+        "budget": options.budget,
+        "attacks": {inner_attack.name: inner_attack.share for inner_attack in training.mixture},
+        "steps": {inner_attack.name: inner_attack.steps for inner_attack in training.mixture},
+        "validation_pgd_accuracy": training.best_probe,
+        "recoveries": training.recoveries,
     }
-    if not accelerator.is_main_process:
-        return Artifact(folder, {"kind": "classifier", **card})
-    return save_artifact(folder, "classifier", classifier.network.state_dict(), card)
+    return save_classifier(
+        run, classifier, data, metrics, adversarial_training=adversarial_training, options=options.to_dict()
+    )
 
 
 def make_training(

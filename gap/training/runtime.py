@@ -3,16 +3,24 @@
 import atexit
 import gc
 import os
+import random
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState
+from accelerate.state import AcceleratorState, GradientState, PartialState
 from accelerate.utils import DistributedDataParallelKwargs
 
-from gap.core.errors import GapError
+from gap.core.device import pick_device
 from gap.training.options import Precision, RuntimeOptions, TrainRuntimeOptions
+
+# The variable without which cuBLAS does not give the same result every time.
+CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
+# What all accelerators of a process share.
+ACCELERATE_STATES = (PartialState, AcceleratorState, GradientState)
 
 
 def make_accelerator(options: RuntimeOptions) -> Accelerator:
@@ -28,7 +36,7 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     torch.set_flush_denormal(True)
     torch.manual_seed(options.seed)
     if options.deterministic:
-        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
     torch.use_deterministic_algorithms(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
     torch.backends.cudnn.allow_tf32 = False
@@ -40,22 +48,53 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if half else "no")
 
 
-def pick_device(name: str) -> torch.device:
-    """The device of that name, as torch calls it; "auto" is the first accelerator, or else the CPU.
+@contextmanager
+def preserve_process_state() -> Iterator[None]:
+    """Put back, after the block, what a training changes in the process around it.
 
-    Raises GapError for a device that is not there.
+    That is what `make_accelerator` sets: the flags of torch, the current CUDA device, a variable of the environment and
+    the state that accelerate shares; and the random number generators of torch, numpy and Python. A process group that
+    was joined stays, with its device.
     """
-    accelerator = torch.accelerator.current_accelerator(check_available=True)
-    if name == "auto":
-        return accelerator or torch.device("cpu")
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    flush_denormal = sys.float_info.min / 2 == 0  # torch has no function that says it
+    cudnn = torch.backends.cudnn
+    benchmark, allow_tf32 = cudnn.benchmark, _allow_tf32()
+    precisions = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
+    workspace = os.environ.get(CUBLAS_WORKSPACE)
+    shared = [(state._shared_state, dict(state._shared_state)) for state in ACCELERATE_STATES]
+    python, arrays = random.getstate(), np.random.get_state()
+    device = torch.cuda.current_device() if torch.cuda.is_available() else None
     try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise GapError(f"unknown device {name!r}; write auto, cpu, cuda, cuda:1, mps or xpu") from error
-    count = torch.accelerator.device_count() if accelerator and accelerator.type == device.type else 0
-    if device.type != "cpu" and (device.index or 0) >= count:
-        raise GapError(f"no device {name} is visible; use `device` cpu")
-    return device
+        with torch.random.fork_rng(range(torch.accelerator.device_count())):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(arrays)
+        if not torch.distributed.is_initialized():
+            if device is not None:
+                torch.cuda.set_device(device)
+            for state, values in shared:
+                state.clear()
+                state.update(values)
+        if workspace is None:
+            os.environ.pop(CUBLAS_WORKSPACE, None)
+        cudnn.benchmark = benchmark
+        if allow_tf32 is not None:
+            cudnn.allow_tf32 = allow_tf32
+        for part, precision in precisions:
+            part.fp32_precision = precision
+        torch.set_flush_denormal(flush_denormal)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+
+
+def _allow_tf32() -> bool | None:
+    """The flag of cuDNN; None where the newer `fp32_precision` was set, which makes torch refuse to read the flag."""
+    try:
+        return torch.backends.cudnn.allow_tf32
+    except RuntimeError:
+        return None
 
 
 def allow_unused_weights(accelerator: Accelerator) -> None:

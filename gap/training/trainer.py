@@ -2,7 +2,6 @@
 
 import math
 import os
-import pickle
 import signal
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,24 +16,15 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, extract_model_from_parallel
 from torch import Tensor
 
-from gap.classifiers.checkpoints import (
-    DamagedError,
-    check_finite,
-    load_optimizer_checked,
-    load_state_dict_checked,
-    load_untrusted,
-)
-from gap.classifiers.provenance import check_fingerprints
-from gap.core.artifact import CHECKPOINT
+from gap.core.artifact import CHECKPOINT, Artifact, save_artifact
 from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write
 from gap.core.network import NetworkError
 from gap.core.process import TrainingInterrupted
+from gap.core.safe_load import load_optimizer_checked, load_state_dict_checked
 from gap.data.dataset import Split, sequential_batches
+from gap.training.checkpoint import START_AGAIN, check_fingerprints, read_checkpoint
 from gap.training.task import TrainingTask
-
-# What to do about a checkpoint that cannot be used.
-START_AGAIN = "start again with `overwrite`"
 
 
 @dataclass(frozen=True)
@@ -76,16 +66,28 @@ class TrainingProgress:
 Callback = Callable[[TrainingProgress], None]
 
 
+@dataclass(frozen=True)
+class TrainingRun:
+    """Where a training is kept, where it computes, what hears of it, and whether it goes on from its checkpoint."""
+
+    folder: Path
+    accelerator: Accelerator
+    callbacks: Sequence[Callback] = ()
+    resume: bool = False
+
+    def save(self, kind: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Artifact:
+        """Leave the artifact in the folder. Only the main process writes it; the others have its card alone."""
+        if not self.accelerator.is_main_process:
+            return Artifact(self.folder, {"kind": kind, **card})
+        return save_artifact(self.folder, kind, tensors, card)
+
+
 def train(
     training: TrainingTask,
     split: Split,
     held_out: Split,
     schedule: TrainSchedule,
-    folder: Path,
-    accelerator: Accelerator,
-    callbacks: Sequence[Callback] = (),
-    *,
-    resume: bool = False,
+    run: TrainingRun,
     fingerprints: Mapping[str, str] | None = None,
 ) -> dict[str, float]:
     """Run a training to its end and return its last metrics on `held_out`.
@@ -96,7 +98,7 @@ def train(
     Raises TrainingInterrupted after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer
     finite.
     """
-    return _Trainer(training, split, held_out, schedule, folder, accelerator, callbacks, fingerprints or {}).run(resume)
+    return _Trainer(training, split, held_out, schedule, run, fingerprints or {}).run(run.resume)
 
 
 class _Trainer:
@@ -106,14 +108,13 @@ class _Trainer:
         split: Split,
         held_out: Split,
         schedule: TrainSchedule,
-        folder: Path,
-        accelerator: Accelerator,
-        callbacks: Sequence[Callback],
+        run: TrainingRun,
         fingerprints: Mapping[str, str],
     ) -> None:
         self.training, self.split, self.held_out, self.schedule = training, split, held_out, schedule
-        self.folder, self.accelerator, self.fingerprints = folder, accelerator, dict(fingerprints)
-        self.callbacks = callbacks if accelerator.is_main_process else ()
+        self.folder, self.accelerator, self.fingerprints = run.folder, run.accelerator, dict(fingerprints)
+        accelerator = run.accelerator
+        self.callbacks = run.callbacks if accelerator.is_main_process else ()
         world = accelerator.num_processes
         if schedule.batch_size % world:
             raise GapError(f"`batch_size` {schedule.batch_size} does not divide over {world} processes")
@@ -343,24 +344,6 @@ class _Trainer:
         with self._main_only() as here:
             if here:
                 check_fingerprints(self.fingerprints, fingerprints, path)
-
-
-def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
-    try:
-        state = load_untrusted(path)
-    except pickle.UnpicklingError as error:
-        raise GapError(
-            f"{path} holds more than tensors and numbers, so it was not opened; it is no checkpoint of gap"
-        ) from error
-    except DamagedError as error:
-        raise GapError(f"{path} is cut short or damaged; {START_AGAIN}") from error
-    if not isinstance(state, dict) or not {"step", "modules", "training"} <= state.keys():
-        raise GapError(f"{path} is not a checkpoint of gap")
-    if type(state["step"]) is not int or state["step"] < 0:
-        raise GapError(f"{path} is damaged: its step is {state['step']!r}; {START_AGAIN}")
-    check_finite(state, path, START_AGAIN)
-    return state
 
 
 def seed_all(seed: int, step: int, process: int) -> None:

@@ -14,7 +14,7 @@ from gap.training.augmentation import make_augmentation
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import make_accelerator
 from gap.training.task import with_adamw
-from gap.training.trainer import TrainSchedule, train
+from gap.training.trainer import TrainingRun, TrainSchedule, train
 
 
 def test_a_classifier_learns_digits(tmp_path) -> None:
@@ -24,7 +24,9 @@ def test_a_classifier_learns_digits(tmp_path) -> None:
     training = ClassifierTraining(
         with_adamw(classifier, 3e-3), label_smoothing=0.05, augmentation=make_augmentation((28, 28), shift=1)
     )
-    metrics = train(training, data.train, data.validation, TrainSchedule(epochs=0.6, batch_size=64), tmp_path, machine)
+    metrics = train(
+        training, data.train, data.validation, TrainSchedule(epochs=0.6, batch_size=64), TrainingRun(tmp_path, machine)
+    )
     assert set(metrics) == {"accuracy"}
     assert metrics["accuracy"] > 0.8
 

@@ -35,7 +35,7 @@ def test_a_hardened_classifier_withstands_more(run: Callable[..., Any], classifi
     assert card["adversarial_training"]["attacks"] == pytest.approx(
         {"generator-start": 1 / 1.6, "universal": 0.1875, "fgsm": 0.1875}
     )
-    assert card["metrics"]["validation"]["val_pgd_accuracy"] == card["adversarial_training"]["val_pgd_accuracy"] > 0
+    assert card["metrics"]["validation"]["pgd_accuracy"] == card["adversarial_training"]["validation_pgd_accuracy"] > 0
     ended = run(
         "evaluate", "pgd:steps=10", "--budget=linf:0.1", "--images=200", "--json", hardened / "table.json",
         "--classifier", classifier, "--classifier", hardened,

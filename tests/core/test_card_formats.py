@@ -81,10 +81,10 @@ CARDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
                 "budget": "linf:0.1",
                 "attacks": {"pgd": 1.0},
                 "steps": {"pgd": 2},
-                "val_pgd_accuracy": 0.5,
+                "validation_pgd_accuracy": 0.5,
                 "recoveries": ["step 3: the classifier fell"],
             },
-            "metrics": {"validation": {"accuracy": 0.9, "val_pgd_accuracy": 0.5, "val_train_attack_accuracy": 0.6}},
+            "metrics": {"validation": {"accuracy": 0.9, "pgd_accuracy": 0.5, "train_attack_accuracy": 0.6}},
             "robustness_evaluations": [
                 {
                     "budget": "linf:0.1",

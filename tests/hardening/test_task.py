@@ -28,8 +28,8 @@ def make(net: nn.Module, **options) -> AdversarialTraining:
 def found(probe: float, inner_attack: float | None = None) -> dict[str, float]:
     return {
         "accuracy": 1.0,
-        "val_pgd_accuracy": probe,
-        "val_train_attack_accuracy": probe if inner_attack is None else inner_attack,
+        "pgd_accuracy": probe,
+        "train_attack_accuracy": probe if inner_attack is None else inner_attack,
     }
 
 
@@ -39,7 +39,7 @@ def test_it_hardens(pictures) -> None:
 
     def left() -> float:
         with torch.no_grad():
-            return training.validation_step(pictures.images, pictures.labels)["val_pgd_accuracy"].float().mean().item()
+            return training.validation_step(pictures.images, pictures.labels)["pgd_accuracy"].float().mean().item()
 
     before = left()
     for _ in range(80):
@@ -65,8 +65,8 @@ def test_trades_hardens_and_stays_right(pictures) -> None:
     for _ in range(100):
         metrics = training.training_step(pictures.images, pictures.labels, backward)
     after = left()
-    assert after["val_train_attack_accuracy"] > before["val_train_attack_accuracy"] + 0.2
-    assert after["val_pgd_accuracy"] > before["val_pgd_accuracy"] + 0.05
+    assert after["train_attack_accuracy"] > before["train_attack_accuracy"] + 0.2
+    assert after["pgd_accuracy"] > before["pgd_accuracy"] + 0.05
     assert after["accuracy"] > 0.95 and metrics["train_robust_accuracy"] > 0.3
 
 

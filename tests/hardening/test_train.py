@@ -90,7 +90,7 @@ def test_the_weights_left_are_those_that_withstood_the_probe_best(
 
     def note(training: AdversarialTraining, metrics: dict[str, float]) -> None:
         seen.append({name: value.clone() for name, value in training.averaged.module.state_dict().items()})
-        judged(training, {**metrics, "val_pgd_accuracy": next(probes)})
+        judged(training, {**metrics, "pgd_accuracy": next(probes)})
 
     monkeypatch.setattr(AdversarialTraining, "on_validation_end", note)
     options = read(
@@ -101,7 +101,7 @@ def test_the_weights_left_are_those_that_withstood_the_probe_best(
     left = load_classifier(str(folder)).state_dict()
     assert all(torch.equal(left[name], value) for name, value in first.items() if name in left)
     assert any(not torch.equal(left[name], value) for name, value in last.items() if name in left)
-    assert open_artifact(folder, "classifier").card["metrics"]["validation"]["val_pgd_accuracy"] == 0.9
+    assert open_artifact(folder, "classifier").card["metrics"]["validation"]["pgd_accuracy"] == 0.9
 
 
 def test_harden_of_a_fresh_network_leaves_a_classifier_that_knows_the_names_of_its_classes(tmp_path: Path) -> None:
@@ -117,7 +117,7 @@ def test_a_classifier_that_withstands_nothing_is_told(tmp_path: Path, monkeypatc
     monkeypatch.setattr(
         AdversarialTraining,
         "on_validation_end",
-        lambda training, metrics: judged(training, {**metrics, "val_pgd_accuracy": 0.05}),
+        lambda training, metrics: judged(training, {**metrics, "pgd_accuracy": 0.05}),
     )
     options = read(
         attack=["pgd"], steps=1, epochs=1.0, batch_size=250, val_images=50, recover=False, epsilon_warmup=0.0

@@ -17,7 +17,7 @@ from gap.training.callbacks import MetricsLog
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import make_accelerator
 from gap.training.task import Backward, OptimizedModule, TrainingTask, with_adamw
-from gap.training.trainer import Callback, TrainingProgress, TrainSchedule, train
+from gap.training.trainer import Callback, TrainingProgress, TrainingRun, TrainSchedule, train
 
 SCHEDULE = TrainSchedule(epochs=2, batch_size=4, seed=3)
 STEPS = 50
@@ -73,7 +73,7 @@ def run(
     training = training or TinyTraining()
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
     data = split(100), split(31, seed=1)
-    metrics = train(training, *data, schedule, folder, machine, callbacks, resume=resume, fingerprints=fingerprints)
+    metrics = train(training, *data, schedule, TrainingRun(folder, machine, callbacks, resume), fingerprints)
     return metrics, training
 
 

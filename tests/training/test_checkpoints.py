@@ -17,7 +17,7 @@ from gap.core.artifact import CHECKPOINT, METRICS
 from gap.core.errors import GapError
 from gap.core.process import TrainingInterrupted
 from gap.training.callbacks import MetricsLog
-from gap.training.trainer import read_checkpoint
+from gap.training.checkpoint import read_checkpoint
 
 
 @pytest.fixture(scope="module")

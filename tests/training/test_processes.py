@@ -36,10 +36,11 @@ from gap.hardening.initializers import GeneratorInit, GeneratorPopulation, Pertu
 from gap.hardening.inner_attacks import InnerAttack
 from gap.hardening.task import AdversarialTraining
 from gap.threat import L2, Budget
+from gap.training.checkpoint import read_checkpoint
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import allow_unused_weights, make_accelerator
 from gap.training.task import Backward, OptimizedModule, with_adamw
-from gap.training.trainer import TrainSchedule, read_checkpoint, train
+from gap.training.trainer import TrainingRun, TrainSchedule, train
 
 HELD_OUT = 513
 BUDGET = Budget.parse("linf:0.2")
@@ -157,7 +158,9 @@ def work(folder: Path) -> dict[str, Any]:
     for name, make in (JOBS | {"apart": apart}).items():
         torch.manual_seed(0)
         training, data, heard = make(), split(256, seed=1), []
-        metrics = train(training, data, split(HELD_OUT, seed=2), TrainSchedule(2, 32), folder, machine, [heard.append])
+        metrics = train(
+            training, data, split(HELD_OUT, seed=2), TrainSchedule(2, 32), TrainingRun(folder, machine, [heard.append])
+        )
         weights = next(training.modules["generator"].unwrapped.parameters())
         left[name] = {
             "metrics": metrics,
@@ -168,7 +171,7 @@ def work(folder: Path) -> dict[str, Any]:
     left["hardened"] = hardened(folder, machine)
     left["averaged statistics"] = averaged_statistics(folder, machine)
     left["with an idle head"] = with_an_idle_head(folder, machine)
-    few = train(thresholded(), split(64, seed=1), split(1, seed=2), TrainSchedule(1, 32), folder, machine)
+    few = train(thresholded(), split(64, seed=1), split(1, seed=2), TrainSchedule(1, 32), TrainingRun(folder, machine))
     return left | {"one held out": few, "stopped": stopped(folder, machine), "blocked": blocked(folder, machine)}
 
 
@@ -186,7 +189,7 @@ def hardened(folder: Path, machine: Accelerator) -> dict[str, list[float]]:
         InnerAttack("universal", 0.25, UniversalInit(sgd(PerturbationBank(1, 1, (12, 12)))), 0),
     ]
     training = AdversarialTraining(classifier, mix, BUDGET, epsilon_warmup=3, decay=0.9)
-    train(training, split(256, seed=1), split(HELD_OUT, seed=2), TrainSchedule(1, 32), folder, machine)
+    train(training, split(256, seed=1), split(HELD_OUT, seed=2), TrainSchedule(1, 32), TrainingRun(folder, machine))
     unwrapped = {name: module.unwrapped for name, module in training.modules.items()} | {
         "averaged": training.averaged.module
     }
@@ -219,7 +222,7 @@ def with_an_idle_head(folder: Path, machine: Accelerator) -> list[float]:
     allow_unused_weights(machine)
     try:
         training = ClassifierTraining(sgd(network), 0.0, nn.Identity())
-        train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 16), folder, machine)
+        train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 16), TrainingRun(folder, machine))
     finally:
         machine.ddp_handler = None
     return [value for weight in network.parameters() for value in weight.flatten().tolist()]
@@ -232,7 +235,7 @@ def averaged_statistics(folder: Path, machine: Accelerator) -> list[float]:
     training = AdversarialTraining(
         with_adamw(network, 0.01), [InnerAttack("pgd", 1.0, RandomInit(), 1)], BUDGET, decay=0.5
     )
-    train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 32), folder, machine)
+    train(training, split(64, seed=1), split(32, seed=2), TrainSchedule(1, 32), TrainingRun(folder, machine))
     return [value for buffer in training.averaged.module.buffers() for value in buffer.flatten().tolist()]
 
 
@@ -248,7 +251,7 @@ def stopped(folder: Path, machine: Accelerator) -> dict[str, Any]:
     save = torch.save
     training = Signalled(BUDGET, *rest(plain(), 0.01))
     with patch.object(torch, "save", slowly), pytest.raises(TrainingInterrupted) as ended:
-        train(training, split(256, seed=1), split(8, seed=2), TrainSchedule(1, 32), out, machine)
+        train(training, split(256, seed=1), split(8, seed=2), TrainSchedule(1, 32), TrainingRun(out, machine))
     return {"says": str(ended.value), "step": read_checkpoint(out / CHECKPOINT)["step"]}
 
 
@@ -257,7 +260,7 @@ def blocked(folder: Path, machine: Accelerator) -> str:
     taken = folder / "taken"
     (taken / CHECKPOINT / "by a folder").mkdir(parents=True, exist_ok=True)
     with pytest.raises(GapError) as ended:
-        train(thresholded(), split(256, seed=1), split(8, seed=2), TrainSchedule(2, 32), taken, machine)
+        train(thresholded(), split(256, seed=1), split(8, seed=2), TrainSchedule(2, 32), TrainingRun(taken, machine))
     return str(ended.value)
 
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from gap.core.artifact import CHECKPOINT
 from gap.core.errors import GapError
 from gap.data.dataset import InMemorySplit
+from gap.training.checkpoint import read_checkpoint
 from gap.training.options import TrainRuntimeOptions
 from gap.training.runtime import make_accelerator
 from gap.training.task import Backward
-from gap.training.trainer import TrainingProgress, TrainSchedule, _schedule, read_checkpoint, train
+from gap.training.trainer import TrainingProgress, TrainingRun, TrainSchedule, _schedule, train
 
 
 class Listing(InMemorySplit):
@@ -63,7 +64,13 @@ def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None
     listing = split(40, kind=Listing)
     assert isinstance(listing, Listing)
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
-    train(TinyTraining(), listing, split(3), TrainSchedule(epochs=3, batch_size=batch_size), tmp_path, machine)
+    train(
+        TinyTraining(),
+        listing,
+        split(3),
+        TrainSchedule(epochs=3, batch_size=batch_size),
+        TrainingRun(tmp_path, machine),
+    )
     batch = min(batch_size, 40)
     per_epoch = 40 // batch
     assert [len(indices) for indices in listing.read] == [batch] * per_epoch * 3
@@ -82,8 +89,7 @@ def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path)
         split(40),
         listing,
         TrainSchedule(epochs=1, batch_size=10, validation_images=7),
-        tmp_path,
-        machine,
+        TrainingRun(tmp_path, machine),
     )
     assert torch.equal(torch.cat(listing.read), torch.arange(7))
 
@@ -159,7 +165,7 @@ def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: P
 def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
     two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     with pytest.raises(GapError, match=message):
-        train(TinyTraining(), split(images), split(3), TrainSchedule(1, batch_size), tmp_path, two)
+        train(TinyTraining(), split(images), split(3), TrainSchedule(1, batch_size), TrainingRun(tmp_path, two))
 
 
 def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
@@ -176,7 +182,7 @@ def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
             return super().validation_step(images, labels)
 
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="bf16"))
-    train(Typed(), split(16), split(8), TrainSchedule(epochs=1, batch_size=8), tmp_path, machine)
+    train(Typed(), split(16), split(8), TrainSchedule(epochs=1, batch_size=8), TrainingRun(tmp_path, machine))
     assert set(learned) == {torch.bfloat16}
     for dtype, logits, plain in judged:
         assert dtype == logits.dtype == torch.float32 and torch.equal(logits, plain)

@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from gap.attacks.base import Attack, SavedAttack
 from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.universal import Universal
-from gap.classifiers.checkpoints import check_values
 from gap.classifiers.classifier import Classifier, ClassifierMetadata
 from gap.classifiers.fuse import fuse_conv_bn
 from gap.core.artifact import CARD, TENSORS, Artifact, Count, Side, open_artifact
+from gap.core.device import pick_device
 from gap.core.errors import GapError, GapWarning, first_line
 from gap.core.frozen import frozen
+from gap.core.safe_load import check_values
 from gap.models.generators import make_generator
 from gap.threat import Budget
 
@@ -89,9 +90,9 @@ def direct_output(images: Tensor, raw: Tensor) -> Tensor:
 def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
     """The attack in a folder that `gap train` left, at its own budget or at another.
 
-    Raises GapError when the folder holds no attack or is cut short.
+    Raises GapError when the folder holds no attack or is cut short, and for a device that is not there.
     """
-    return load_attack_artifact(open_artifact(Path(folder), *ARTIFACT_KINDS), budget, device)
+    return load_attack_artifact(open_artifact(Path(folder), *ARTIFACT_KINDS), budget, pick_device(device))
 
 
 def load_attack_artifact(

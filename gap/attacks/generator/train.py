@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator, PartialState
+from accelerate import PartialState
 from torch import Tensor, nn
 
 from gap.attacks.criteria import find_criterion
@@ -27,7 +27,7 @@ from gap.classifiers.adapters import ClassifierLike, name_of
 from gap.classifiers.fuse import fuse_conv_bn
 from gap.classifiers.provenance import data_fingerprints
 from gap.classifiers.task import AttackTask, find_device, load_task, warn_if_at_chance
-from gap.core.artifact import PERTURBATION, Artifact, save_artifact
+from gap.core.artifact import PERTURBATION, Artifact
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
 from gap.data.adapters import data_name, is_data_name, training_data
@@ -36,14 +36,15 @@ from gap.report.pictures import amplify, save_image, to_image
 from gap.threat import Budget, as_budget
 from gap.training.augmentation import make_augmentation
 from gap.training.run import run_training
-from gap.training.runtime import main_first, make_accelerator
+from gap.training.runtime import main_first, make_accelerator, preserve_process_state
 from gap.training.task import with_adamw
-from gap.training.trainer import Callback, TrainSchedule, train
+from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
 # More epochs than this by default bring a warning: the data may be smaller than the user thinks.
 EPOCHS_TO_WARN = 100
 
 
+@preserve_process_state()
 def train_generator(
     model: ClassifierLike | Sequence[ClassifierLike],
     data: Any = "mnist-5k",
@@ -96,7 +97,7 @@ def train_generator(
     """
     models = [model] if isinstance(model, nn.Module | str | os.PathLike) else list(model)
     own_loss = loss if callable(loss) else None
-    device = torch.device(device) if device else find_device(models)
+    device = find_device(models, device)
     read = TrainOptions.read(
         {
             "classifier": [name_of(each) for each in models],
@@ -135,47 +136,28 @@ def train_from_options(
 
     Raises GapError for options that do not fit each other, the classifier or the data.
     """
-    folder = Path(folder)
-    accelerator = make_accelerator(options)
-    device = accelerator.device
+    run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
+    device = run.accelerator.device
     if task is None:
-        with main_first(accelerator):
+        with main_first(run.accelerator):
             task = load_task(options.classifier, options, device)
     spec = task.classifiers[0].spec
     for text in filter(None, (options.budget, options.target_norm)):
         Budget.parse(text).check(spec.channels, *spec.size)
     warn_if_at_chance(task.classifiers[0], task.data.trial_split, device, task.data.name)
-    return train_against(task, options, folder, accelerator, callbacks, resume=resume, loss=loss)
+    return train_against(task, options, run, loss)
 
 
-def train_against(
-    task: AttackTask,
-    options: TrainOptions,
-    folder: Path,
-    accelerator: Accelerator,
-    callbacks: Sequence[Callback] = (),
-    *,
-    resume: bool = False,
-    loss: Loss | None = None,
-) -> Artifact:
+def train_against(task: AttackTask, options: TrainOptions, run: TrainingRun, loss: Loss | None = None) -> Artifact:
     """The same against classifiers and on data that are there already, whatever the options name."""
     with frozen(*task.classifiers):
         epochs = options.epochs or _default_epochs(len(task.data.train))
         schedule = TrainSchedule(epochs, options.batch_size, options.seed)
         training = make_training(options, task, schedule.steps(len(task.data.train)), loss)
-        metrics = train(
-            training,
-            task.data.train,
-            task.data.validation,
-            schedule,
-            folder,
-            accelerator,
-            callbacks,
-            resume=resume,
-            fingerprints=data_fingerprints(task.data, task.classifiers),
-        )
-        accelerator.wait_for_everyone()
-        return _save(options, task, training, metrics, folder, accelerator)
+        fingerprints = data_fingerprints(task.data, task.classifiers)
+        metrics = train(training, task.data.train, task.data.validation, schedule, run, fingerprints)
+        run.accelerator.wait_for_everyone()
+        return _save(options, task, training, metrics, run)
 
 
 def _default_epochs(images: int) -> float:
@@ -226,18 +208,17 @@ def _save(
     task: AttackTask,
     training: GeneratorTraining,
     metrics: dict[str, float],
-    folder: Path,
-    accelerator: Accelerator,
+    run: TrainingRun,
 ) -> Artifact:
-    network = accelerator.unwrap_model(training.modules["generator"].network)
+    network = run.accelerator.unwrap_model(training.modules["generator"].network)
     tensors: dict[str, Tensor] = dict(network.state_dict())
     if isinstance(training, UniversalGeneratorTraining):
         network.eval()
         with torch.no_grad():
             tensors["perturbation"] = training.perturbations()
         tensors["noise"] = network.noise[training.survivors]
-        if accelerator.is_main_process:
-            save_image(to_image(amplify(tensors["perturbation"].cpu())[0][0]), folder / PERTURBATION)
+        if run.accelerator.is_main_process:
+            save_image(to_image(amplify(tensors["perturbation"].cpu())[0][0]), run.folder / PERTURBATION)
     spec = task.classifiers[0].spec
     card: dict[str, Any] = {
         "budget": options.budget,
@@ -258,6 +239,4 @@ def _save(
         if options.unbounded
         else "bounded_generator"
     )
-    if not accelerator.is_main_process:
-        return Artifact(folder, {"kind": kind, **card})
-    return save_artifact(folder, kind, tensors, card)
+    return run.save(kind, tensors, card)

@@ -7,12 +7,13 @@ import torch
 from pydantic import BaseModel, Field
 from torch import Tensor
 
-from gap.classifiers.checkpoints import check_shapes
 from gap.classifiers.classifier import Classifier, ClassifierMetadata, load_classifier
 from gap.classifiers.registry import runs_user_code, split_name
 from gap.core.artifact import CARD, TENSORS, Artifact, Count, open_artifact
+from gap.core.device import pick_device
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
+from gap.core.safe_load import check_shapes
 from gap.imagery.backbone import check_size, prepare_backbone
 from gap.imagery.feed_forward.options import StylizerType
 from gap.imagery.style_transfer import normalize_weights
@@ -77,10 +78,10 @@ def load_stylizer(
 ) -> FeedForwardStylizer:
     """The stylizer in a folder that `gap train-stylizer` left, with its backbone, by default the one its card names.
 
-    Raises GapError when the folder holds none or is damaged, and where the backbone is not the one it was trained with,
-    or is code of your own, which a card alone never runs.
+    Raises GapError when the folder holds none or is damaged, for a device that is not there, and where the backbone is
+    not the one it was trained with, or is code of your own, which a card alone never runs.
     """
-    artifact = open_artifact(Path(folder), KIND)
+    artifact, device = open_artifact(Path(folder), KIND), pick_device(device)
     card = artifact.read(StylizerCard)
     backbone = backbone or _backbone(card.backbone, artifact)
     if backbone.fingerprint() != card.backbone.fingerprint:

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from gap.classifiers.provenance import data_fingerprints
 from gap.classifiers.task import load_classifiers, parse_input_shape
-from gap.core.artifact import Artifact, save_artifact
+from gap.core.artifact import Artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.data.dataset import Dataset, Split
@@ -23,9 +23,9 @@ from gap.imagery.objectives import Activations, TotalVariation
 from gap.models.feature_extractor import FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.training.augmentation import make_augmentation
-from gap.training.runtime import main_first, make_accelerator
+from gap.training.runtime import main_first, make_accelerator, preserve_process_state
 from gap.training.task import Backward, TrainingTask, with_adamw
-from gap.training.trainer import Callback, TrainSchedule, train
+from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
 # Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
 LOAD_SCALE = 2
@@ -108,6 +108,7 @@ class StylizerTraining(TrainingTask):
         return drawn, {"objective": total, "style": style, "content": content, "colors": colors}
 
 
+@preserve_process_state()
 def train_stylizer(
     options: StylizerOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
 ) -> Artifact:
@@ -115,10 +116,10 @@ def train_stylizer(
 
     Raises GapError when backbone and pictures do not fit.
     """
-    folder = Path(folder)
-    accelerator = make_accelerator(options)
+    run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
+    device = run.accelerator.device
     room = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
-    with main_first(accelerator):
+    with main_first(run.accelerator):
         asked = parse_input_shape(options.input)
         (backbone,) = load_classifiers([options.backbone], asked, (3, room), options.mean, options.std)
         channels = backbone.spec.channels
@@ -129,23 +130,14 @@ def train_stylizer(
     if not len(styles.train):
         raise GapError(f"{options.style} has no pictures to train on beside those held out; give five or more")
     layers, kept = default_layers(backbone), default_content_layers(backbone)
-    backbone.to(accelerator.device)
-    some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), accelerator.device)
+    backbone.to(device)
+    some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), device)
     extractor = prepare_backbone(backbone, some, list(dict.fromkeys([*layers, *kept])))
     network, widths = _fresh(options.type, extractor, layers, some, channels)
     training = StylizerTraining(network, extractor, layers, kept, styles, options)
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
-    metrics = train(
-        training,
-        contents.train,
-        contents.validation,
-        schedule,
-        folder,
-        accelerator,
-        callbacks,
-        resume=resume,
-        fingerprints=data_fingerprints(contents, [backbone]) | data_fingerprints(styles),
-    )
+    fingerprints = data_fingerprints(contents, [backbone]) | data_fingerprints(styles)
+    metrics = train(training, contents.train, contents.validation, schedule, run, fingerprints)
     card: dict[str, Any] = {
         "backbone": backbone.describe(),
         "type": options.type,
@@ -156,9 +148,7 @@ def train_stylizer(
         "metrics": {"validation": metrics},
         "options": options.to_dict(),
     }
-    if not accelerator.is_main_process:
-        return Artifact(folder, {"kind": KIND, **card})
-    return save_artifact(folder, KIND, network.state_dict(), card)
+    return run.save(KIND, network.state_dict(), card)
 
 
 @torch.no_grad()
