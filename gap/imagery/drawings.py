@@ -365,7 +365,7 @@ def _backbone(
     model: ClassifierLike, device: torch.device | str | None, *, size: tuple[int, int] | None = None
 ) -> tuple[Classifier, torch.device]:
     """A network to draw with, on its device. Networks by name that do not say what they take get 3 x 224 x 224."""
-    chosen = torch.device(device) if device else find_device([model])
+    chosen = find_device([model], device)
     named = not isinstance(model, nn.Module)
     network = as_classifier(model, channels=3 if named else None, size=size or ((224, 224) if named else None))
     return network.to(chosen), chosen
