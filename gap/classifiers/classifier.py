@@ -241,7 +241,7 @@ def check_compatible(
     if labels_index_model and classes > spec.classes:
         raise GapError(
             f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {spec.classes - 1};"
-            " mend labels.csv, or use `labels` predicted"
+            " use labels of its classes, or `labels` predicted"
         )
     if not labels_index_model and classes != spec.classes:
         raise GapError(

@@ -105,7 +105,7 @@ def load_task(
             data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
     counted = None
     if options.labels != "predicted":
-        data = _matched(data, classifiers)
+        data = match_labels(data, classifiers)
         counted = data.classes
     classifiers = [_with_num_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
@@ -121,7 +121,7 @@ def load_task(
         if not isinstance(model, nn.Module):  # the layout of a user's own network is the user's
             use_channels_last(classifier)
     if data.labels_index_model:
-        data = replace(data, classes=classifiers[0].spec.classes, class_names=classifiers[0].spec.class_names)
+        data = _with_classes_of(data, classifiers[0])
     unlabeled = data.test.labels is None
     if unlabeled and options.labels == "data":
         raise GapError(
@@ -170,6 +170,25 @@ def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.
     )
 
 
+def with_labels_of(task: AttackTask, data: Dataset, *, predicted: bool) -> Dataset:
+    """More data for a task, labeled as the task's own data is: by its classifiers' classes, or by predictions.
+
+    Raises GapError where its labels are not of these classes.
+    """
+    first = task.classifiers[0]
+    if predicted:
+        return label_with_predictions(data, first, first.device)
+    data = match_labels(data, task.classifiers)
+    check_compatible(
+        first,
+        channels=data.channels,
+        classes=data.classes,
+        data=data.name,
+        labels_index_model=data.labels_index_model,
+    )
+    return data
+
+
 def name_classes(classifier: Classifier, data: Dataset) -> None:
     """Give a classifier that is to learn from this data the names of its classes, where it does not know them."""
     if classifier.spec.class_names is None and data.classes == classifier.spec.classes:
@@ -195,7 +214,7 @@ def _check_order(classifiers: Sequence[Classifier]) -> None:
             )
 
 
-def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
+def match_labels(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
     """The data labeled by the classes of the first classifier that knows their names, else of the first that has
     learned; fresh networks take the data's classes as they are."""
     learned = [classifier for classifier in classifiers if not is_untrained(classifier.name)]
@@ -203,6 +222,14 @@ def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
     if reference is None:
         return data
     return match_classes(data, reference.name, reference.spec.classes, _known_names(reference))
+
+
+def _with_classes_of(data: Dataset, classifier: Classifier) -> Dataset:
+    """Data whose labels are class indices of a classifier, with its number of classes and their names; the data's own
+    names where the classifier has none."""
+    spec = classifier.spec
+    own = data.class_names if data.class_names and len(data.class_names) == spec.classes else None
+    return replace(data, classes=spec.classes, class_names=spec.class_names or own)
 
 
 def _with_num_classes(classifier: Classifier, classes: int | None) -> Classifier:
