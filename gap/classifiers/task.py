@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.classifiers.adapters import ClassifierLike, as_classifier
+from gap.classifiers.adapters import ClassifierLike, as_classifier, copied
 from gap.classifiers.classifier import Classifier, check_compatible, check_normalizer, load_classifier, model_dir_of
 from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.options import DataOptions
@@ -19,7 +19,7 @@ from gap.classifiers.registry import is_untrained
 from gap.core.artifact import open_artifact
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.core.network import device_of
+from gap.core.network import device_of, is_on
 from gap.data.class_names import find_difference, match_classes
 from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
 from gap.data.registry import converted, load_data
@@ -55,7 +55,7 @@ def load_classifiers(
     `mean` and `std` go to those without a normalizer. Raises GapError when they differ in channels, classes or, where
     they know its names, the order of these, or all have a normalizer of their own and another is given.
     """
-    load = partial(as_classifier, mean=mean, std=std)
+    load = partial(as_classifier, mean=mean, std=std, lenient=True)
     channels, size = asked or like or (None, None)
     first = load(models[0], channels=channels, size=size)
     spec = first.spec
@@ -116,10 +116,11 @@ def load_task(
             data=data.name,
             labels_index_model=data.labels_index_model,
         )
-        classifier.to(device)
-    for model, classifier in zip(models, classifiers, strict=True):
-        if not isinstance(model, nn.Module):  # the layout of a user's own network is the user's
-            use_channels_last(classifier)
+    for index, (model, classifier) in enumerate(zip(models, classifiers, strict=True)):
+        if isinstance(model, nn.Module):  # the place and the layout of a user's own network are the user's
+            classifiers[index] = _on_device(classifier, device)
+        else:
+            use_channels_last(classifier.to(device))
     if data.labels_index_model:
         data = _with_classes_of(data, classifiers[0])
     unlabeled = data.test.labels is None
@@ -156,6 +157,11 @@ def find_device(models: Sequence[ClassifierLike]) -> torch.device:
         if isinstance(model, nn.Module):
             return device_of(model)
     return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+
+
+def _on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
+    """The classifier itself where it is on that device, else a copy there."""
+    return classifier if is_on(classifier, device) else copied(classifier).to(device)
 
 
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
