@@ -1,9 +1,16 @@
 """The Python block of the documentation, on tiny real data: objects go in, objects come out."""
 
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import own_training
 import pytest
 import torch
 from PIL import Image
@@ -12,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gap
 from gap.core.errors import GapError, GapWarning
+from gap.core.process import TrainingInterrupted
 from gap.data.adapters import evaluation_data
 from gap.data.registry import load_data
 
@@ -343,6 +351,59 @@ def test_mistakes_are_one_line(model: Net, digits: tuple[Tensor, Tensor], call: 
     """Catches: tracebacks, and results that look right, for what people write by mistake."""
     with pytest.raises(GapError):
         call(model, digits[0][:10], digits[1][:10].clamp_max(0))  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """The tensors that a training by each verb ends with, where nothing interrupts it."""
+
+    @cache
+    def tensors(verb: str) -> dict[str, Tensor]:
+        return own_training.train(verb, tmp_path_factory.mktemp(verb) / "out").artifact.tensors()
+
+    return tensors
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "harden", "train_generator"])
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [(interrupt, KeyboardInterrupt), (lambda: signal.raise_signal(signal.SIGINT), TrainingInterrupted)],
+)
+def test_training_that_is_interrupted_and_resumed_ends_as_an_uninterrupted_one(
+    verb: str,
+    act: Callable[[], None],
+    error: type[BaseException],
+    tmp_path: Path,
+    uninterrupted: Callable[[str], object],
+) -> None:
+    """Catches: work that is lost, or goes on with other random choices, moments or statistics."""
+    with pytest.raises(error):
+        own_training.train(verb, tmp_path / "out", [own_training.at_step(act)])
+    steps: list[int] = []
+    resumed = own_training.train(verb, tmp_path / "out", [lambda progress: steps.append(progress.step)], resume=True)
+    assert_same_tensors(resumed.artifact.tensors(), uninterrupted(verb))
+    assert min(steps) in (19, 20)
+
+
+def test_training_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Callable[[str], object]
+) -> None:
+    """Catches: a checkpoint that only an orderly end leaves."""
+    command = [sys.executable, own_training.__file__, "harden", str(tmp_path / "out")]
+    same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, env=same_threads, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    resumed = own_training.train("harden", tmp_path / "out", resume=True)
+    assert_same_tensors(resumed.artifact.tensors(), uninterrupted("harden"))
+
+
+def assert_same_tensors(actual: dict[str, Tensor], expected: object) -> None:
+    assert isinstance(expected, dict) and actual.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in actual.items())
 
 
 class Turned(Digits):
