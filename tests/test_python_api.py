@@ -2,12 +2,16 @@
 
 import os
 import random
+import signal
+import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import own_training
 import pytest
 import torch
 from accelerate import Accelerator
@@ -18,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 import gap
 from gap.core.errors import GapError, GapWarning
+from gap.core.process import TrainingInterrupted
 from gap.data.adapters import evaluation_data
 from gap.data.registry import load_data
 
@@ -428,6 +433,9 @@ def test_model_of_the_user_keeps_its_layout(digits: tuple[Tensor, Tensor]) -> No
         lambda net, x, y: gap.evaluate("fgsm", net, (x, y), 0.03),
         lambda net, x, y: gap.evaluate("fgsm", net, (x, y - 1), BUDGET),
         lambda net, x, y: gap.evaluate("fgsm", net, (x, y), BUDGET, images=0),
+        lambda net, x, y: gap.evaluate("fgsm", net, (x, y), BUDGET, batch_size=0),
+        lambda net, x, y: gap.judge(net, (x, y), BUDGET, images=0, progress=False),
+        lambda net, x, y: gap.judge(net, (x, y), BUDGET, adaptive_images=-1, progress=False),
         lambda net, x, y: gap.attacks.PGD(BUDGET)(net, (x / 255 - 0.5) / 0.25, y),
         lambda net, x, y: gap.attacks.FGSM(BUDGET)(net, x, y),
         lambda net, x, y: gap.attacks.PGD(0.03),
@@ -439,6 +447,138 @@ def test_mistakes_are_one_line(model: Net, digits: tuple[Tensor, Tensor], call: 
     """Catches: tracebacks, and results that look right, for what people write by mistake."""
     with pytest.raises(GapError):
         call(model, digits[0][:10], digits[1][:10].clamp_max(0))  # type: ignore[operator]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """The tensors that a training by each verb ends with, where nothing interrupts it."""
+
+    @cache
+    def tensors(verb: str) -> dict[str, Tensor]:
+        return own_training.train(verb, tmp_path_factory.mktemp(verb) / "out").artifact.tensors()
+
+    return tensors
+
+
+def interrupt() -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("verb", ["pretrain", "harden", "train_generator"])
+@pytest.mark.parametrize(
+    ("act", "error"),
+    [(interrupt, KeyboardInterrupt), (lambda: signal.raise_signal(signal.SIGINT), TrainingInterrupted)],
+)
+def test_training_that_is_interrupted_and_resumed_ends_as_an_uninterrupted_one(
+    verb: str,
+    act: Callable[[], None],
+    error: type[BaseException],
+    tmp_path: Path,
+    uninterrupted: Callable[[str], object],
+) -> None:
+    """Catches: work that is lost, or goes on with other random choices, moments or statistics."""
+    with pytest.raises(error):
+        own_training.train(verb, tmp_path / "out", [own_training.at_step(act)])
+    steps: list[int] = []
+    resumed = own_training.train(verb, tmp_path / "out", [lambda progress: steps.append(progress.step)], resume=True)
+    assert_same_tensors(resumed.artifact.tensors(), uninterrupted(verb))
+    assert min(steps) in (19, 20)
+
+
+def test_training_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
+    tmp_path: Path, uninterrupted: Callable[[str], object]
+) -> None:
+    """Catches: a checkpoint that only an orderly end leaves."""
+    command = [sys.executable, own_training.__file__, "harden", str(tmp_path / "out")]
+    same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run(command, env=same_threads, timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+    resumed = own_training.train("harden", tmp_path / "out", resume=True)
+    assert_same_tensors(resumed.artifact.tensors(), uninterrupted("harden"))
+
+
+def assert_same_tensors(actual: dict[str, Tensor], expected: object) -> None:
+    assert isinstance(expected, dict) and actual.keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in actual.items())
+
+
+class Turned(Digits):
+    """The digits with the names of their classes in another order, and labels that follow it."""
+
+    classes = Digits.classes[::-1]
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        super().__init__(images, 9 - labels)
+
+
+def test_labels_are_matched_by_name_where_both_sides_have_names(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: labels that are taken as the classifier's indices although their names are those of other classes."""
+    few = (digits[0][:100], digits[1][:100])
+    named = gap.Classifier(model, class_names=Digits.classes)
+    expected = gap.evaluate("noise", named, few, BUDGET).rows[0]["clean_accuracy"]
+    with pytest.warns(GapWarning, match="Turned are matched to those of Net by name: digit 9 is class 9, digit 8 is c"):
+        by_name = gap.evaluate("noise", named, Turned(*few), BUDGET).rows[0]["clean_accuracy"]
+    assert by_name == expected > 0.9
+    assert gap.evaluate("noise", model, Turned(*few), BUDGET).rows[0]["clean_accuracy"] < 0.2
+
+
+def test_labels_of_some_of_the_classes_are_matched_by_name(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    keep = digits[1][:200] >= 7
+    images, labels = digits[0][:200][keep], digits[1][:200][keep]
+    data = Columns(images, labels - 7)
+    data.features["label"] = SimpleNamespace(names=["Digit_7", "digit 8", "digit 9"])
+    with pytest.warns(
+        GapWarning, match=r"Columns are matched .*: Digit_7 is class 7 \(digit 7\), digit 8 is class 8, d"
+    ):
+        row = gap.evaluate("noise", gap.Classifier(model, class_names=Digits.classes), data, BUDGET).rows[0]
+    assert row["clean_accuracy"] > 0.9
+    with pytest.warns(
+        GapWarning, match="Net does not know the names of its classes; those of Columns are taken in the"
+    ):
+        assert gap.evaluate("noise", model, data, BUDGET).rows[0]["clean_accuracy"] < 0.2
+
+
+def test_names_that_the_classifier_does_not_know_are_refused_in_one_line(
+    model: Net, digits: tuple[Tensor, Tensor]
+) -> None:
+    named = gap.Classifier(model, class_names=[*Digits.classes[:9], "nine"])
+    data = Digits(digits[0][:20], digits[1][:20])
+    for call in (
+        lambda: gap.evaluate("noise", named, data, BUDGET),
+        lambda: gap.pretrain(named, data, epochs=1, progress=False),
+        lambda: gap.judge(named, digits, BUDGET, images=5, training=data, fast=True, progress=False),
+    ):
+        with pytest.raises(GapError, match=r"does not know 'digit 9' .*or a pair of images and labels, which") as error:
+            call()
+        assert "\n" not in str(error.value)
+
+
+def test_labels_without_names_are_indices_whatever_the_names_of_the_classes(
+    model: Net, digits: tuple[Tensor, Tensor]
+) -> None:
+    """Catches: indices that are taken for names because the names are numbers."""
+    some = digits[1][:200] > 0
+    few = (digits[0][:200][some], digits[1][:200][some])
+    named = gap.Classifier(model, class_names=[str(number) for number in range(1, 11)])
+    assert gap.evaluate("noise", named, few, BUDGET).rows[0]["clean_accuracy"] > 0.9
+
+
+@pytest.mark.parametrize("train", ["pretrain", "harden"])
+def test_training_keeps_the_class_names_of_the_data(
+    train: str, model: Net, digits: tuple[Tensor, Tensor], tmp_path: Path
+) -> None:
+    """Catches: a classifier that forgets what its classes are called."""
+    data = Digits(digits[0][:100], digits[1][:100])
+    options = {"epochs": 1, "batch_size": 50, "progress": False}
+    trained = (
+        gap.pretrain("mnist-cnn", data, **options)
+        if train == "pretrain"
+        else gap.harden(model, data, BUDGET, attacks=["fgsm"], **options)
+    )
+    assert trained.classifier.spec.class_names == Digits.classes
+    assert trained.artifact.card["classifier"]["class_names"] == list(Digits.classes)
+    with pytest.warns(GapWarning, match="matched to those of .* by name: digit 9 is class 9"):
+        gap.evaluate("noise", trained.classifier, Turned(data.images, torch.tensor(data.targets)), BUDGET, images=10)
 
 
 def test_textbook_pgd_equals_the_loop_of_the_paper(model: Net, digits: tuple[Tensor, Tensor]) -> None:

@@ -41,7 +41,8 @@ class Classifier(nn.Module):
         class_names: the names of the classes, in the order of the logits.
         input_size: (H, W), or the side of a square: images of another size are resized to it. Without it, the network
             gets images at the size that they have.
-        channels: 1 or 3; by default those of the network's first convolution.
+        channels: 1 or 3; by default those of `mean`, or those of the images at hand where the network takes them, or
+            those of its first convolution.
         name: how tables and errors call it; by default the class of the network.
         architecture: the text that builds the network, for cards.
         normalizer_known: whether its normalization, or that it has none, came with its weights.
@@ -51,7 +52,7 @@ class Classifier(nn.Module):
         Images N x C x H x W to logits N x K.
 
     Raises:
-        GapError: for a normalization that does not fit the channels.
+        GapError: for a normalization that does not fit the channels, and for arguments beside `spec` that it holds.
     """
 
     # For `gap.core.network.call`: the network inside gets its own copy of the images.
@@ -76,9 +77,13 @@ class Classifier(nn.Module):
         takes_any_size: bool = False,
     ) -> None:
         super().__init__()
+        self.channels_known = True
         if spec is None:
             takes_any_size, normalizer_known = input_size is None, True
             spec = _spec_of(network, mean, std, class_names, input_size, channels)
+            self.channels_known = channels is not None or max(len(spec.mean or ()), len(spec.std or ())) > 1
+        elif any(value is not None for value in (mean, std, class_names, input_size, channels)):
+            raise GapError("`spec` holds `mean`, `std`, `class_names`, `input_size` and `channels`; leave these out")
         self.normalizer_known = normalizer_known
         self.takes_any_size = takes_any_size
         self.network = network
@@ -167,14 +172,13 @@ def _spec_of(
         for value in (mean, std)
     )
     size = (input_size, input_size) if isinstance(input_size, int) else input_size or (224, 224)
-    return ClassifierSpec(
-        channels or (convolution.in_channels if convolution else len(means or (0.0,) * 3)),
-        size,
-        0,
-        means,
-        stds,
-        tuple(class_names) if class_names is not None else None,
-    )
+    if isinstance(class_names, str):
+        raise GapError(f"`class_names` is a list of names, not {class_names!r}")
+    several = next((len(values) for values in (means, stds) if values and len(values) > 1), 0)
+    # A lazy convolution has 0 channels until it gets images.
+    usual = several or (convolution.in_channels if convolution else 0) or (3 if means is None else 1)
+    names = None if class_names is None else tuple(map(str, class_names))
+    return ClassifierSpec(channels or usual, size, 0, means, stds, names)
 
 
 def load_classifier(
@@ -242,7 +246,7 @@ def check_compatible(
     if labels_index_model and classes > spec.classes:
         raise GapError(
             f"{data} has the label {classes - 1}, but {classifier.name} knows the classes 0 to {spec.classes - 1};"
-            " mend labels.csv, or use `labels` predicted"
+            " use labels of its classes, or `labels` predicted"
         )
     if not labels_index_model and classes != spec.classes:
         raise GapError(
@@ -378,7 +382,7 @@ def validate_forward(classifier: Classifier) -> Classifier:
     spec, name = classifier.spec, classifier.name
     probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
     if any(map(is_lazy, classifier.parameters())):
-        classifier(probe)  # the first images say how large the weights are
+        _run_in_eval(classifier, probe)  # the first images say how large the weights are
     with frozen(classifier), output_types(classifier.network) as types:
         logits = classifier(probe)
         single = classifier(probe[:1])
@@ -404,6 +408,17 @@ def validate_forward(classifier: Classifier) -> Classifier:
         )
     classifier.spec = replace(spec, classes=logits.shape[1])
     return classifier
+
+
+def _run_in_eval(network: nn.Module, images: Tensor) -> None:
+    """Run a network in eval mode, so that no statistics move; `frozen` cannot hold weights that have no size yet."""
+    modes = [(module, module.training) for module in network.modules()]
+    network.eval()
+    try:
+        network(images)
+    finally:
+        for module, training in modes:
+            module.training = training
 
 
 def _mean_std(

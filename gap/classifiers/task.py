@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.classifiers.adapters import ClassifierLike, as_classifier
+from gap.classifiers.adapters import ClassifierLike, as_classifier, copied
 from gap.classifiers.classifier import Classifier, check_compatible, check_normalizer, load_classifier, model_dir_of
 from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.options import DataOptions
@@ -20,7 +20,7 @@ from gap.core.artifact import open_artifact
 from gap.core.device import pick_device
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.core.network import device_of
+from gap.core.network import device_of, is_on
 from gap.data.class_names import find_difference, match_classes
 from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
 from gap.data.registry import converted, load_data
@@ -56,7 +56,7 @@ def load_classifiers(
     `mean` and `std` go to those without a normalizer. Raises GapError when they differ in channels, classes or, where
     they know its names, the order of these, or all have a normalizer of their own and another is given.
     """
-    load = partial(as_classifier, mean=mean, std=std)
+    load = partial(as_classifier, mean=mean, std=std, lenient=True)
     channels, size = asked or like or (None, None)
     first = load(models[0], channels=channels, size=size)
     spec = first.spec
@@ -106,7 +106,7 @@ def load_task(
             data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
     counted = None
     if options.labels != "predicted":
-        data = _matched(data, classifiers)
+        data = match_labels(data, classifiers)
         counted = data.classes
     classifiers = [_with_num_classes(classifier, counted) for classifier in classifiers]
     for classifier in classifiers:
@@ -117,12 +117,13 @@ def load_task(
             data=data.name,
             labels_index_model=data.labels_index_model,
         )
-        classifier.to(device)
-    for model, classifier in zip(models, classifiers, strict=True):
-        if not isinstance(model, nn.Module):  # the layout of a user's own network is the user's
-            use_channels_last(classifier)
+    for index, (model, classifier) in enumerate(zip(models, classifiers, strict=True)):
+        if isinstance(model, nn.Module):  # the place and the layout of a user's own network are the user's
+            classifiers[index] = _on_device(classifier, device)
+        else:
+            use_channels_last(classifier.to(device))
     if data.labels_index_model:
-        data = replace(data, classes=classifiers[0].spec.classes, class_names=classifiers[0].spec.class_names)
+        data = _with_classes_of(data, classifiers[0])
     unlabeled = data.test.labels is None
     if unlabeled and options.labels == "data":
         raise GapError(
@@ -164,6 +165,11 @@ def find_device(models: Sequence[ClassifierLike], device: torch.device | str | N
     return pick_device("auto") if network is None else device_of(network)
 
 
+def _on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
+    """The classifier itself where it is on that device, else a copy there."""
+    return classifier if is_on(classifier, device) else copied(classifier).to(device)
+
+
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
     """The same pictures labeled by what a classifier says of them."""
     return replace(
@@ -174,6 +180,25 @@ def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.
         classes=classifier.spec.classes,
         class_names=classifier.spec.class_names,
     )
+
+
+def with_labels_of(task: AttackTask, data: Dataset, *, predicted: bool) -> Dataset:
+    """More data for a task, labeled as the task's own data is: by its classifiers' classes, or by predictions.
+
+    Raises GapError where its labels are not of these classes.
+    """
+    first = task.classifiers[0]
+    if predicted:
+        return label_with_predictions(data, first, first.device)
+    data = match_labels(data, task.classifiers)
+    check_compatible(
+        first,
+        channels=data.channels,
+        classes=data.classes,
+        data=data.name,
+        labels_index_model=data.labels_index_model,
+    )
+    return data
 
 
 def name_classes(classifier: Classifier, data: Dataset) -> None:
@@ -201,7 +226,7 @@ def _check_order(classifiers: Sequence[Classifier]) -> None:
             )
 
 
-def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
+def match_labels(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
     """The data labeled by the classes of the first classifier that knows their names, else of the first that has
     learned; fresh networks take the data's classes as they are."""
     learned = [classifier for classifier in classifiers if not is_untrained(classifier.name)]
@@ -209,6 +234,14 @@ def _matched(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
     if reference is None:
         return data
     return match_classes(data, reference.name, reference.spec.classes, _known_names(reference))
+
+
+def _with_classes_of(data: Dataset, classifier: Classifier) -> Dataset:
+    """Data whose labels are class indices of a classifier, with its number of classes and their names; the data's own
+    names where the classifier has none."""
+    spec = classifier.spec
+    own = data.class_names if data.class_names and len(data.class_names) == spec.classes else None
+    return replace(data, classes=spec.classes, class_names=spec.class_names or own)
 
 
 def _with_num_classes(classifier: Classifier, classes: int | None) -> Classifier:

@@ -22,6 +22,13 @@ def unknown_name_error(kind: str, name: str, known: Iterable[str]) -> GapError:
     return GapError(f"unknown {kind} {name!r}; known: {listed}")
 
 
+def check_at_least(least: int, **arguments: int | None) -> None:
+    """Raise GapError where an argument, by its name, is less than that; None stands for a default."""
+    for name, value in arguments.items():
+        if value is not None and value < least:
+            raise GapError(f"`{name}` is at least {least}, not {value}")
+
+
 def first_line(error: Exception) -> str:
     """What an error says, on one line."""
     return (str(error).splitlines() or [type(error).__name__])[0]

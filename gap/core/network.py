@@ -86,6 +86,11 @@ def device_of(network: nn.Module) -> torch.device:
     return torch.device("cpu")
 
 
+def is_on(network: nn.Module, device: torch.device | str) -> bool:
+    """Whether a network is on that device, where "cuda" is the current one of several."""
+    return device_of(network) == torch.empty(0, device=device).device
+
+
 @contextmanager
 def output_types(network: nn.Module) -> Iterator[list[type]]:
     """The types of what a network returns at each call inside the block; none of a TorchScript network, which takes no

@@ -1,14 +1,15 @@
 """Data out of whatever a user holds: a name, two tensors, a torch Dataset, a DataLoader, a Hugging Face dataset."""
 
 import hashlib
+import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -20,7 +21,7 @@ from torch.utils.data import (
     TensorDataset,
 )
 
-from gap.core.errors import GapError
+from gap.core.errors import GapError, GapWarning
 from gap.data.dataset import (
     Dataset,
     InMemorySplit,
@@ -31,25 +32,37 @@ from gap.data.dataset import (
     validate_labels,
     validation_count,
 )
+from gap.data.items import (
+    LABEL_KEYS,
+    batch_levels,
+    image_and_label,
+    image_levels,
+    is_columns,
+    label_index,
+    label_indices,
+    read_batch,
+    stack,
+)
 
-# Keys under which a mapping holds its image and its label, the first that it has.
-IMAGE_KEYS = ("image", "img", "images", "pixel_values")
-LABEL_KEYS = ("label", "labels", "fine_label", "target", "class")
-# How far a float may be outside of [0, 1] by rounding.
-TOLERANCE = 1e-4
+# So many items of a dataset, spread over it, say how many channels it has and whether its column of labels is right.
+PROBES = 16
+# How torchvision's MNIST calls its classes; elsewhere they are "0" to "9".
+DIGIT_NAME = re.compile(r"(\d) - [a-z]+")
 
 
 @dataclass
 class DatasetSplit:
     """Images of a map-style dataset of the user's own, read when they are needed.
 
-    Each item is an image and its label: a tuple, or a mapping with keys such as "image" and "label". `transform` makes
-    of each batch, uint8, the images that are wanted: other channels or another size. `workers` processes read ahead.
+    Each item is an image and its label: a tuple, or a mapping with keys such as "image" and "label". `shape` is the
+    C x H x W of the images. `transform` makes of each batch, uint8, the images that are wanted: other channels or
+    another size. `workers` processes read ahead.
     """
 
     dataset: Any
     indices: Tensor
     labels: Tensor | None
+    shape: tuple[int, int, int]
     workers: int = 0
     transform: Callable[[Tensor], Tensor] | None = field(default=None, repr=False, compare=False)
     labels_are_original: bool = field(default=True, repr=False, compare=False)
@@ -71,9 +84,11 @@ class DatasetSplit:
             self.dataset,
             batch_sampler=positions(),
             num_workers=self.workers,
-            collate_fn=_stack_images,
+            collate_fn=partial(_stack_images, shape=self.shape),
         )
         for images in loader:
+            if isinstance(images, GapError):
+                raise images
             pixels = self.transform(images) if self.transform else images
             yield (
                 as_floats(pixels, torch.device(device)),
@@ -121,6 +136,16 @@ class _Images:
 
     def dataset(self, train: Split, validation: Split, test: Split, division: str) -> Dataset:
         labels = self.split.labels
+        classes = None if labels is None or not len(labels) else int(labels.max()) + 1
+        names = self.class_names
+        if names and (classes or 0) > len(names):
+            warnings.warn(
+                f"{self.name} has {len(names)} class names and the label {(classes or 0) - 1}; its labels are taken as"
+                " class indices",
+                GapWarning,
+                stacklevel=3,
+            )
+            names = None
         return Dataset(
             name=self.name,
             train=train,
@@ -128,8 +153,8 @@ class _Images:
             test=test,
             channels=self.channels,
             size=self.size,
-            class_names=self.class_names,
-            classes=None if labels is None or not len(labels) else int(labels.max()) + 1,
+            class_names=names,
+            classes=len(names) if names else classes,
             source="given in Python",
             split_description=division,
             labels_index_model=True,
@@ -149,17 +174,26 @@ def data_name(data: Any) -> str:
 def training_data(data: Any) -> Dataset:
     """The dataset that an object stands for, to train on: a twentieth of its images is held out for validation.
 
+    Images are uint8 or floats in [0, 1], which are rounded to 8 bits. A tensor is C x H x W, and a batch of them
+    N x C x H x W. In arrays the channels may also come last where only that can be meant: 1, 3 or 4 of them, after a
+    height that is none of these. PIL images become 8-bit and opaque as files do. All images have one size; gray ones
+    among RGB ones become RGB.
+
+    A label is the index of a class: a whole number, alone or in an array of one, or a vector with a single 1. Where the
+    dataset has names for its classes (`.classes`, or Hugging Face's `ClassLabel`), these are matched with those of the
+    classifier.
+
     Args:
-        data: a pair of tensors (images N x C x H x W, uint8 or floats in [0, 1], and N labels), a torch Dataset or
-            DataLoader of (image, label), a Hugging Face `datasets.Dataset`, or a `gap.data.dataset.Dataset`. Images are
-            tensors, arrays or PIL images of one size; floats are rounded to 8 bits. Labels are the indices of the
-            classifier's classes.
+        data: a pair (N images, N labels), a torch Dataset or DataLoader, a Hugging Face `datasets.Dataset`, or a
+            `gap.data.dataset.Dataset`. Items and batches are sequences that begin with image and label, or mappings
+            with keys such as "image" and "label"; a DataLoader may also give lists of items, or single items.
 
     Returns:
         A dataset whose test split is empty.
 
     Raises:
-        GapError: for an object that is none of these, and for pixels outside of [0, 1].
+        GapError: for an object that is none of these, for pixels outside of [0, 1], and for tensors with the channels
+            last.
     """
     if isinstance(data, Dataset):
         return data
@@ -191,10 +225,19 @@ def _find_images(data: Any) -> _Images:
     if isinstance(data, DataLoader):
         return _from_loader(data)
     if isinstance(data, TensorDataset):
-        data = data.tensors
-    if isinstance(data, tuple | list) and len(data) == 2 and all(_is_array(each) for each in data):
-        return _from_tensors("tensors", torch.as_tensor(data[0]), torch.as_tensor(data[1]))
-    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, str | Path | Mapping):
+        if len(data.tensors) < 2:
+            raise GapError("a TensorDataset holds images and labels; this one holds no labels")
+        data = data.tensors[:2]
+    if is_columns(data):
+        return _from_tensors("tensors", batch_levels(data[0]), label_indices(data[1]))
+    if isinstance(data, Mapping):
+        hint = f"choose one of its parts, as data[{next(iter(data))!r}]" if data else "it is empty"
+        raise GapError(f"data is not a {type(data).__name__}; {hint}")
+    if isinstance(data, IterableDataset) or (hasattr(data, "__iter__") and not hasattr(data, "__getitem__")):
+        raise GapError(
+            f"a {type(data).__name__} cannot be read by index; give its items as a list, or a DataLoader of it"
+        )
+    if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")) or isinstance(data, str | Path):
         raise GapError(
             f"data is a name, a pair of tensors, a torch Dataset or DataLoader, or a Hugging Face dataset, not a"
             f" {type(data).__name__}"
@@ -205,16 +248,16 @@ def _find_images(data: Any) -> _Images:
 def _from_loader(loader: DataLoader[Any]) -> _Images:
     """The dataset behind a loader, or all its batches where it has none that can be read by index."""
     if not isinstance(loader.dataset, IterableDataset) and _reads_by_index(loader):
-        whole = isinstance(loader.sampler, SequentialSampler | RandomSampler)
-        images = _find_images(loader.dataset if whole else Subset(loader.dataset, list(loader.sampler)))
+        images = _find_images(loader.dataset if _reads_all(loader) else Subset(loader.dataset, list(loader.sampler)))
         if isinstance(images.split, DatasetSplit):
             return replace(images, split=replace(images.split, workers=loader.num_workers))
         return images
-    batches = [_image_and_label(batch) for batch in loader]
+    batches = [read_batch(batch) for batch in loader]
     if not batches:
         raise GapError("the DataLoader gives no batch")
-    pixels, labels = (torch.cat([torch.as_tensor(each) for each in column]) for column in zip(*batches, strict=True))
-    return _from_tensors(type(loader.dataset).__name__, pixels, labels)
+    stack([images[0] for images, _ in batches if len(images)])  # refuses batches of several shapes
+    pixels, labels = (torch.cat(column) for column in zip(*batches, strict=True))
+    return _from_tensors(type(_root(loader.dataset)).__name__, pixels, labels, _find_class_names(loader.dataset))
 
 
 def _reads_by_index(loader: DataLoader[Any]) -> bool:
@@ -223,28 +266,44 @@ def _reads_by_index(loader: DataLoader[Any]) -> bool:
     return plain and type(loader.batch_sampler) is BatchSampler
 
 
-def _from_tensors(name: str, images: Tensor, labels: Tensor) -> _Images:
-    if images.ndim != 4:
-        raise GapError(f"images are N x C x H x W, not of the shape {tuple(images.shape)}")
-    if len(images) != len(labels) or labels.ndim != 1:
-        raise GapError(f"{len(images)} images need as many labels, one number each, not {tuple(labels.shape)}")
-    split = InMemorySplit(_as_levels(images).cpu().contiguous(), _as_labels(labels))
-    return _Images(name, split, images.shape[1], (images.shape[2], images.shape[3]), None)
+def _reads_all(loader: DataLoader[Any]) -> bool:
+    """Whether a loader reads each item of its dataset once, in whatever order."""
+    sampler: Any = loader.sampler
+    if not isinstance(sampler, SequentialSampler | RandomSampler) or getattr(sampler, "replacement", False):
+        return False
+    return len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
+
+
+def _from_tensors(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...] | None = None) -> _Images:
+    if len(images) != len(labels):
+        raise GapError(f"{len(images)} images need as many labels, one number each, not {len(labels)}")
+    split = InMemorySplit(images.cpu().contiguous(), labels)
+    return _Images(name, split, images.shape[1], (images.shape[2], images.shape[3]), class_names)
 
 
 def _from_dataset(dataset: Any) -> _Images:
-    if not len(dataset):
-        raise GapError(f"{type(dataset).__name__} holds no images")
-    image, _ = _image_and_label(dataset[0])
-    channels, height, width = _as_image_levels(image).shape
-    labels = _find_labels(dataset)
-    split = DatasetSplit(dataset, torch.arange(len(dataset)), labels)
-    return _Images(type(_root(dataset)).__name__, split, channels, (height, width), _find_class_names(dataset))
+    name, count = type(_root(dataset)).__name__, len(dataset)
+    if not count:
+        raise GapError(f"{name} holds no images")
+    probes = {index: image_and_label(dataset[index]) for index in range(0, count, -(-count // PROBES))}
+    shapes = [tuple(image_levels(image).shape) for image, _ in probes.values()]
+    channels, (_, height, width) = max(shape[0] for shape in shapes), shapes[0]
+    labels = _find_labels(dataset, {index: label_index(label) for index, (_, label) in probes.items()})
+    split = DatasetSplit(dataset, torch.arange(count), labels, (channels, height, width))
+    return _Images(name, split, channels, (height, width), _find_class_names(dataset))
 
 
 def _root(dataset: Any) -> Any:
     """The dataset that a Subset, or a Subset of one, is part of."""
     return _root(dataset.dataset) if isinstance(dataset, Subset) else dataset
+
+
+def _indices_in_root(dataset: Any) -> Tensor | None:
+    """Which items of its root a Subset, or a Subset of one, has, in its order; None for the root itself."""
+    if not isinstance(dataset, Subset):
+        return None
+    indices, outer = torch.as_tensor(dataset.indices), _indices_in_root(dataset.dataset)
+    return indices if outer is None else outer[indices]
 
 
 def _find_class_names(dataset: Any) -> tuple[str, ...] | None:
@@ -255,98 +314,71 @@ def _find_class_names(dataset: Any) -> tuple[str, ...] | None:
         features = getattr(root, "features", None)
         if names is None and isinstance(features, Mapping) and key in features:
             names = getattr(features[key], "names", None)
-    is_list = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return tuple(names) if is_list and names else None
+    identifiers = getattr(root, "wnids", None)
+    if not isinstance(names, list | tuple) or not names:
+        return None
+    if isinstance(identifiers, list) and all(isinstance(name, tuple) and name for name in names):
+        # The sets of ImageNet in torchvision have several synonyms for each class, and a WordNet ID.
+        names = [f"{identifier}_{name[0]}" for identifier, name in zip(identifiers, names, strict=False)]
+    if not all(isinstance(name, str) for name in names):
+        return None
+    digits = [DIGIT_NAME.fullmatch(name) for name in names]
+    return tuple(digit[1] for digit in digits if digit) if all(digits) else tuple(names)
 
 
-def _find_labels(dataset: Any) -> Tensor:
-    """The labels of all items: from where datasets keep them, else by reading every item."""
-    if isinstance(dataset, Subset):
-        return _find_labels(dataset.dataset)[torch.as_tensor(dataset.indices)]
+def _find_labels(dataset: Any, known: Mapping[int, int]) -> Tensor:
+    """The labels of all items: from where datasets keep them, else by reading every item.
+
+    A column is believed where it has the labels that are known of some items; a transform of the labels may change
+    these.
+    """
+    indices = _indices_in_root(dataset)
+    for column in _label_columns(_root(dataset)):
+        labels = column if indices is None else column[indices]
+        if all(int(labels[index]) == label for index, label in known.items()):
+            return labels
+    return label_indices([label_index(image_and_label(dataset[index])[1]) for index in range(len(dataset))])
+
+
+def _label_columns(dataset: Any) -> Iterator[Tensor]:
+    """The labels of all items, from each place where a dataset may keep them."""
     for name in ("targets", "labels"):
-        labels = getattr(dataset, name, None)
-        if labels is not None and _is_array(labels) and len(labels) == len(dataset) and _agree(labels, dataset):
-            return _as_labels(labels)
+        if (labels := _as_column(getattr(dataset, name, None), len(dataset))) is not None:
+            yield labels
     columns = getattr(dataset, "column_names", None)
-    if isinstance(columns, list):
-        key = next((key for key in LABEL_KEYS if key in columns), None)
-        if key:
-            return _as_labels(list(dataset[key]))
-    return _as_labels([int(_image_and_label(dataset[index])[1]) for index in range(len(dataset))])
+    key = next((key for key in LABEL_KEYS if key in columns), None) if isinstance(columns, list) else None
+    if key:
+        # A format, or a transform of whole rows, would be asked for labels without their images.
+        plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+        if (labels := _as_column(list(plain[key]), len(dataset))) is not None:
+            yield labels
 
 
-def _agree(labels: Any, dataset: Any) -> bool:
-    """Whether a column of labels has the labels of some items; a transform of the labels may change these."""
-    some = range(0, len(dataset), max(1, len(dataset) // 16))
-    return all(int(labels[index]) == int(_image_and_label(dataset[index])[1]) for index in some)
+def _as_column(labels: Any, count: int) -> Tensor | None:
+    """Labels, where there is one for each of so many items; None where these are none."""
+    try:
+        indices = label_indices(labels)
+    except GapError:
+        return None
+    return indices if len(indices) == count else None
 
 
-def _as_labels(labels: Any) -> Tensor:
-    tensor = torch.as_tensor(labels).to("cpu")
-    if tensor.ndim != 1 or tensor.is_floating_point():
-        raise GapError(f"labels are one whole number for each image, not {tuple(tensor.shape)} of {tensor.dtype}")
-    if len(tensor) and int(tensor.min()) < 0:
-        raise GapError(f"labels are indices of classes, 0 or more, not {int(tensor.min())}")
-    return tensor.to(torch.int64)
+def _stack_images(items: list[Any], shape: tuple[int, int, int]) -> Tensor | GapError:
+    """The images of items as uint8, N x C x H x W, or why there are none: an error loses its type on the way from
+    another process."""
+    try:
+        return stack([_with_channels(image_levels(image_and_label(item)[0]), shape) for item in items])
+    except GapError as error:
+        return error
 
 
-def _is_array(value: Any) -> bool:
-    if isinstance(value, list):
-        return all(isinstance(each, int) for each in value[:10])
-    return isinstance(value, Tensor | np.ndarray)
-
-
-def _image_and_label(item: Any) -> tuple[Any, Any]:
-    """The image and the label of an item, or of a batch of them."""
-    if isinstance(item, Mapping):
-        keys = [next((key for key in names if key in item), None) for names in (IMAGE_KEYS, LABEL_KEYS)]
-        if None not in keys:
-            return item[keys[0]], item[keys[1]]
-        raise GapError(f"an item of the data has the keys {', '.join(map(str, item))}; name them image and label")
-    if isinstance(item, tuple | list) and len(item) >= 2:
-        return item[0], item[1]
-    raise GapError(f"an item of the data is an image and its label, not a {type(item).__name__}")
-
-
-def _stack_images(items: list[Any]) -> Tensor:
-    """The images of items as uint8, N x C x H x W."""
-    images = [_as_image_levels(_image_and_label(item)[0]) for item in items]
-    shapes = {tuple(image.shape) for image in images}
-    if len(shapes) > 1:
-        sizes = " and ".join("x".join(map(str, shape)) for shape in sorted(shapes)[:2])
-        raise GapError(f"the images of the data differ in size ({sizes}); add a transform that resizes them")
-    return torch.stack(images)
-
-
-def _as_image_levels(image: Any) -> Tensor:
-    """One image, a tensor, an array or a PIL image, as uint8 C x H x W."""
-    if isinstance(image, Image.Image):
-        pixels = torch.from_numpy(np.array(image.convert("L" if image.mode in ("1", "L", "I", "I;16", "F") else "RGB")))
-        return pixels[None] if pixels.ndim == 2 else pixels.permute(2, 0, 1).contiguous()
-    if not isinstance(image, Tensor | np.ndarray):
-        raise GapError(f"an image of the data is a tensor, an array or a PIL image, not a {type(image).__name__}")
-    pixels = torch.as_tensor(image)
-    if pixels.ndim == 2:
-        pixels = pixels[None]
-    if pixels.ndim == 3 and isinstance(image, np.ndarray) and pixels.shape[2] in (1, 3) and pixels.shape[0] > 3:
-        pixels = pixels.permute(2, 0, 1)  # arrays hold channels last, as pictures do
-    if pixels.ndim != 3:
-        raise GapError(f"an image of the data is C x H x W, not of the shape {tuple(pixels.shape)}")
-    return _as_levels(pixels)
-
-
-def _as_levels(images: Tensor) -> Tensor:
-    """Pixels as uint8: uint8 as it is, floats in [0, 1] rounded to 8 bits."""
-    if images.dtype == torch.uint8:
-        return images
-    if not images.is_floating_point():
-        raise GapError(f"pixels are uint8 or floats in [0, 1], not {images.dtype}")
-    if not images.numel():
-        return images.to(torch.uint8)
-    low, high = images.min().item(), images.max().item()
-    if not (low >= -TOLERANCE and high <= 1 + TOLERANCE):
-        raise GapError(
-            f"pixels are floats in [0, 1], and these go from {low:.3g} to {high:.3g}; leave normalization out of the"
-            " data and give it to the classifier: gap.Classifier(model, mean=..., std=...)"
-        )
-    return images.float().mul(255).round().clamp(0, 255).to(torch.uint8)
+def _with_channels(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
+    """An image of that shape; a gray one among RGB ones becomes RGB."""
+    if image.shape[0] == 1 and shape[0] == 3:
+        image = image.expand(3, -1, -1)
+    if tuple(image.shape) == shape:
+        return image
+    found, expected = ("x".join(map(str, each)) for each in (image.shape, shape))
+    if image.shape[0] != shape[0]:
+        raise GapError(f"the images of the data differ in channels ({expected} and {found}); convert all to RGB")
+    raise GapError(f"the images of the data differ in size ({expected} and {found}); add a transform that resizes them")

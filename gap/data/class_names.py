@@ -85,19 +85,22 @@ def find_difference(first: Sequence[str], second: Sequence[str]) -> int | None:
 def match_classes(data: Dataset, classifier: str, classes: int, class_names: tuple[str, ...] | None) -> Dataset:
     """The same pictures, labeled by the indices of a classifier's classes.
 
-    A class of the data is the classifier's class of that name. Where the classifier has no names, the order of the
-    data's classes is believed. Class folders that are numbers, of which none is a class name, are class indices if all
-    are below `classes`. Indices from a table are class names where all of them are names of classes. A warning says
-    which class is which where the labels changed or the order is only believed.
+    A class of the data is the classifier's class of that name; two lists of names that may all mean the same are taken
+    as the same. Where the classifier has no names, the order of the data's classes is believed. Class folders that are
+    numbers, of which none is a class name, are class indices if all are below `classes`. Indices from a table are class
+    names where all of them are names of classes. A warning says which class is which where the labels changed or the
+    order is only believed.
 
     Raises GapError where the classifier does not know a class of the data, or a name stands for several of its classes.
     """
-    if data.labels_index_model:
+    if data.labels_may_be_names:
         return _match_table_of_indices(data, classifier, class_names)
     if data.class_names is None or data.class_names == class_names:
         return data
     if class_names is None:
         return _match_without_names(data, classifier, classes)
+    if len(data.class_names) == len(class_names) and find_difference(data.class_names, class_names) is None:
+        return replace(data, class_names=class_names)
     known = ClassNames(class_names)
     if _fits_as_indices(data, classes) and not any(known.indices(name) for name in data.class_names):
         return _match_numbers(data, classifier, classes, class_names)
@@ -120,7 +123,7 @@ def _match_without_names(data: Dataset, classifier: str, classes: int) -> Datase
         if [int(name) for name in data.class_names] == list(order) and len(order) == classes:
             return data
         return _match_numbers(data, classifier, classes, None)
-    if data.sorted_classes and len(order) == classes:
+    if (data.sorted_classes and len(order) == classes) or (data.labels_index_model and len(order) < classes):
         warnings.warn(
             f"{classifier} does not know the names of its classes; those of {data.name} are taken in their order:"
             f" {_shown(data.class_names, order, None)}",
@@ -172,7 +175,11 @@ def _indices_of(data: Dataset, names: Sequence[str], classifier: str, known: Cla
     if strange:
         more = f" and {len(strange) - 1} more" if len(strange) > 1 else ""
         near = get_close_matches(strange[0], known.names, n=3) or known.names
-        fix = "rename the folder (or the label in labels.csv)" if data.sorted_classes else "use data with its classes"
+        fix = "use data with its classes"
+        if data.sorted_classes:
+            fix = "rename the folder (or the label in labels.csv)"
+        elif data.labels_index_model:
+            fix += ", or a pair of images and labels, which are taken as its class indices"
         raise GapError(
             f"{data.name} has {len(names)} classes, of which {classifier} does not know {strange[0]!r}{more} (it knows"
             f" {len(known.names)} classes: {abbreviate(near, len(known.names))}); {fix}, or, to attack it, use `labels`"
@@ -180,10 +187,11 @@ def _indices_of(data: Dataset, names: Sequence[str], classifier: str, known: Cla
         )
     for name, indices in meanings.items():
         if len(indices) > 1:
+            renamed = "the folder (or the label in labels.csv)" if data.sorted_classes else "the class"
             raise GapError(
                 f"{data.name} has the class {name!r}, which may be each of the classes"
-                f" {abbreviate(list(map(str, indices)))} of {classifier}; rename the folder (or the"
-                " label in labels.csv) to the exact name of one, or to its WordNet ID"
+                f" {abbreviate(list(map(str, indices)))} of {classifier}; rename {renamed} to the exact name of one, or"
+                " to its WordNet ID"
             )
     return [meanings[name][0] for name in names]
 

@@ -172,9 +172,10 @@ class Dataset:
     """Three disjoint splits of pictures, and what is known about them.
 
     `size` is (H, W). `class_names` and `classes` are None where unknown. With `labels_index_model` the labels are class
-    indices of a classifier, and `classes` only says how many classes that has at least. With `sorted_classes` the
-    classes are numbered in the order of their names, which a classifier need not follow. `split_description` says how
-    the splits were made; `source` says where the pictures are from and their terms.
+    indices of a classifier, as far as it has no other names for them, and `classes` only says how many classes that has
+    at least; with `labels_may_be_names` these numbers are its class names if it has such names. With `sorted_classes`
+    the classes are numbered in the order of their names, which a classifier need not follow. `split_description` says
+    how the splits were made; `source` says where the pictures are from and their terms.
     """
 
     name: str
@@ -189,6 +190,7 @@ class Dataset:
     split_description: str = ""
     labels_index_model: bool = False
     sorted_classes: bool = False
+    labels_may_be_names: bool = False
 
     @property
     def splits(self) -> dict[str, Split]:

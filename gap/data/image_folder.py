@@ -76,6 +76,7 @@ def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Datas
         source=f"picture files of {root}; their owner's terms",
         split_description=split_description,
         labels_index_model=pictures.labels_index_model,
+        labels_may_be_names=pictures.labels_index_model,
         sorted_classes=pictures.class_names is not None,
     )
 

@@ -21,6 +21,8 @@ SYSTEM_FOLDERS = (
     "system volume information",
 )  # fmt: skip
 MODES = {1: "L", 3: "RGB"}
+# Pillow's modes of gray images; those of 16 and 32 bits have more names, which begin with I or F.
+GRAY_MODES = ("1", "L", "LA", "La")
 WHITE_LEVELS = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
 READ_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
@@ -79,11 +81,25 @@ def as_image(image: ImageLike, channels: int, size: tuple[int, int] | None = Non
         image = Image.fromarray(_levels(image))
     if not isinstance(image, Image.Image):
         raise GapError(f"an image is a path, a PIL image, an array or a tensor, not a {type(image).__name__}")
-    flat = _flatten_alpha(_eight_bit(image)).convert(_mode(channels))
+    flat = flatten(image).convert(_mode(channels))
     if size is not None:
         flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
     pixels = torch.from_numpy(np.array(flat))
     return pixels.reshape(*pixels.shape[:2], channels).permute(2, 0, 1).float() / 255
+
+
+def flatten(picture: Image.Image) -> Image.Image:
+    """A PIL image with 8 bits a channel and no transparency, as `load_image` makes of a file: gray ones of mode L, all
+    others of mode RGB.
+
+    Raises GapError for pixels that cannot be decoded, or that have no known scale.
+    """
+    try:
+        gray = picture.mode in GRAY_MODES or _is_deep(picture)
+        return _flatten_alpha(_eight_bit(picture)).convert("L" if gray else "RGB")
+    except READ_ERRORS as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise GapError(f"a PIL image of mode {picture.mode} cannot be used ({reason})") from error
 
 
 def _tensor_levels(image: Tensor) -> np.ndarray[Any, Any]:
@@ -161,13 +177,18 @@ def _check_bomb(picture: Image.Image) -> None:
 
 def _eight_bit(picture: Image.Image) -> Image.Image:
     """Pixels of 16 or 32 bits scaled to 8; other pictures as they are."""
-    if not picture.mode.startswith(("I", "F")):
+    if not _is_deep(picture):
         return picture
     pixels = np.asarray(picture)
     white = next((white for white in WHITE_LEVELS[pixels.dtype.kind] if pixels.max() <= white), None)
     if white is None or not pixels.min() >= 0:
         raise ValueError(f"pixels from {pixels.min()} to {pixels.max()}, no known scale")
     return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
+
+
+def _is_deep(picture: Image.Image) -> bool:
+    """Whether pixels are gray levels of 16 or 32 bits."""
+    return picture.mode.startswith(("I", "F"))
 
 
 def _flatten_alpha(picture: Image.Image) -> Image.Image:

@@ -11,7 +11,7 @@ from torch.nn import functional
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import expanded
 from gap.data.adapters import DatasetSplit
-from gap.data.dataset import Dataset, InMemorySplit, Split
+from gap.data.dataset import Dataset, ImageFolderSplit, InMemorySplit, Split
 from gap.data.image_folder import load_folder
 from gap.data.names import FOLDER, default_root, list_datasets
 from gap.data.torchvision_datasets import DATASETS, load_mnist_5k, load_published
@@ -48,15 +48,29 @@ def load_data(
 
 
 def converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
-    """The dataset at other channels, 1 or 3, and another size (H, W). Raises GapError for other channels."""
+    """The dataset at other channels, 1 or 3, and another size (H, W).
+
+    Raises GapError for other channels, and for splits of the user's own that are not kept by gap.
+    """
     if (channels, size) == (data.channels, data.size):
         return data
     if channels not in (1, 3):
         raise GapError(f"{data.name} can be had with 1 or 3 channels, not {channels}")
+    if data.channels not in (1, 3):
+        raise GapError(f"{data.name} has images of {data.channels} channels, and only 1 or 3 become {channels}")
 
     def convert(split: Split) -> Split:
-        assert isinstance(split, InMemorySplit | DatasetSplit)
-        return replace(split, transform=partial(_convert, channels=channels, size=size))
+        if isinstance(split, ImageFolderSplit):
+            return replace(split, channels=channels, size=size)
+        if isinstance(split, InMemorySplit | DatasetSplit):
+            return replace(split, transform=partial(_convert, channels=channels, size=size))
+        shapes = [
+            "x".join(map(str, (count, *sides))) for count, sides in ((data.channels, data.size), (channels, size))
+        ]
+        raise GapError(
+            f"{data.name} is of {shapes[0]} and is wanted at {shapes[1]}, which a {type(split).__name__} cannot be"
+            " brought to; give it at that shape"
+        )
 
     return replace(
         data,

@@ -21,11 +21,12 @@ from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import Classifier
 from gap.classifiers.task import AttackTask, make_task
 from gap.core.artifact import Artifact, is_artifact, open_artifact
-from gap.core.errors import GapError, GapWarning, unknown_name_error
+from gap.core.errors import GapError, GapWarning, check_at_least, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import exists
 from gap.data.adapters import evaluation_data
 from gap.evaluation.evaluate import Evaluation, evaluate_attack
+from gap.evaluation.names import unique_names
 from gap.evaluation.results import EvaluationResult
 from gap.threat import Budget, as_budget
 
@@ -67,11 +68,13 @@ class AttackEntry:
 def parse_attacks(attacks: Sequence[AttackLike]) -> list[AttackEntry]:
     """The entries of a benchmark; raises GapError for what is no attack, no attack's name and no trained artifact.
 
-    Artifacts are named after their folders, and where two would have one name, as they were written.
+    Artifacts are named after their folders, and where two would have one name, as they were written. Where names are
+    still the same, later ones are numbered.
     """
     found = [_parse_attack(attack) for attack in attacks]
-    names = Counter(entry.name for entry in found)
-    return [replace(entry, name=entry.text) if names[entry.name] > 1 else entry for entry in found]
+    counts = Counter(entry.name for entry in found)
+    names = unique_names(entry.text if counts[entry.name] > 1 else entry.name for entry in found)
+    return [replace(entry, name=name) for entry, name in zip(found, names, strict=True)]
 
 
 def common_budget(entries: Sequence[AttackEntry], asked: Budget | str | None) -> Budget | None:
@@ -125,8 +128,7 @@ def evaluate(
     """
     entries = parse_attacks(attacks if isinstance(attacks, list | tuple) else [cast(AttackLike, attacks)])
     classifiers = models if isinstance(models, list | tuple) else [cast(ClassifierLike, models)]
-    if images is not None and images < 1:
-        raise GapError(f"`images` is at least 1, not {images}")
+    check_at_least(1, images=images, batch_size=batch_size)
     budgets = list(budget) if isinstance(budget, list | tuple) else [cast(Budget | str | None, budget)]
     typed = [common_budget(entries, each) for each in budgets]
     with torch.random.fork_rng():
@@ -161,20 +163,23 @@ def run_benchmark(
     """Evaluate every entry at every budget on every classifier's test images, yielding as they come.
 
     `own_budgets` leaves trained entries at the budget they were trained at. An untrained attack looks at the
-    classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Raises GapError when an
-    artifact cannot take these images.
+    classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Classifiers of the same
+    name are numbered in the rows. Raises GapError when an artifact cannot take these images.
     """
     for asked in filter(None, budgets):
         asked.check(task.data.channels, *task.data.size)
     check_entries(entries, task)
+    names = unique_names(classifier.name for classifier in task.classifiers)
     for budget in budgets:
         for entry in entries:
             at = entry.budget if entry.attack or (own_budgets and entry.artifact) else budget
-            for source, judged in _pairs(entry, task.classifiers, transfer):
+            for first, judged in _pairs(entry, len(task.classifiers), transfer):
+                source = task.classifiers[first]
                 attack = make_attack(entry, at, source, task, seed)
-                for classifier in judged:
+                for index in judged:
+                    classifier = task.classifiers[index]
                     found = evaluate_attack(
-                        attack if classifier is source else for_transfer(attack),
+                        attack if index == first else for_transfer(attack),
                         classifier,
                         task.data.test,
                         images=images,
@@ -184,7 +189,12 @@ def run_benchmark(
                         data=task.data.name,
                         seed=seed,
                     )
-                    yield replace(found, row=found.row | _trained_source(entry, classifier))
+                    labels = {
+                        "attack": entry.name,
+                        "classifier": names[index],
+                        "source": names[index if entry.artifact else first],
+                    }
+                    yield replace(found, row=found.row | labels | _trained_source(entry, index, task, names))
 
 
 def make_attack(entry: AttackEntry, budget: Budget | None, source: Classifier, task: AttackTask, seed: int) -> Attack:
@@ -262,13 +272,12 @@ def _parse_attack(attack: AttackLike) -> AttackEntry:
     raise unknown_name_error("attack", name, list_attacks())
 
 
-def _pairs(
-    entry: AttackEntry, classifiers: list[Classifier], transfer: bool
-) -> list[tuple[Classifier, list[Classifier]]]:
-    """The classifiers that an attack is made on, each with those that it is judged on."""
+def _pairs(entry: AttackEntry, classifiers: int, transfer: bool) -> list[tuple[int, list[int]]]:
+    """The classifiers, by index, that an attack is made on, each with those that it is judged on."""
+    indices = list(range(classifiers))
     if entry.artifact:
-        return [(classifiers[0], classifiers)]
-    return [(source, classifiers if transfer else [source]) for source in classifiers]
+        return [(0, indices)]
+    return [(source, indices if transfer else [source]) for source in indices]
 
 
 def _criterion(entry: AttackEntry, classifier: Classifier) -> CriterionFactory | None:
@@ -282,7 +291,11 @@ def _criterion(entry: AttackEntry, classifier: Classifier) -> CriterionFactory |
     return criterion if alone or not criterion.needs_clean else None
 
 
-def _trained_source(entry: AttackEntry, classifier: Classifier) -> dict[str, str]:
+def _trained_source(entry: AttackEntry, index: int, task: AttackTask, names: Sequence[str]) -> dict[str, str]:
     """What a row is to say in place of its source: whom a trained attack that meets another classifier was made on."""
     card = entry.artifact.read(AttackCard) if entry.artifact else None
-    return {"source": card.source_names} if card and not card.was_trained_on(classifier) else {}
+    if card is None or card.was_trained_on(task.classifiers[index]):
+        return {}
+    own = zip(names, task.classifiers, strict=True)
+    known = next((name for name, classifier in own if card.was_trained_on(classifier)), None)
+    return {"source": known if known and len(card.classifiers) == 1 else card.source_names}

@@ -11,8 +11,9 @@ import torch
 from gap.attacks.generator.options import DEFAULT_TRAINING_IMAGES
 from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import artifact_dir_of
-from gap.classifiers.task import AttackTask, make_task
+from gap.classifiers.task import AttackTask, make_task, with_labels_of
 from gap.core.artifact import open_artifact, update_card
+from gap.core.errors import check_at_least
 from gap.data.adapters import evaluation_data, is_data_name, training_data
 from gap.data.registry import converted, load_data
 from gap.evaluation.adaptive import adaptive_attacks
@@ -78,12 +79,15 @@ def judge(
     References:
         AutoAttack: Croce and Hein, 2020. Wilson, 1927, for the interval.
     """
+    check_at_least(1, images=images, batch_size=batch_size)
+    check_at_least(0, adaptive_images=adaptive_images)
     models = [model] if surrogate is None else [model, surrogate]
     with preserve_process_state():
         task = make_task(models, evaluation_data, data, device=device, **options)
         if training is not None:
             given = training_data(load_data(str(training)) if is_data_name(training) else training)
             given = converted(given, task.data.channels, task.data.size)
+            given = with_labels_of(task, given, predicted=options.get("labels") == "predicted")
             task = replace(task, data=replace(task.data, train=given.train))
         machine = RuntimeOptions.read({"seed": seed, "device": str(task.classifiers[0].device)})
         display: Display = ProgressBar if progress else lambda name: nullcontext(lambda progress: None)

@@ -16,6 +16,7 @@ from gap.threat import L2, LINF, NORMS, Budget, Norm
 
 SOURCE = Column("source", "made on")
 UNROUNDED = Column("accuracy_before_rounding", "before 8 bits", ".2%")
+PREPOSITIONS = {"source": " made on ", "budget": " at "}
 TARGET = Column("target_success_rate", "target reached", ".2%")
 
 
@@ -61,10 +62,11 @@ class EvaluationResult:
 
     def pictures(self) -> Image.Image:
         """A few images of each attack: clean, perturbation and perturbed."""
+        names = _with_what_differs(self.rows, curve_names(self.rows), ["budget"])
         return contact_sheet(
             [
-                ContactRow(evaluation.row["attack"], example.clean, example.adversarial, example.captions)
-                for evaluation in self.evaluations
+                ContactRow(name, example.clean, example.adversarial, example.captions)
+                for name, evaluation in zip(names, self.evaluations, strict=True)
                 for example in [evaluation.example]
             ]
         )
@@ -96,10 +98,25 @@ class EvaluationResult:
 def _bars_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
     """Accuracy under attack with its interval, for each classifier and attack."""
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
-    for row in rows:
+    names = _with_what_differs(rows, [row["attack"] for row in rows], ["source", "budget"])
+    for name, row in zip(names, rows, strict=True):
         bar = (row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
-        groups.setdefault(row["classifier"], {})[row["attack"]] = bar
+        groups.setdefault(row["classifier"], {})[name] = bar
     return groups
+
+
+def _with_what_differs(rows: list[dict[str, Any]], names: list[str], columns: Sequence[str]) -> list[str]:
+    """Names of rows, with what these columns hold where rows of the same attack and classifier differ in it."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault((row["attack"], row["classifier"]), []).append(row)
+
+    def differences(row: dict[str, Any]) -> str:
+        same = groups[row["attack"], row["classifier"]]
+        shown = (column for column in columns if len({other[column] for other in same}) > 1)
+        return "".join(f"{PREPOSITIONS[column]}{row[column]}" for column in shown)
+
+    return [name + differences(row) for name, row in zip(names, rows, strict=True)]
 
 
 def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
@@ -152,9 +169,11 @@ def for_display(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def curve_names(rows: list[dict[str, Any]]) -> list[str]:
-    """The curve that each row is a point of: its attack's, on its classifier where there are several."""
+    """The curve that each row is a point of: its attack's, on its classifier and made on its source where there are
+    several."""
     several = len({row["classifier"] for row in rows}) > 1
-    return [f"{row['attack']} on {row['classifier']}" if several else row["attack"] for row in rows]
+    names = [f"{row['attack']} on {row['classifier']}" if several else row["attack"] for row in rows]
+    return _with_what_differs(rows, names, ["source"])
 
 
 def curves_of(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float, float]]]:

@@ -33,6 +33,7 @@ from gap.evaluation.masking_checks import (
     exceeds_tolerance,
     run_masking_checks,
 )
+from gap.evaluation.names import unused_name
 from gap.report.tables import Column, Table, html_table, text_table
 from gap.threat import Budget
 
@@ -239,7 +240,10 @@ def _robust_images(
     *,
     no_gradient: bool,
 ) -> dict[str, Tensor]:
-    """Which images are read as labeled in what each attack makes of them, in 8 bits, by its name."""
+    """Which images are classified correctly in what each attack makes of them, in 8 bits, by its name.
+
+    The first attack is the report's own; others of its name, or of a part of AutoAttack, are marked as given.
+    """
     robust_to: dict[str, Tensor] = {}
     for attack in attacks:
         try:
@@ -249,8 +253,9 @@ def _robust_images(
             if no_gradient:  # an attack that needs the gradient that this classifier hides; a check says so
                 continue
             raise
-        name = f"{attack.name} (given)" if attack.name in {*found.accuracy, *robust_to} else attack.name
-        robust_to[name] = robust_to.get(name, right) & right
+        given = " (given)" if attack is not attacks[0] and attack.name in {*found.accuracy, attacks[0].name} else ""
+        name = unused_name(attack.name + given, robust_to)
+        robust_to[name] = right
         tell(name, right.double().mean().item())
     return robust_to
 

@@ -161,7 +161,8 @@ def parse_mixture(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str,
 
     `others` are the names of attacks of the user's own, of weight 1.
 
-    Raises GapError for a name that `parse_inner_attack` does not know, a weight below 0, and weights that sum to 0.
+    Raises GapError for a name that `parse_inner_attack` does not know, for the name of another attack, a weight below
+    0, and weights that sum to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
@@ -170,7 +171,10 @@ def parse_mixture(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str,
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of `attack` {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
-    weights |= dict.fromkeys(others, 1.0)
+    for name in others:
+        if name in weights:
+            raise GapError(f"two attacks are named {name!r}; give one of them another `name`")
+        weights[name] = 1.0
     total = sum(weights.values())
     if total == 0:
         raise GapError("the weights of the attacks sum to 0; give one of them some, as `attack` generator-start=1")

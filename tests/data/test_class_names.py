@@ -1,6 +1,7 @@
 import unicodedata
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
@@ -27,6 +28,7 @@ def made_of(labels: Sequence[int], names: Sequence[str] | None, *, of_folder: bo
         classes=len(names) if names else max(labels) + 1,
         source="",
         labels_index_model=names is None,
+        labels_may_be_names=names is None,
         sorted_classes=of_folder and names is not None,
     )
 
@@ -211,3 +213,36 @@ def test_match_classes_of_a_table_of_indices_are_names_where_all_are() -> None:
     indices = made_of([2, 0, 1], None)
     assert in_silence(indices, 3, names) == indices
     assert in_silence(indices, 3, PETS) == indices
+
+
+def of_python(labels: Sequence[int], names: Sequence[str] | None) -> Dataset:
+    return replace(made_of(labels, names, of_folder=False), labels_index_model=True, labels_may_be_names=False)
+
+
+def test_match_classes_of_data_in_python_goes_by_name() -> None:
+    with pytest.warns(GapWarning, match="by name: owl is class 2, dog is class 1$"):
+        data = match_classes(of_python([0, 1, 1], ["owl", "dog"]), "net", 3, PETS)
+    assert labels_of(data) == [2, 1, 1] and data.class_names == PETS
+    with pytest.raises(GapError, match=r"does not know 'fox' .*; use data with its classes, or a pair of images and l"):
+        match_classes(of_python([0], ["fox"]), "net", 3, PETS)
+    with pytest.raises(GapError, match="'Pet', which may be each of the classes 0, 1 of net; rename the class to the"):
+        match_classes(of_python([0], ["Pet"]), "net", 3, ("pet", "PET", "owl"))
+
+
+def test_match_classes_of_data_in_python_keeps_indices_where_one_side_has_no_names() -> None:
+    unnamed = of_python([1, 2], None)
+    assert in_silence(unnamed, 3, ("1", "2", "3")) == unnamed
+    named = of_python([2, 0], PETS)
+    assert in_silence(named, 3, None) == named
+    with pytest.warns(
+        GapWarning, match="net does not know the names of its classes; .*: cat is class 0, dog is class "
+    ):
+        assert match_classes(named, "net", 10, None) == named
+
+
+def test_match_classes_of_lists_that_may_mean_the_same_changes_no_label(imagenet: tuple[str, ...]) -> None:
+    """Catches: two classes of ImageNet that are both called crane, as Hugging Face's set has them, in the way."""
+    names = [name.partition(",")[0] for name in imagenet]
+    assert names.count("crane") == 2
+    data = in_silence(of_python([517, 134], names), 1000, imagenet)
+    assert labels_of(data) == [517, 134] and data.class_names == imagenet

@@ -2,6 +2,7 @@ import gzip
 import pickle
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.resources import files
 from pathlib import Path
 
@@ -9,12 +10,13 @@ import numpy as np
 import pytest
 import scipy.io
 import torch
+from PIL import Image
 from torchvision import datasets
 
 from gap.core.errors import GapError
 from gap.data.dataset import Dataset, InMemorySplit
 from gap.data.names import default_root, list_datasets
-from gap.data.registry import load_data
+from gap.data.registry import converted, load_data
 from gap.data.torchvision_datasets import DATASETS, PublishedDataset
 
 TRAINING = 60
@@ -248,3 +250,28 @@ def test_unknown_names_get_the_nearest() -> None:
 
 def test_every_published_set_is_listed() -> None:
     assert set(DATASETS) | {"mnist-5k", "folder:PATH"} == set(list_datasets())
+
+
+def test_converted_folder_is_decoded_at_the_other_shape(tmp_path: Path) -> None:
+    """Catches: an assertion in the way of data by folder that is given as an object."""
+    for number in range(4):
+        Image.effect_noise((12, 10), 80).save(tmp_path / f"{number}.png")
+    wanted = load_data(f"folder:{tmp_path}", channels=3, size=(8, 8))
+    data = converted(load_data(f"folder:{tmp_path}", channels=1, size=(6, 6)), 3, (8, 8))
+    assert (data.channels, data.size) == (3, (8, 8))
+    for actual, expected in ((data.test, wanted.test), (data.train, wanted.train)):
+        ((images, _),) = actual.batches([torch.arange(len(actual))])
+        ((others, _),) = expected.batches([torch.arange(len(expected))])
+        assert images.shape[1:] == (3, 8, 8) and torch.equal(images, others)
+
+
+def test_converted_split_of_another_kind_is_refused_in_one_line(digits: Dataset) -> None:
+    class Own:
+        labels = None
+
+    data = replace(digits, test=Own())  # type: ignore[arg-type]
+    with pytest.raises(
+        GapError, match=r"mnist-5k is of 1x28x28 and is wanted at 3x28x28, which a Own cannot be brought"
+    ):
+        converted(data, 3, (28, 28))
+    assert converted(data, 1, (28, 28)) is data

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from gap.core.errors import GapWarning
 from gap.data.dataset import Dataset, InMemorySplit
 from gap.evaluation import benchmark as lineup
 from gap.evaluation.benchmark import parse_attacks, run_benchmark
+from gap.evaluation.results import EvaluationResult, _bars_of, curve_names
 from gap.threat import Budget
 
 BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
@@ -169,3 +170,47 @@ def test_a_search_that_is_carried_over_does_not_stop_at_the_source_s_boundary(mo
     monkeypatch.setattr(lineup, "evaluate_attack", noting)
     rows(["pgd:steps=3,confidence=2"], ONE, TWO, transfer=True)
     assert seen == {("one", "one"): 2, ("one", "two"): math.inf, ("two", "one"): math.inf, ("two", "two"): 2}
+
+
+@dataclass(frozen=True)
+class Shift:
+    """An attack object; all have the same name."""
+
+    by: float
+    name: str = "shift"
+    budget: Budget | None = None
+
+    def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+        return (images + self.by).clamp(0, 1)
+
+
+def test_rows_of_the_same_names_are_numbered_in_the_order_given() -> None:
+    """Catches: one attack or classifier in the place of another, wherever results go by name."""
+    twins = [classifier("net", scale) for scale in (1.0, 2.0)]
+    attacks = [Shift(0.1), Shift(0.2), Shift(0.3), "noise", "noise"]
+    evaluations = list(run_benchmark(parse_attacks(attacks), task(*twins), BUDGETS[:1], transfer=True))
+    labels = [(e.row["attack"], e.row["source"], e.row["classifier"]) for e in evaluations]
+    nets = ["net", "net (2)"]
+    names = ["shift", "shift (2)", "shift (3)", "noise", "noise (2)"]
+    assert labels == [(name, source, judged) for name in names for source in nets for judged in nets]
+    lengths = [e.row["linf_max"] for e in evaluations[::4]]
+    assert lengths[:3] == pytest.approx([0.1, 0.2, 0.3], abs=0.004)
+    result = EvaluationResult(evaluations, {"name": "noise"})
+    assert len(set(curve_names(result.rows))) == len(result.rows) == 20
+    bars = _bars_of(result.rows)
+    assert list(bars) == nets and all(len(bars[net]) == 10 for net in nets)
+    assert result.plot().width > 300 and result.pictures().height > 20 * 100
+
+
+def test_bars_of_one_attack_at_several_norms_are_all_there() -> None:
+    budgets = [Budget("linf", 0.1), Budget("l2", 0.5)]
+    result = EvaluationResult(list(run_benchmark(parse_attacks(["noise"]), task(ONE), budgets)), {"name": "noise"})
+    assert list(_bars_of(result.rows)["one"]) == ["noise at linf:0.1", "noise at l2:0.5"]
+
+
+def test_trained_attack_among_classifiers_of_one_name_names_the_one_it_was_made_on(tmp_path: Path) -> None:
+    twins = [classifier("net", scale) for scale in (1.0, 2.0)]
+    folder = trained(tmp_path / "made", twins[1])
+    with pytest.warns(GapWarning, match="this is transfer"):
+        found = [e.row for e in run_benchmark(parse_attacks([folder]), task(*twins), BUDGETS[:1])]
+    assert [(row["source"], row["classifier"]) for row in found] == [("net (2)", "net"), ("net (2)", "net (2)")]

@@ -307,6 +307,15 @@ def test_a_name_of_autoattacks_own_hides_nothing(pictures, split: InMemorySplit)
     assert found.attacks["apgd-t"] == plain.attacks["apgd-t"]
 
 
+def test_evaluate_robustness_of_attacks_of_one_name_keeps_each(pictures, split: InMemorySplit) -> None:
+    """Catches: a second attack whose accuracy takes the place of the first one's."""
+    others = [Noise(Budget(BUDGETS[0].norm, epsilon), name="mine") for epsilon in (0.001, 0.3, 0.002)]
+    found = evaluate_robustness(classifier(pictures.net), split, BUDGETS[0], images=60, fast=True, others=others)
+    assert list(found.attacks)[-3:] == ["mine", "mine (2)", "mine (3)"]
+    first, second, third = list(found.attacks.values())[-3:]
+    assert first == third > second >= found.robust_accuracy
+
+
 def test_without_gradient_the_judgment_stands(pictures, split: InMemorySplit) -> None:
     net = classifier(Masked(pictures.net, *MASKS["no gradient at all"]))
     found = evaluate_robustness(

@@ -242,6 +242,13 @@ def test_mix_sums_to_one() -> None:
     assert parse_mixture(["generator-start@lr=0.1/g:steps=3"]) == {"generator-start@lr=0.1/g:steps=3": 1.0}
 
 
+@pytest.mark.parametrize(("texts", "others"), [(["pgd"], ["pgd"]), ([], ["mine", "mine"])])
+def test_parse_mixture_of_two_attacks_of_one_name_is_refused(texts: list[str], others: list[str]) -> None:
+    """Catches: an attack object that takes the place of another in training."""
+    with pytest.raises(GapError, match=r"two attacks are named '(pgd|mine)'; give one of them another `name`"):
+        parse_mixture(texts, others)
+
+
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
