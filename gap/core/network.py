@@ -91,6 +91,17 @@ def is_on(network: nn.Module, device: torch.device | str) -> bool:
     return device_of(network) == torch.empty(0, device=device).device
 
 
+def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
+    """Load tensors by their names; those that are not given stay.
+
+    The versions of the network's own modules go with them, which a plain mapping does not hold: some networks of
+    torchvision refuse a state dict without.
+    """
+    state = network.state_dict()
+    state.update(weights)
+    network.load_state_dict(state)
+
+
 @contextmanager
 def output_types(network: nn.Module) -> Iterator[list[type]]:
     """The types of what a network returns at each call inside the block; none of a TorchScript network, which takes no

@@ -14,6 +14,7 @@ from torch.nn.parameter import is_lazy
 from torch.optim import Optimizer
 
 from gap.core.errors import GapError, first_line
+from gap.core.network import load_weights
 
 # What readers raise at a file that is cut short, damaged or no checkpoint at all: flipped bytes bring out each of them.
 READ_ERRORS = (
@@ -83,8 +84,8 @@ def load_state_dict_checked(
     check_shapes(own, state, source)
     check_values(own, state, source, remedy)
     try:
-        network.load_state_dict(network.state_dict() | dict(state))
-    except RuntimeError as error:  # a sparse tensor of the right shape cannot be copied
+        load_weights(network, state)
+    except Exception as error:  # a foreign module may raise anything; a sparse tensor of the right shape is not copied
         raise GapError(f"the weights in {source} cannot be copied into the network: {first_line(error)}") from error
 
 

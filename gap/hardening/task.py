@@ -14,6 +14,7 @@ from gap.attacks.gradient import PGD
 from gap.attacks.losses import Loss, capped_cross_entropy
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
+from gap.core.network import load_weights
 from gap.hardening.inner_attacks import AttackBatch, InnerAttack, allocate
 from gap.threat import Budget
 from gap.training.task import Backward, OptimizedModule, TrainingTask
@@ -169,8 +170,8 @@ class AdversarialTraining(TrainingTask):
         done = []
         if probe < self.best_probe:
             classifier = self.modules["classifier"]
-            classifier.unwrapped.load_state_dict(self.best)
-            self.averaged.module.load_state_dict(self.best)
+            load_weights(classifier.unwrapped, self.best)
+            load_weights(self.averaged.module, self.best)
             classifier.optimizer.state.clear()  # its moments are those of the weights that fell
             done.append(f"back to the weights with {self.best_probe:.1%}")
         growing = [each for each in self.mixture if each.steps < MAX_STEPS and self.taken != self.last]
@@ -214,6 +215,6 @@ class AdversarialTraining(TrainingTask):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.taken, self.best, self.best_metrics = state["taken"], state["best"], state["best_metrics"]
         self.recoveries = state["recoveries"]
-        self.averaged.load_state_dict(state["averaged"])
+        load_weights(self.averaged, state["averaged"])
         for inner_attack, steps in zip(self.mixture, state["steps"], strict=True):
             inner_attack.steps = steps

@@ -23,6 +23,7 @@ from gap.classifiers.trained import TrainedClassifier
 from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
 from gap.core.artifact import Artifact, open_artifact
 from gap.core.errors import GapError, GapWarning
+from gap.core.network import load_weights
 from gap.hardening.initializers import (
     AttackInit,
     GeneratorInit,
@@ -144,7 +145,7 @@ def harden_from_options(
     training = make_training(options, classifier, schedule.steps(len(data.train)), attacks, loss)
     fingerprints = data_fingerprints(data, [classifier])
     last = train(training, data.train, data.validation, schedule, run, fingerprints)
-    classifier.load_state_dict(training.best or training.averaged.module.state_dict())
+    load_weights(classifier, training.best or training.averaged.module.state_dict())
     metrics = final_metrics(classifier, data, training.best_metrics or last)
     classes = classifier.spec.classes
     if len(data.test) and is_at_chance_level(test := metrics["test"]["accuracy"], classes, data.test):

@@ -224,7 +224,7 @@ def visualize(
         if canvas is not None:
             raise GapError("a canvas goes with an objective; leave it out, or give an objective in place of features")
         groups = group_features(network, features, samples)
-        if diversity and max(map(len, groups)) == 1:
+        if diversity and any(len(set(group)) == len(group) for group in groups):
             raise GapError("`diversity` is among several drawings of one feature; ask for more `samples`")
         for group in groups:
             check_features(network, group, sides)

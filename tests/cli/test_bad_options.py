@@ -41,7 +41,7 @@ from PIL import Image
         ("--decoder=16,0", "decoder", "positive"),
         ("--input=28x28", "28x28", "CxHxW"),
         ("--data-roots=x", "--data-roots", "--data-root"),
-        ("--device=cuda", "cuda", "--device cpu"),
+        ("--device=cuda", "--device cuda", "use cpu"),
         ("--target-norm=l2:2", "--target-norm", "--unbounded"),
         ("--discriminator", "--discriminator", "--unbounded"),
     ],

@@ -202,7 +202,7 @@ def test_visualize(
             ["stylize", "content.png", "style.png", "--mask=content.png", "--mask=content.png"],
             "1 styles need as many masks, in their order; got 2",
         ),
-        (["stylize", "content.png", "style.png", "--lr=-1"], "a positive lr"),
+        (["stylize", "content.png", "style.png", "--lr=-1"], "option lr=-1.0: input should be greater than 0"),
         (["stylize", "content.png", "style.png", "--mask=style.png"], "of another shape than the content (32 x 23)"),
         (["stylize", "content.png", "style.png", "--init=gone.png"], "gone.png does not exist"),
         (
@@ -210,11 +210,14 @@ def test_visualize(
             "--grid-search does not go with --style-weigh",
         ),
         (["stylize", "content.png", "style.png", "--fast=x", "--grid-search"], "--fast does not go with --grid-search"),
-        (["stylize", "content.png", "style.png", "--layers=,"], "style needs a layer"),
+        (["stylize", "content.png", "style.png", "--layers=,"], "style is read from one layer or more"),
         (["visualize", NET, "layer2", "--invert=style.png", "--prior=natural"], "--invert begins at noise"),
         (["visualize", NET, "layer2", "--invert=style.png", "--pad=2"], "--invert begins at noise"),
         (["visualize", NET, "layer2", "--invert=style.png", "--samples=2"], "--invert begins at noise"),
-        (["visualize", NET, "layer2:0-3", "--diversity=1"], "ask for several, as --samples 4"),
+        (
+            ["visualize", NET, "layer2:0-3", "--diversity=1"],
+            "--diversity is among several drawings of one feature; ask for more --samples",
+        ),
         (["visualize", NET, "layer2"], "cannot read 'layer2'; write LAYER:CHANNEL"),
         (["visualize", NET, "logit:10"], "has the classes 0 to 9, not 10"),
         (["visualize", NET, "logit:cow"], "unknown class 'cow'"),
@@ -243,9 +246,7 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
     assert [(row["classifier"], row["layer"]) for row in rows] == [
         (name, layer) for name in (str(classifier), "mnist-cnn") for layer in ("1", "3")
     ]
-    assert all(
-        0 < row["robustness_interval"][0] <= row["layer_robustness"] <= row["robustness_interval"][1] for row in rows
-    )
+    assert all(0 < row["robustness_interval"][0] <= row["robustness"] <= row["robustness_interval"][1] for row in rows)
     with Image.open(plot) as drawn:
         assert drawn.width > 600
 

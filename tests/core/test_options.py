@@ -104,7 +104,7 @@ def test_yaml_that_is_no_config(text: str, message: str) -> None:
         ({"mean": [float("nan")]}, "mean=nan.*finite"),
         ({"batch_size": "many"}, "batch_size='many'.*integer"),
         ({"generator": {"pixel_unshuffle": 0}}, "generator.pixel_unshuffle=0"),
-        ({"labels": "none"}, "labels='none'"),
+        ({"labels": "none"}, "unknown labels 'none'; known: auto, data, predicted"),
         ({"loss": "margins"}, "unknown loss 'margins'; did you mean margin"),
         ({"budget": "linf:8"}, "8/255"),
         ({"budget": None}, "a budget is missing"),

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import foreign
 import pytest
 import safetensors.torch
 import torch
@@ -171,3 +172,11 @@ def test_an_optimizer_of_other_weights_is_refused() -> None:
     del state["state"][0]["exp_avg"]
     with pytest.raises(ValueError, match="weight 1 has other moments than the first"):
         load_optimizer_checked(trained(3), state)
+
+
+def test_load_state_dict_checked_network_that_asks_for_its_version_loads() -> None:
+    """Catches: a state dict that loses the versions of the modules on its way, which MNASNet refuses."""
+    network, twin = foreign.Versioned(), foreign.Versioned()
+    nn.init.zeros_(twin.fc.weight)
+    load_state_dict_checked(twin, dict(network.state_dict()), "weights.pt")
+    assert torch.equal(twin.fc.weight, network.fc.weight)

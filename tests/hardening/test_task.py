@@ -1,6 +1,7 @@
 import copy
 from functools import partial
 
+import foreign
 import pytest
 import torch
 from gap.models.generators import make_generator
@@ -31,6 +32,17 @@ def found(probe: float, inner_attack: float | None = None) -> dict[str, float]:
         "pgd_accuracy": probe,
         "train_attack_accuracy": probe if inner_attack is None else inner_attack,
     }
+
+
+def test_adversarial_training_restores_network_that_asks_for_its_version() -> None:
+    """Catches: best weights that lose the versions of the modules, which MNASNet refuses."""
+    training = make(foreign.Versioned())
+    training.on_validation_end(found(0.9))
+    for weight in training.modules["classifier"].network.parameters():
+        nn.init.zeros_(weight)
+    with pytest.warns(GapWarning, match="back to the weights with 90"):
+        training.on_validation_end(found(0.1))
+    assert all(weight.any() for weight in training.modules["classifier"].network.parameters())
 
 
 def test_it_hardens(pictures) -> None:

@@ -159,6 +159,17 @@ class Raising(Plain):
         raise KeyError("a key of its own")
 
 
+class Versioned(Plain):
+    """As torchvision's MNASNet: it refuses a state dict that does not say its version."""
+
+    _version = 2
+
+    def _load_from_state_dict(self, state: Any, prefix: str, metadata: dict[str, Any], *rest: Any) -> None:
+        if metadata.get("version") is None:
+            raise ValueError("a state dict without a version")
+        super()._load_from_state_dict(state, prefix, metadata, *rest)
+
+
 class Half(Plain):
     def __init__(self) -> None:
         super().__init__()

@@ -100,8 +100,6 @@ def _check_combination(options: VisualizeOptions) -> None:
             "`invert` begins at noise and has no prior; leave out `init`, `budget`, `prior`, `samples` and random"
             " transforms"
         )
-    if options.diversity and options.samples == 1:
-        raise GapError("`diversity` is among several drawings of one feature; ask for more `samples`")
 
 
 def _amounts(options: TransformOptions) -> dict[str, Any]:

@@ -82,17 +82,17 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
     method = StylizationMethod("net", net(seed=3), StyleTransferOptions(evaluations=3))
     same = [parameter.clone() for parameter in method.backbone.parameters()]
     shallow = ablated(method, "shallow")
-    assert (shallow.name, shallow.config.layers, shallow.config.content_layers) == (
+    assert (shallow.name, shallow.options.layers, shallow.options.content_layers) == (
         "net shallow",
         ["relu2_x", "relu3_x"],
         ["relu2_x"],
     )
     deep = StylizationMethod("net", method.backbone, StyleTransferOptions(content_layers=["relu4_x"]))
-    assert ablated(deep, "shallow").config.content_layers == ["relu3_x"]
+    assert ablated(deep, "shallow").options.content_layers == ["relu3_x"]
     assert ablated(method, "smoothed").options == StyleTransferOptions(evaluations=3, smooth_activations=True)
     random = ablated(method, "random")
     changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]
-    assert all(changed) and random.config == method.config
+    assert all(changed) and random.options == method.options
     assert all(torch.equal(a, b) for a, b in zip(method.backbone.parameters(), same, strict=True))
     with pytest.raises(GapError, match="did you mean smoothed"):
         ablated(method, "smooth")
