@@ -34,7 +34,7 @@ NETWORKS = {
     "torchvision:resnext50_32x4d@none": 64,
     "torchvision:densenet121@none": 64,
     "torchvision:googlenet@none": 64,
-    "torchvision:inception_v3@none": 96,
+    "torchvision:inception_v3@none": 299,
     "torchvision:squeezenet1_1@none": 64,
     "torchvision:mobilenet_v2@none": 64,
     "torchvision:mobilenet_v3_small@none": 64,
@@ -63,6 +63,11 @@ VERBS = ("inspect", "evaluate", "train", "pretrain", "harden", "judge", "layer-r
 QUICK = [verb for verb in VERBS if verb != "judge"]
 
 
+def drawing_side(side: int) -> int:
+    """The side of drawings: the network's own, but not so small that no layer is left."""
+    return max(96, side)
+
+
 def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
     """The arguments of each verb for one network; what they write goes below the folder."""
     shape = ["--input", f"3x{side}x{side}"]
@@ -79,7 +84,17 @@ def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
         "harden": [name, *data, *budget, *short, "--attack", "pgd", "--steps", "1", "--out", str(folder / "harden")],
         "judge": [name, *data, *budget, "--fast", "--images", "2"],
         "layer-robustness": [name, *data, *budget, "--images", "2", "--steps", "1"],
-        "stylize": [content, style, *drawing, "--evaluations", "2", "--out", str(folder / "stylized.png")],
+        "stylize": [
+            content,
+            style,
+            *drawing,
+            "--size",
+            str(drawing_side(side)),
+            "--evaluations",
+            "2",
+            "--out",
+            str(folder / "stylized.png"),
+        ],
         "visualize": [name, "logit:3", *shape, "--steps", "2", "--out", str(folder / "feature.png")],
     }
 
@@ -100,8 +115,8 @@ def run(verb: str, arguments: list[str]) -> tuple[str, str]:
     return "works", ""
 
 
-def write_images(folder: Path) -> None:
-    """Forty digits in ten class folders, and two pictures to draw with."""
+def write_images(folder: Path, side: int) -> None:
+    """Forty digits in ten class folders, and two pictures of that side to draw with."""
     digits = load_data("mnist-5k").train
     for label in range(10):
         (folder / "images" / str(label)).mkdir(parents=True)
@@ -110,7 +125,7 @@ def write_images(folder: Path) -> None:
     for name, seed in (("content", 0), ("style", 1)):
         noise = torch.rand(3, 8, 8, generator=torch.Generator().manual_seed(seed))
         save_image(noise, folder / f"{name}.png")
-        Image.open(folder / f"{name}.png").resize((96, 96)).save(folder / f"{name}.png")
+        Image.open(folder / f"{name}.png").resize((side, side)).save(folder / f"{name}.png")
 
 
 def main() -> int:
@@ -126,7 +141,7 @@ def main() -> int:
         side, cells = NETWORKS.get(name, 64), []
         for verb in arguments.verbs:
             with tempfile.TemporaryDirectory() as folder:
-                write_images(Path(folder))
+                write_images(Path(folder), drawing_side(side))
                 started = time.monotonic()
                 outcome, detail = run(verb, commands(name, side, Path(folder))[verb])
                 detail = detail.replace(folder, "FOLDER")
