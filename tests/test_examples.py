@@ -12,7 +12,7 @@ CASES = {
     "attack_your_model": ([*FEW, "--test-images", "40"], ["attacks.csv", "attacks.png"], "accuracy under PGD"),
     "train_a_generator": ([*FEW, "--test-images", "40"], ["runs/generator/card.yaml", "generators.png"], "| noise |"),
     "harden_and_judge": ([*FEW, "--test-images", "10"], ["runs/hardened/card.yaml"], "robust accuracy"),
-    "stylize": (["--side", "48", "--evaluations", "2"], ["stylized.png", "texture.png"], "style"),
+    "stylize": (["--size", "48", "--evaluations", "2"], ["stylized.png", "texture.png"], "style"),
     "visualize_and_traverse": ([*FEW, "--steps", "2"], ["sheet.png", "walk.mp4"], "class 9"),
 }
 

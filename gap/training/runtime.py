@@ -37,7 +37,7 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     torch.manual_seed(options.seed)
     if options.deterministic:
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
-    torch.use_deterministic_algorithms(options.deterministic)
+    _set_deterministic(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
     torch.backends.cudnn.allow_tf32 = False
     precision = options.precision if isinstance(options, TrainRuntimeOptions) else "fp32"
@@ -86,7 +86,14 @@ def preserve_process_state() -> Iterator[None]:
         for part, precision in precisions:
             part.fp32_precision = precision
         torch.set_flush_denormal(flush_denormal)
-        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        _set_deterministic(deterministic, warn_only=warn_only)
+
+
+def _set_deterministic(enabled: bool, *, warn_only: bool = False) -> None:
+    """Set torch's flag only where it changes: setting it imports the compiler of torch, which takes seconds."""
+    now = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    if now != (enabled, warn_only):
+        torch.use_deterministic_algorithms(enabled, warn_only=warn_only)
 
 
 def _allow_tf32() -> bool | None:

@@ -82,7 +82,10 @@ def test_generators_come_from_what_gap_train_left(
     assert "holds a universal_perturbation" in run(*given, "--overwrite", f"--attack=generator@{universal}").complaint
 
 
-def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], hardened: Path, tmp_path: Path) -> None:
+def test_it_leaves_for_other_tools_and_comes_back(
+    run: Callable[..., Any], hardened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shorten_judging(monkeypatch)
     assert run("export", hardened, tmp_path / "net.ts").code == 0
     weights = tmp_path / "net.safetensors"
     assert run("export", hardened, weights).code == 0
@@ -97,14 +100,14 @@ def test_it_leaves_for_other_tools_and_comes_back(run: Callable[..., Any], harde
 def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
     ended = run(
         "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--surrogate", classifier,
-        "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive-images=1280",
+        "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive-images=640",
         "--json", tmp_path / "judged.json", "--strict",
     )  # fmt: skip
     assert ended.code == 0, ended.err + ended.out
     found = json.loads((tmp_path / "judged.json").read_text())
     assert found.keys() >= {"clean_accuracy", "robust_accuracy", "interval", "attacks", "checks", "verdict"}
     assert 0 < found["robust_accuracy"] < found["clean_accuracy"] <= 1
-    learned = ["uap-sgd:images_seen=500", *(f"adaptive {kind} (1280 images)" for kind in ("generator", "universal"))]
+    learned = ["uap-sgd:images_seen=500", *(f"adaptive {kind} (640 images)" for kind in ("generator", "universal"))]
     assert list(found["attacks"])[2:] == ["pgd", "noise", *learned, f"pgd on {classifier}"]
     assert found["not_evaluated"] == []
     assert found["verdict"] == "holds" and "verdict: holds" in ended.out
@@ -115,6 +118,13 @@ def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_pa
     assert card["robustness_evaluations"] == [found]
 
 
+def shorten_judging(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One attack of AutoAttack, and a short black-box search, for tests of what stands around them."""
+    monkeypatch.setattr("gap.evaluation.robustness.STANDARD", ("apgd-ce",))
+    monkeypatch.setattr("gap.evaluation.robustness.fast_attacks", lambda classes: ("apgd-ce",))
+    monkeypatch.setattr("gap.evaluation.robustness.FEW_QUERIES", 20)
+
+
 @pytest.mark.parametrize(
     ("given", "images"), [([], DEFAULT_TRAINING_IMAGES), (["--adaptive-images=500"], 500), (["--fast"], None)]
 )
@@ -123,7 +133,7 @@ def test_what_learns_against_it(
 ) -> None:
     asked: list[int] = []
     monkeypatch.setattr("gap.evaluation.judge.adaptive_attacks", lambda *told: asked.append(told[3]) or iter(()))
-    monkeypatch.setattr("gap.evaluation.robustness.STANDARD", ("apgd-ce",))
+    shorten_judging(monkeypatch)
     ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", *given)
     assert ended.code == 0, ended.err
     assert asked == ([] if images is None else [images])
@@ -139,7 +149,8 @@ def test_no_attacker_learns_within_a_budget_of_every_picture(
     assert "allows every picture" in ended.complaint and not learned
 
 
-def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path) -> None:
+def test_strict_is_for_scripts(run: Callable[..., Any], hardened: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shorten_judging(monkeypatch)
     ended = run("judge", hardened, "--budget=linf:0.1", "--images=10", "--fast", "--strict")
     assert ended.code == 1
     assert "inconclusive" in ended.out
@@ -202,8 +213,11 @@ def test_stopped_and_resumed_it_ends_the_same(tmp_path: Path) -> None:
         assert torch.equal(tensor, two.tensors()[name])
 
 
-def test_a_network_of_ones_own_goes_through_the_whole_chain(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_a_network_of_ones_own_goes_through_the_whole_chain(
+    run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What a verb prints last is what the next one takes."""
+    shorten_judging(monkeypatch)
     source = tmp_path / "mine.py"
     source.write_text(
         "from torch import nn\n"

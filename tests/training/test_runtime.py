@@ -1,3 +1,5 @@
+import subprocess
+import sys
 from contextlib import suppress
 from types import SimpleNamespace
 
@@ -40,3 +42,15 @@ def test_what_measures_has_no_precision_to_choose() -> None:
     assert not torch.backends.cudnn.allow_tf32
     with pytest.raises(GapError, match="precision"):
         RuntimeOptions.read({"precision": "bf16"})
+
+
+def test_make_accelerator_by_default_leaves_the_compiler_of_torch_unimported() -> None:
+    """Catches: a call that costs every command 4 seconds of CPU time, such as `torch.use_deterministic_algorithms`."""
+    code = (
+        "import sys; from gap.training.options import RuntimeOptions;"
+        " from gap.training.runtime import make_accelerator, preserve_process_state\n"
+        "with preserve_process_state(): make_accelerator(RuntimeOptions())\n"
+        "print(*{'torch._dynamo', 'torch._inductor', 'sympy'} & set(sys.modules))"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert ended.stdout.strip() == ""
