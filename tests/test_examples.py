@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from judging import shorten_judging
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 FEW = ["--epochs", "1", "--train-images", "400"]
@@ -27,6 +28,7 @@ def test_example_on_tiny_settings_leaves_its_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Catches: an example that uses a name, an argument or a result that is no longer there."""
+    shorten_judging(monkeypatch)
     arguments, files, text = CASES[name]
     script = EXAMPLES / f"{name}.py"
     monkeypatch.chdir(tmp_path)

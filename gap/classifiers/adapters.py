@@ -100,11 +100,12 @@ def _at_shape_that_works(classifier: Classifier, channels: int | None, size: tup
                 return classifier if known else validate_forward(at_shape)
             except GapError as error:
                 errors.setdefault(count, error)
-    error = errors[classifier.spec.channels] if classifier.spec.channels in counts else errors[counts[0]]
-    if len(counts) == len(sizes) == 1 and not isinstance(error, NetworkError):
-        raise error
+    # What a convolution says is more than what the images at hand have.
+    failure = errors[counts[-1] if _has_convolution(classifier) else counts[0]]
+    if len(counts) == len(sizes) == 1 and not isinstance(failure, NetworkError):
+        raise failure
     hint = "say which images it takes: gap.Classifier(model, input_size=(H, W), channels=C)"
-    raise type(error)(f"{error}; {hint}") from error
+    raise type(failure)(f"{failure}; {hint}") from failure
 
 
 def _possible_channels(classifier: Classifier, channels: int | None) -> list[int]:
@@ -112,8 +113,12 @@ def _possible_channels(classifier: Classifier, channels: int | None) -> list[int
     convolution has; without one, 1 or 3."""
     if classifier.channels_known or channels is None:
         return [classifier.spec.channels]
-    has_convolution = any(isinstance(module, nn.Conv2d) for module in classifier.modules())
-    return list(dict.fromkeys([channels, *([classifier.spec.channels] if has_convolution else [1, 3])]))
+    others = [classifier.spec.channels] if _has_convolution(classifier) else [1, 3]
+    return list(dict.fromkeys([channels, *others]))
+
+
+def _has_convolution(classifier: Classifier) -> bool:
+    return any(isinstance(module, nn.Conv2d) for module in classifier.modules())
 
 
 def _at_shape(classifier: Classifier, channels: int, size: tuple[int, int]) -> Classifier:

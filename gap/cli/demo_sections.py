@@ -47,7 +47,7 @@ HARD = Budget("l2", 1.2)
 
 
 # Pixels of each side of what is stylized, and how often each network looks at it.
-DRAWN, EVALUATIONS = 128, 60
+DRAWN, EVALUATIONS, STEPS = 128, 60, 60
 
 
 @dataclass
@@ -180,9 +180,9 @@ def drawing_section(stage: Stage) -> None:
     digits, labels = next(stage.task().data.test.batches([torch.arange(2)]))
     for name, folder in (("standard", "classifier"), ("hardened", "hardened")):
         classifier = load_classifier(stage.path(folder))
-        ten = visualize_features(classifier, [Feature(LOGITS, index) for index in range(10)], steps=60)
+        ten = visualize_features(classifier, [Feature(LOGITS, index) for index in range(10)], steps=STEPS)
         features += [CaptionedImage(to_image(each), f"{name}: {index}") for index, each in enumerate(ten)]
-        walk = traverse_images(classifier, digits, (labels + 5) % 10, steps=60)
+        walk = traverse_images(classifier, digits, (labels + 5) % 10, steps=STEPS)
         walks.append(TraversalFrames(name, walk.images, walk.probabilities))
     names = [str(index) for index in range(10)]
     save_video(traversal_frames(walks, names), stage.out / "walk.mp4", fps=20)

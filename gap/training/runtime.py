@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import torch
@@ -59,7 +60,7 @@ def preserve_process_state() -> Iterator[None]:
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     flush_denormal = sys.float_info.min / 2 == 0  # torch has no function that says it
-    cudnn = torch.backends.cudnn
+    cudnn: Any = torch.backends.cudnn  # its module is made at run time, and mypy does not know all of it
     benchmark, allow_tf32 = cudnn.benchmark, _allow_tf32()
     precisions = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
     workspace = os.environ.get(CUBLAS_WORKSPACE)

@@ -80,6 +80,8 @@ def test_evaluate_of_channels_that_cannot_be_converted_is_refused_in_one_line() 
 def test_as_classifier_of_other_sizes_says_how_to_name_its_own() -> None:
     with pytest.raises(GapError, match=r"of 1x20x20: .*gap\.Classifier\(model, input_size=\(H, W\), channels=C\)$"):
         as_classifier(Flat(1), channels=3, size=(20, 20))
+    with pytest.raises(GapError, match=r"^Perceptron returns the shape .*; say which images it takes"):
+        as_classifier(Perceptron(1), channels=1, size=(2 * SIDE, SIDE))
 
 
 def test_as_classifier_keeps_the_statistics_of_a_lazy_network_in_training_mode() -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from judging import shorten_judging
 
 from gap.attacks.generator.options import DEFAULT_TRAINING_IMAGES
 from gap.core.artifact import CHECKPOINT
@@ -116,13 +117,6 @@ def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_pa
     assert float(transfer.partition("which reads ")[2].partition("%")[0]) > 80
     card = yaml.safe_load((hardened / "card.yaml").read_text())
     assert card["robustness_evaluations"] == [found]
-
-
-def shorten_judging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One attack of AutoAttack, and a short black-box search, for tests of what stands around them."""
-    monkeypatch.setattr("gap.evaluation.robustness.STANDARD", ("apgd-ce",))
-    monkeypatch.setattr("gap.evaluation.robustness.fast_attacks", lambda classes: ("apgd-ce",))
-    monkeypatch.setattr("gap.evaluation.robustness.FEW_QUERIES", 20)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
+from judging import shorten_judging
 from PIL import Image
 
 from gap.cli import demo_sections as sections
@@ -362,7 +363,9 @@ def test_demo(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, tmp_path
     monkeypatch.setattr(sections, "pretrain_from_options", short(sections.pretrain_from_options))
     monkeypatch.setattr(sections, "train_from_options", short(sections.train_from_options))
     monkeypatch.setattr(sections, "harden_from_options", short(sections.harden_from_options))
+    shorten_judging(monkeypatch)
     monkeypatch.setattr(sections, "IMAGES", 20)
+    monkeypatch.setattr(sections, "STEPS", 6)
     monkeypatch.setattr(sections, "EVALUATIONS", 3)
     monkeypatch.setattr(sections, "CURVE", (sections.BUDGET.epsilon,))
     lineup = sections.run_benchmark
