@@ -32,7 +32,7 @@ class DrawingProgress:
     """Shows the progress of a drawing, and every ten seconds hands the images so far (N x C x H x W) to
     `save_preview`."""
 
-    def __init__(self, save_preview: Callable[[Tensor], None], bar: StepBar, writer: SummaryWriter | None) -> None:
+    def __init__(self, save_preview: Callable[[Tensor], object], bar: StepBar, writer: SummaryWriter | None) -> None:
         self.save_preview, self.bar, self.writer = save_preview, bar, writer
         self.last_preview = time.monotonic()
         self.step = self.steps = 0
@@ -60,7 +60,7 @@ class DrawingProgress:
 
 
 @contextmanager
-def progress_display(save_preview: Callable[[Tensor], None], log: Path | None = None) -> Iterator[DrawingProgress]:
+def progress_display(save_preview: Callable[[Tensor], object], log: Path | None = None) -> Iterator[DrawingProgress]:
     """Shows the progress of a drawing; where it is interrupted, or fails, the images so far are kept."""
     with StepBar("drawing") as bar, _event_writer(log) as writer:
         progress = DrawingProgress(save_preview, bar, writer)

@@ -13,6 +13,7 @@ from gap.core.errors import GapError
 from gap.core.files import write_json
 from gap.imagery.options import CompareStylesOptions
 from gap.report.tables import Column, Table, print_table
+from gap.training.options import Precision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def compare_styles(
         raise GapError("backbones and the metric network must look at the same pictures; these differ in channels")
     contents = [sized_image(path, channels, options.size).to(device) for path in content]
     styles = [sized_image(path, channels).to(device) for path in style]
-    precision = "bf16" if use_bf16(options.precision, device) else "fp32"
+    precision: Precision = "bf16" if use_bf16(options.precision, device) else "fp32"
     drawing = StyleTransferOptions(evaluations=options.evaluations, precision=precision, seed=options.seed)
     methods = [StylizationMethod(each.name, each, drawing) for each in backbones]
     methods += [ablated(methods[0], kind) for kind in dict.fromkeys(options.ablation)]
