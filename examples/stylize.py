@@ -24,5 +24,5 @@ drawing = gap.stylize(content, style, size=arguments.size, evaluations=arguments
 drawing.save("stylized.png")
 print(drawing.loss_summary)
 
-texture = gap.texture(style, arguments.side, evaluations=arguments.evaluations)
+texture = gap.texture(style, arguments.size, evaluations=arguments.evaluations)
 texture.save("texture.png")

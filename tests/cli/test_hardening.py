@@ -98,7 +98,10 @@ def test_it_leaves_for_other_tools_and_comes_back(
     assert "it lacks conv1.weight" in wrong.complaint and "has an unexpected 0.bias" in wrong.complaint
 
 
-def test_judge(run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path) -> None:
+def test_judge(
+    run: Callable[..., Any], classifier: Path, hardened: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gap.evaluation.robustness.FEW_QUERIES", 100)
     ended = run(
         "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--surrogate", classifier,
         "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive-images=640",
