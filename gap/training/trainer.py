@@ -259,13 +259,13 @@ class _Trainer:
             torch.stack([metrics[name].detach().float() for name in names]), "mean"
         ).tolist()
         if not all(math.isfinite(value) for value in values):
-            saved_state = (
+            saved = (
                 f"the last good state is in {self.folder}"
                 if (self.folder / CHECKPOINT).is_file()
                 else "nothing was kept yet"
             )
             raise GapError(
-                f"the loss is no longer a number at step {self.step} of {self.steps}; {saved_state}; try a smaller `lr`,"
+                f"the loss is no longer a number at step {self.step} of {self.steps}; {saved}; try a smaller `lr`,"
                 " or see whether the classifier's gradient is one (gap evaluate fgsm says so)"
             )
         return dict(zip(names, values, strict=True))
