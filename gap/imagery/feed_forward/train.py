@@ -43,7 +43,7 @@ class StylizerTraining(TrainingTask):
         styles: Dataset,
         options: StylizerOptions,
     ) -> None:
-        """The outputs of `layers` are the inputs of the stylizer, and `layers` are also the style layers of the loss."""
+        """The outputs of `layers` are the inputs of the stylizer; they are also the style layers of the loss."""
         self.modules = {"stylizer": with_adamw(network, options.lr)}
         self.encode_style = network.encode_style
         self.extractor, self.layers, self.content_layers = extractor, layers, content_layers
