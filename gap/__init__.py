@@ -1,6 +1,7 @@
 """Generative adversarial perturbations: attack a classifier, harden it, draw with it.
 
-The names below are the whole tour; each is loaded when it is first used. `gap.attacks` has the attacks.
+The names below are the main functions and classes; each is imported when it is first used. The attacks are in
+`gap.attacks`.
 """
 
 from importlib import import_module
@@ -62,7 +63,7 @@ __all__ = ["attacks", *HOMES]
 
 try:
     __version__ = version("gap-toolkit")
-except PackageNotFoundError:  # a clone that runs without being installed
+except PackageNotFoundError:  # gap runs from its source without being installed
     __version__ = "source"
 
 

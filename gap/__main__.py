@@ -3,7 +3,7 @@
 import os
 import sys
 
-# `python -m` puts the current folder first; the user's own modules come after everything else.
+# `python -m` puts the current folder first. Here it goes last, after all installed packages.
 sys.path[:] = [entry for entry in sys.path if entry not in ("", os.getcwd())] + [os.getcwd()]
 
 from gap.cli.app import main  # noqa: E402

@@ -1,7 +1,7 @@
 """The threat model: norms, and budgets of a norm and a threshold in pixels of [0, 1].
 
-Every function here takes perturbations or images shaped N x C x H x W (any N, C, H, W) and treats each image of the
-batch by itself. A new norm is one class here, and its line in NORMS.
+Every function takes perturbations or images shaped N x C x H x W (any N, C, H, W) and treats the images of a batch
+independently. A new norm is a class in this module and an entry in NORMS.
 """
 
 import math
@@ -15,25 +15,25 @@ from torch import Tensor
 
 from gap.core.errors import GapError, unknown_name_error
 
-# A perturbation this near to the next 8-bit level, in levels, has reached it: floats do not hold k / 255 exactly.
+# A value this close to the next 8-bit level, in levels, counts as having reached it: k / 255 is not exact in floats.
 LEVEL_TOLERANCE = 1e-4
-# A raw output is brought down to this root mean square before the tanh of an Linf bound: further out most pixels would
-# stand where tanh is flat, and the network that made them would learn no more.
+# A value this close to the next 8-bit level, in levels, has reached it: floats do not hold k / 255 exactly.
+# saturated for most pixels, and the gradients of the generator would vanish.
 MAX_PRE_TANH_RMS = 4.0
-# How often the length that clamping to [0, 1] cut off a perturbation is given back to the pixels that have room.
+# Clamping to [0, 1] shortens a perturbation. This many times, its other pixels are scaled up to restore its norm.
 NORM_RESTORE_ITERATIONS = 2
-# The share of the values that a steepest step in L1 moves. The steepest of all moves one, and would take as many steps
-# as there are pixels to move (Tramer and Boneh, 2019).
+# The share of the values that a steepest step in L1 changes. The exact steepest step changes one value, and an attack
+# would need as many steps as it changes values (Tramer and Boneh, 2019).
 L1_SPARSITY = 0.01
 TINY = 1e-12
 
 
 @dataclass(frozen=True)
 class Norm(ABC):
-    """How the size of a perturbation is measured, and what attacks have to know about that.
+    """A norm of perturbations, with the operations that attacks need: projection, steepest direction, sampling.
 
-    `name` is written in budgets, `title` in tables. With `per_value` each value is bounded by itself; else clamping to
-    [0, 1] shortens a perturbation as a whole, and other values may make up for it.
+    `name` is used in budgets, `title` in tables. With `per_value`, the norm bounds every value independently.
+    Otherwise, clamping to [0, 1] lowers the norm of the whole perturbation, which other values can restore.
     """
 
     name: ClassVar[str]
@@ -45,21 +45,23 @@ class Norm(ABC):
         """The norm of each perturbation: N values in pixels of [0, 1]."""
 
     def smooth_length(self, perturbation: Tensor) -> Tensor:
-        """The same as N x 1 x 1 x 1, above 0 and with a gradient everywhere."""
+        """The norm as N x 1 x 1 x 1, above 0 and differentiable everywhere."""
         return self.length(perturbation).add(TINY).view(-1, 1, 1, 1)
 
     @abstractmethod
     def project(self, perturbation: Tensor, epsilon: float) -> Tensor:
-        """The nearest perturbation, in L2, of a norm of at most epsilon."""
+        """The nearest perturbation, in L2, with a norm of at most epsilon."""
 
     @abstractmethod
     def steepest(self, gradient: Tensor) -> Tensor:
-        """The direction of norm 1 along which a value of this gradient rises most; 0 where the gradient is 0."""
+        """The direction of norm 1 along which a function with this gradient rises fastest; 0 for a gradient of 0."""
 
     @abstractmethod
     def slope(self, gradient: Tensor) -> Tensor:
-        """How much a value of this gradient (any shape, of D values in the last dimension) rises along the steepest
-        direction of norm 1."""
+        """The slope of a function with this gradient along the steepest direction of norm 1.
+
+        The gradient may have any shape; its D values are the last dimension.
+        """
 
     @abstractmethod
     def sample(self, images: Tensor, epsilon: float) -> Tensor:
@@ -67,19 +69,19 @@ class Norm(ABC):
 
     @abstractmethod
     def bound(self, raw: Tensor, epsilon: float) -> Tensor:
-        """Map a network's free output to a perturbation of a norm below epsilon, that can come as near as it likes."""
+        """Map a network's unbounded output to a perturbation with a norm below epsilon and arbitrarily close to it."""
 
     @abstractmethod
     def diameter(self, values: int) -> float:
-        """The largest distance between two images of so many values."""
+        """The largest distance between two images of `values` values."""
 
     @abstractmethod
     def covering_radius(self, values: int) -> float:
-        """A radius within which any image can be brought to one and the same."""
+        """A radius within which every image can be changed into the same image, that of mid-gray."""
 
     @abstractmethod
     def longest_l2(self, epsilon: float, values: int) -> float:
-        """The L2 length of the longest perturbation of so many values and a norm of at most epsilon."""
+        """The largest L2 norm of a perturbation of `values` values whose norm is at most epsilon."""
 
     def __str__(self) -> str:
         return self.name
@@ -131,7 +133,7 @@ class L2Norm(Norm):
         return perturbation * (epsilon / self.length(perturbation).clamp_min(TINY)).clamp_max(1).view(-1, 1, 1, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        # Scaled by the largest value first, or the squares of a small gradient would underflow.
+        # Divided by the largest value first: the squares of a small gradient would underflow.
         largest = LINF.length(gradient).clamp_min(torch.finfo(gradient.dtype).tiny)
         scaled = gradient / largest.view(-1, 1, 1, 1)
         return scaled / self.length(scaled).clamp_min(TINY).view(-1, 1, 1, 1)
@@ -171,33 +173,33 @@ class L1Norm(Norm):
         return perturbation.flatten(1).abs().sum(dim=1)
 
     def project(self, perturbation: Tensor, epsilon: float) -> Tensor:
-        """Shrinks all values by one amount, those below it to 0 (Duchi et al., 2008)."""
+        """Soft thresholding: lowers all magnitudes by one amount, to at least 0 (Duchi et al., 2008)."""
         magnitudes = perturbation.flatten(1).abs()
         ordered = magnitudes.sort(dim=1, descending=True).values
         counts = torch.arange(1, ordered.shape[1] + 1, device=ordered.device)
         excess = (ordered.cumsum(dim=1) - epsilon) / counts
-        kept = (ordered > excess).sum(dim=1, keepdim=True).clamp_min(1)
-        amount = excess.gather(1, kept - 1).clamp_min(0)
-        shrunk = (magnitudes - amount).clamp_min(0).view_as(perturbation) * perturbation.sign()
-        # Rounding of a long sum may leave a little too much.
-        return shrunk * (epsilon / self.length(shrunk).clamp_min(TINY)).clamp_max(1).view(-1, 1, 1, 1)
+        support = (ordered > excess).sum(dim=1, keepdim=True).clamp_min(1)
+        amount = excess.gather(1, support - 1).clamp_min(0)
+        projected = (magnitudes - amount).clamp_min(0).view_as(perturbation) * perturbation.sign()
+        # The rounding error of a long sum may leave a norm slightly above epsilon.
+        return projected * (epsilon / self.length(projected).clamp_min(TINY)).clamp_max(1).view(-1, 1, 1, 1)
 
     def steepest(self, gradient: Tensor) -> Tensor:
-        """Even steps of the L1_SPARSITY largest values of the gradient, by their signs."""
+        """Steps of equal size along the signs of the largest values of the gradient, a share L1_SPARSITY of all."""
         magnitudes = gradient.flatten(1).abs()
-        least = magnitudes.topk(self._moved(magnitudes.shape[1]), dim=1).values[:, -1:]
-        signs = gradient.sign() * (magnitudes >= least).view_as(gradient)
+        threshold = magnitudes.topk(self._support_size(magnitudes.shape[1]), dim=1).values[:, -1:]
+        signs = gradient.sign() * (magnitudes >= threshold).view_as(gradient)
         return signs / self.length(signs).clamp_min(TINY).view(-1, 1, 1, 1)
 
     def slope(self, gradient: Tensor) -> Tensor:
-        return gradient.abs().topk(self._moved(gradient.shape[-1]), dim=-1).values.mean(dim=-1)
+        return gradient.abs().topk(self._support_size(gradient.shape[-1]), dim=-1).values.mean(dim=-1)
 
     def sample(self, images: Tensor, epsilon: float) -> Tensor:
-        """Exponential magnitudes, and one more that takes its part of the length away, have the uniform law."""
+        """Exponential magnitudes, normalized together with one additional such value, are uniform in the ball."""
         magnitudes = torch.empty_like(images).exponential_()
-        rest = torch.empty(len(images), dtype=images.dtype, device=images.device).exponential_()
+        slack = torch.empty(len(images), dtype=images.dtype, device=images.device).exponential_()
         signs = torch.randint(2, images.shape, device=images.device) * 2 - 1
-        return epsilon * signs * magnitudes / (self.length(magnitudes) + rest).view(-1, 1, 1, 1)
+        return epsilon * signs * magnitudes / (self.length(magnitudes) + slack).view(-1, 1, 1, 1)
 
     def bound(self, raw: Tensor, epsilon: float) -> Tensor:
         length = self.smooth_length(raw)
@@ -210,10 +212,10 @@ class L1Norm(Norm):
         return 0.5 * values
 
     def longest_l2(self, epsilon: float, values: int) -> float:
-        moved, rest = divmod(min(epsilon, values), 1)  # a value moves by 1 at most
-        return math.sqrt(moved + rest**2)
+        full, remainder = divmod(min(epsilon, values), 1)  # a value changes by 1 at most
+        return math.sqrt(full + remainder**2)
 
-    def _moved(self, values: int) -> int:
+    def _support_size(self, values: int) -> int:
         return max(1, round(L1_SPARSITY * values))
 
 
@@ -222,7 +224,7 @@ NORMS: dict[str, Norm] = {norm.name: norm for norm in (L2, LINF, L1)}
 
 
 def find_norm(name: str) -> Norm:
-    """The norm of that name, in any case; raises GapError naming the nearest when there is none."""
+    """The norm of that name, in upper or lower case; raises GapError with the most similar name when unknown."""
     if name.lower() not in NORMS:
         raise unknown_name_error("norm", name, NORMS)
     return NORMS[name.lower()]
@@ -232,7 +234,7 @@ def find_norm(name: str) -> Norm:
 class Budget:
     """The largest perturbation allowed: a norm, or its name, and `epsilon` in pixels of [0, 1].
 
-    Raises GapError when the norm is unknown or the threshold is not a positive number that means something.
+    Raises GapError when the norm is unknown, or the threshold is not positive and finite, or exceeds 1 for Linf.
     """
 
     norm: Norm
@@ -251,7 +253,7 @@ class Budget:
 
     @classmethod
     def parse(cls, text: str) -> "Budget":
-        """Read a budget as people write it: `linf:8/255`, `linf:0.1`, `l2:2.4`, `l1:12`."""
+        """A budget from its text: `linf:8/255`, `linf:0.1`, `l2:2.4`, `l1:12`."""
         number = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
         match = re.fullmatch(rf"\s*(\w+)\s*:\s*({number})(?:\s*/\s*({number}))?\s*", text)
         if not match:
@@ -268,7 +270,7 @@ class Budget:
         return f"{self.norm}:{self.epsilon:.6g}"
 
     def check(self, channels: int, height: int, width: int) -> None:
-        """Raise GapError when the budget would allow any picture of this size at all."""
+        """Raise GapError when the budget would allow every image of this size."""
         diameter = self.norm.diameter(channels * height * width)
         if not self.norm.per_value and self.epsilon >= diameter:
             raise GapError(
@@ -277,19 +279,19 @@ class Budget:
             )
 
     def bound(self, raw: Tensor) -> Tensor:
-        """Map a network's free output to a perturbation that cannot exceed the budget and can use all of it.
+        """Map a network's unbounded output to a perturbation inside the budget that can use all of it.
 
-        Linf: `epsilon * tanh(raw)`, pixel by pixel, of a `raw` whose rms is brought down to 4 where it is larger. L2:
-        the direction of `raw`, its length `epsilon * tanh(rms(raw))`. L1: the same with the mean magnitude. There is a
-        gradient everywhere. Computed in float32 or better.
+        Linf: `epsilon * tanh(raw)` per pixel, after `raw` is scaled down to an rms of 4 where it is larger. L2: the
+        direction of `raw` with the length `epsilon * tanh(rms(raw))`. L1: the same with the mean magnitude in place of
+        the rms. The result is differentiable everywhere, and computed in float32 or float64.
         """
         return self.norm.bound(raw.float() if raw.dtype in (torch.float16, torch.bfloat16) else raw, self.epsilon)
 
     def apply(self, images: Tensor, raw: Tensor) -> Tensor:
-        """The adversarial images of a network's free output: bounded, added, clamped to [0, 1].
+        """The adversarial images of a network's unbounded output: bounded, added, clamped to [0, 1].
 
-        Clamping shortens an L2 or L1 perturbation; the pixels that have room are scaled up to restore its norm, in two
-        iterations. Linf needs no correction.
+        Clamping lowers the norm of an L2 or L1 perturbation. Two iterations scale up the pixels that are not clamped
+        to restore it. Linf needs no correction.
         """
         perturbation = self.bound(raw)
         adversarial = (images + perturbation).clamp(0, 1)
@@ -297,9 +299,9 @@ class Budget:
             return adversarial
         length = self.norm.smooth_length(perturbation)
         for _ in range(NORM_RESTORE_ITERATIONS):
-            kept = adversarial - images
-            regain = length / self.norm.smooth_length(kept)
-            adversarial = (images + kept * regain).clamp(0, 1)
+            clamped = adversarial - images
+            scale = length / self.norm.smooth_length(clamped)
+            adversarial = (images + clamped * scale).clamp(0, 1)
         return adversarial
 
     def project(self, perturbation: Tensor) -> Tensor:
@@ -315,21 +317,21 @@ class Budget:
         return self.norm.length(perturbation)
 
     def quantize(self, clean: Tensor, adversarial: Tensor) -> Tensor:
-        """The 8-bit picture that will be saved, as floats k / 255: each pixel rounded towards the clean image.
+        """The 8-bit adversarial image, as floats k / 255, with every pixel rounded towards the clean image.
 
-        `clean` is read as the 8-bit picture nearest to it. The result is inside the budget of that picture
-        and inside [0, 1]; what is saved is what is scored.
+        `clean` is rounded to the nearest 8-bit image. The result is inside the budget around that image and inside
+        [0, 1], so the saved image is the one that was evaluated.
         """
         clean = to_8bit(clean)
         levels = self.project(adversarial - clean) * 255
         whole = _round_towards_zero(levels, LEVEL_TOLERANCE)
-        # Measured in whole levels, which floats hold exactly: k / 255 they do not.
+        # Measured in whole levels, which are exact in floats; k / 255 is not.
         over = self.norm_of(whole) > self.epsilon * 255 * (1 + 1e-6)
         return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), whole))
 
 
 def as_budget(budget: "Budget | str") -> Budget:
-    """A budget, or the text of one such as "linf:8/255"."""
+    """A Budget, from itself or from its text such as "linf:8/255"."""
     if isinstance(budget, str):
         return Budget.parse(budget)
     if not isinstance(budget, Budget):
@@ -338,18 +340,18 @@ def as_budget(budget: "Budget | str") -> Budget:
 
 
 def to_8bit(images: Tensor) -> Tensor:
-    """The nearest 8-bit pictures, as floats k / 255 in [0, 1]."""
+    """The nearest 8-bit images, as floats k / 255 in [0, 1]."""
     return images.clamp(0, 1).mul(255).round_().div_(255)
 
 
 def quantize_towards(clean: Tensor, adversarial: Tensor) -> Tensor:
-    """As `Budget.quantize` where there is no budget: 8-bit, rounded towards the clean image, in [0, 1]."""
+    """As `Budget.quantize`, without a budget: 8-bit images, rounded towards the clean image, in [0, 1]."""
     clean = to_8bit(clean)
     return _add_levels(clean, _round_towards_zero((adversarial - clean) * 255, LEVEL_TOLERANCE))
 
 
 def _round_towards_zero(levels: Tensor, tolerance: float) -> Tensor:
-    """Levels rounded towards 0, those within the tolerance of the next one counted as having reached it."""
+    """Levels rounded towards 0. A value within the tolerance of the next level counts as having reached it."""
     return (levels.abs() + tolerance).floor() * levels.sign()
 
 

@@ -1,8 +1,8 @@
-"""What all tests share: pictures that a small network tells apart, without training and without files."""
+"""Fixtures of all tests: images that a small network classifies, without training and without files."""
 
 import os
 
-# The workers of the tests are busy beside each other: threads sleep while they wait, and no command line says so.
+# Parallel test workers share the cores: threads sleep while they wait, and commands print no warning about that.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 from collections.abc import Iterator
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 @dataclass
 class Pictures:
-    """Pictures, their labels, and a network that tells them apart by curved boundaries."""
+    """Images, their labels, and a network that classifies them with curved boundaries."""
 
     images: Tensor
     labels: Tensor
@@ -31,7 +31,7 @@ class Pictures:
 
 @pytest.fixture(scope="session")
 def pictures() -> Pictures:
-    """200 noisy 12 x 12 pictures of four faint patterns, and random tanh features with a ridge regression on top."""
+    """200 noisy 12 x 12 images of four faint patterns, and a ridge regression on random tanh features."""
     generator = torch.Generator().manual_seed(0)
     patterns = 0.5 + 0.3 * (torch.rand(4, 1, 12, 12, generator=generator) - 0.5)
     labels = torch.arange(200) % 4
@@ -49,12 +49,12 @@ def pictures() -> Pictures:
 
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
-    """Small networks gain nothing from more, and the other cores are for other tests."""
+    """Small networks gain nothing from more threads, and other tests use the other cores."""
     torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _denormals() -> Iterator[None]:
-    """Training flushes denormal numbers to 0, for speed and for the whole process; tests that follow need them."""
+    """Training flushes denormal numbers to 0 in the whole process, for speed; later tests need them."""
     yield
     torch.set_flush_denormal(False)

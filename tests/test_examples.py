@@ -1,4 +1,4 @@
-"""The scripts in `examples/`, each on tiny settings: they run as they are written, and leave what they say."""
+"""The scripts in `examples/` run with tiny settings, and write the files that their docstrings name."""
 
 import runpy
 import sys
@@ -18,16 +18,16 @@ CASES = {
 }
 
 
-def test_examples_in_the_folder_are_all_tested() -> None:
+def test_examples_folder_each_script_has_a_case() -> None:
     """Catches: an example that no test runs."""
     assert {path.stem for path in EXAMPLES.glob("*.py")} == set(CASES)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_example_on_tiny_settings_leaves_its_files(
+def test_example_tiny_settings_writes_its_files(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Catches: an example that uses a name, an argument or a result that is no longer there."""
+    """Catches: an example that uses a name, an argument or a result that no longer exists."""
     shorten_judging(monkeypatch)
     arguments, files, text = CASES[name]
     script = EXAMPLES / f"{name}.py"

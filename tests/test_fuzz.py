@@ -1,4 +1,4 @@
-"""Files, names and options as chance has them: what they bring is a result, or one line of a GapError.
+"""Random and damaged files, names and options give a result, or a GapError of one line.
 
 GAP_FUZZ_CASES=10000 tries that many of each kind.
 """
@@ -32,7 +32,7 @@ from gap.attacks.criteria import find_criterion
 from gap.attacks.generator.model import load_attack
 from gap.attacks.generator.options import TrainOptions
 from gap.attacks.registry import create_attack, init_folder_of
-from gap.classifiers import registry as architectures
+from gap.classifiers import registry
 from gap.classifiers.classifier import load_classifier, model_dir_of
 from gap.classifiers.options import PretrainOptions
 from gap.classifiers.registry import is_untrained, runs_user_code, split_name
@@ -54,7 +54,7 @@ SIZE = (8, 8)
 
 
 def small(channels: int, classes: int) -> nn.Module:
-    """A network with norms that is built in no time."""
+    """A small network with norms."""
     return nn.Sequential(
         nn.Conv2d(channels, 4, 3, bias=False),
         nn.BatchNorm2d(4),
@@ -68,23 +68,23 @@ def small(channels: int, classes: int) -> nn.Module:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _small() -> Iterator[None]:
-    """The small network among those that come with gap."""
+def _register_small() -> Iterator[None]:
+    """Add the small network to the built-in classifiers."""
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(BUILTIN, NAME, BuiltinClassifier(small, 3, SIZE, 4, (0.5,), (0.5,), "small"))
         yield
 
 
 def cases(usual: int) -> settings:
-    """The same examples on every run: as many as usual, or as the environment says."""
+    """Settings with the same examples on every run; the environment variable GAP_FUZZ_CASES sets their number."""
     count = int(os.environ.get("GAP_FUZZ_CASES", usual))
     checks = [HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.function_scoped_fixture]
     return settings(max_examples=count, derandomize=True, database=None, deadline=None, suppress_health_check=checks)
 
 
 @contextmanager
-def answered() -> Iterator[None]:
-    """Let GapErrors pass as answers, and warnings besides."""
+def only_gap_errors() -> Iterator[None]:
+    """Ignore GapErrors and warnings, so that any other exception fails the test."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         with suppress(GapError):
@@ -96,8 +96,8 @@ Damage = Callable[[bytes], bytes]
 
 @st.composite
 def damages(draw: st.DrawFn) -> Damage:
-    """Ways to flip, cut, take out or insert bytes; half of them near the beginning, where headers are."""
-    kinds = draw(st.lists(st.sampled_from(["flip", "cut", "take", "insert"]), min_size=1, max_size=4))
+    """Ways to replace, truncate, remove or insert bytes; half of them near the beginning, where headers are."""
+    kinds = draw(st.lists(st.sampled_from(["replace", "truncate", "remove", "insert"]), min_size=1, max_size=4))
     places = st.tuples(st.booleans(), st.integers(0, 400))
     edits = [(kind, *draw(places), draw(st.binary(min_size=1, max_size=4))) for kind in kinds]
 
@@ -106,11 +106,11 @@ def damages(draw: st.DrawFn) -> Damage:
             at = min(place, len(content)) if near else len(content) * place // 401
             end = at + len(inserted)
             match kind:
-                case "flip":
+                case "replace":
                     content = content[:at] + inserted[: len(content) - at] + content[end:]
-                case "cut":
+                case "truncate":
                     content = content[:at]
-                case "take":
+                case "remove":
                     content = content[:at] + content[end:]
                 case _:
                     content = content[:at] + inserted + content[at:]
@@ -119,7 +119,7 @@ def damages(draw: st.DrawFn) -> Damage:
     return damage
 
 
-# No number that is both large and small enough to fill the memory.
+# No number is large enough to fill the memory, and small enough that the allocation is tried.
 JUNK: list[Any] = [
     None, "", "x", "linf:1e9", "no/such:thing@x", "\0", "\ud800", -1, 0, 1, 7, 2**62, 10**30, math.nan, math.inf, -0.5,
     True, [], [3], [3, 3, 3], [[]], {}, {"x": 1}, {1: 2}, b"x",
@@ -127,35 +127,35 @@ JUNK: list[Any] = [
 
 
 @st.composite
-def garblings(draw: st.DrawFn) -> Callable[[Any], Any]:
-    """Ways to drop a key or an item somewhere in nested values, or to put something else there."""
+def value_changes(draw: st.DrawFn) -> Callable[[Any], Any]:
+    """Ways to drop a key or an item of nested values, or to replace it by an unexpected value."""
     steps = draw(st.lists(st.integers(0, 30), min_size=1, max_size=4))
     junk = draw(st.sampled_from(["drop", *JUNK]))
 
-    def garble(held: Any) -> Any:
-        held = copy.deepcopy(held)
-        at = held
+    def change(values: Any) -> Any:
+        values = copy.deepcopy(values)
+        parent = values
         for step in steps[:-1]:
-            inner = [key for key in keys(at) if keys(at[key])]
-            at = at[inner[step % len(inner)]] if inner else at
-        if places := keys(at):
-            place = places[steps[-1] % len(places)]
+            nested = [key for key in keys(parent) if keys(parent[key])]
+            parent = parent[nested[step % len(nested)]] if nested else parent
+        if choices := keys(parent):
+            key = choices[steps[-1] % len(choices)]
             if junk == "drop":
-                del at[place]
+                del parent[key]
             else:
-                at[place] = junk
-        return held
+                parent[key] = junk
+        return values
 
-    return garble
+    return change
 
 
-def keys(held: Any) -> list[Any]:
-    return list(held) if isinstance(held, dict) else list(range(len(held))) if isinstance(held, list) else []
+def keys(values: Any) -> list[Any]:
+    return list(values) if isinstance(values, dict) else list(range(len(values))) if isinstance(values, list) else []
 
 
 @st.composite
 def tensor_changes(draw: st.DrawFn) -> Callable[[dict[str, Tensor]], dict[str, Tensor]]:
-    """Ways to rename, drop, resize or retype one tensor, or to give it values that no weights have."""
+    """Ways to rename, drop, resize or convert one tensor, or to give it values that no weights have."""
     kind = draw(
         st.sampled_from(
             ["rename", "drop", "resize", "empty", "nan", "inf", "negative", "half", "int", "bool", "complex"]
@@ -196,9 +196,15 @@ def make_artifacts(root: Path) -> dict[str, Path]:
     save_artifact(
         folders["classifier"], "classifier", classifier.network.state_dict(), {"classifier": classifier.describe()}
     )
-    told = load_classifier(folders["classifier"]).describe()
+    metadata = load_classifier(folders["classifier"]).describe()
     options = {"architecture": "unet", "encoder": "strided-32", "decoder": [16, 8], "pixel_unshuffle": 2}
-    card = {"budget": "linf:0.1", "criterion": "untargeted", "channels": 3, "size": list(SIZE), "classifiers": [told]}
+    card = {
+        "budget": "linf:0.1",
+        "criterion": "untargeted",
+        "channels": 3,
+        "size": list(SIZE),
+        "classifiers": [metadata],
+    }
     state = make_generator(3, **options).state_dict()
     generating = card | {"generator": options}
     save_artifact(folders["thresholded"], "bounded_generator", state, generating)
@@ -209,13 +215,13 @@ def make_artifacts(root: Path) -> dict[str, Path]:
     layers = ["0", "3"]
     with torch.no_grad():
         widths = [
-            each.shape[1] for each in FeatureExtractor(classifier.network, layers)(torch.rand(1, 3, *SIZE)).values()
+            output.shape[1] for output in FeatureExtractor(classifier.network, layers)(torch.rand(1, 3, *SIZE)).values()
         ]
     save_artifact(
         folders["stylizer"],
         "stylizer",
         make_stylizer("adaptive", widths, 3).state_dict(),
-        {"backbone": told, "type": "adaptive", "layers": layers, "widths": widths},
+        {"backbone": metadata, "type": "adaptive", "layers": layers, "widths": widths},
     )
     return folders
 
@@ -226,7 +232,7 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def use(kind: str, folder: Path) -> None:
-    """What the next command does first with an artifact."""
+    """Load an artifact, and call what it holds, as the next command does."""
     match kind:
         case "classifier":
             load_classifier(folder)
@@ -237,7 +243,7 @@ def use(kind: str, folder: Path) -> None:
 
 
 @contextmanager
-def changed(path: Path, content: bytes) -> Iterator[None]:
+def with_content(path: Path, content: bytes) -> Iterator[None]:
     before = path.read_bytes()
     path.write_bytes(content)
     try:
@@ -250,12 +256,12 @@ KINDS = ("classifier", "thresholded", "direct", "universal", "stylizer")
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artifacts_of_every_kind_are_used(artifacts: dict[str, Path], kind: str) -> None:
+def test_artifact_of_each_kind_is_loaded(artifacts: dict[str, Path], kind: str) -> None:
     use(kind, artifacts[kind])
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artifacts_with_values_that_are_not_finite_are_refused(artifacts: dict[str, Path], kind: str) -> None:
+def test_artifact_with_non_finite_tensors_is_refused(artifacts: dict[str, Path], kind: str) -> None:
     path = artifacts[kind] / TENSORS
     state = safetensors.torch.load_file(path)
     name = next(name for name, value in state.items() if value.is_floating_point())
@@ -263,15 +269,18 @@ def test_artifacts_with_values_that_are_not_finite_are_refused(artifacts: dict[s
     wanted = (
         f"in {path} cannot be used: {name} has 1 of .* values that are NaN or infinite .*; make {path.parent} again"
     )
-    with changed(path, safetensors.torch.save(state)), pytest.raises(GapError, match=wanted):
+    with with_content(path, safetensors.torch.save(state)), pytest.raises(GapError, match=wanted):
         use(kind, path.parent)
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_artifacts_with_weights_of_whole_numbers_are_refused(artifacts: dict[str, Path], kind: str) -> None:
+def test_artifact_with_integer_weights_is_refused(artifacts: dict[str, Path], kind: str) -> None:
     path = artifacts[kind] / TENSORS
     state = {name: value.int() for name, value in safetensors.torch.load_file(path).items()}
-    with changed(path, safetensors.torch.save(state)), pytest.raises(GapError, match="int32 values, where float32 is"):
+    with (
+        with_content(path, safetensors.torch.save(state)),
+        pytest.raises(GapError, match="int32 values, where float32 is"),
+    ):
         use(kind, path.parent)
 
 
@@ -290,7 +299,7 @@ def test_artifacts_with_weights_of_whole_numbers_are_refused(artifacts: dict[str
         ("stylizer", "layers", ["3", "0"]),
     ],
 )
-def test_artifacts_whose_card_says_other_sizes_are_refused(
+def test_artifact_card_with_other_sizes_is_refused(
     artifacts: dict[str, Path], kind: str, key: str, value: object
 ) -> None:
     path = artifacts[kind] / CARD
@@ -299,7 +308,7 @@ def test_artifacts_whose_card_says_other_sizes_are_refused(
     if kind == "classifier":
         section = "classifier"
     (card[section] if section else card)[key] = value
-    with changed(path, yaml.safe_dump(card).encode()), pytest.raises(GapError):
+    with with_content(path, yaml.safe_dump(card).encode()), pytest.raises(GapError):
         use(kind, path.parent)
 
 
@@ -308,41 +317,41 @@ SOME_KIND = st.sampled_from(KINDS)
 
 @cases(25)
 @given(kind=SOME_KIND, name=st.sampled_from([CARD, TENSORS]), damage=damages())
-def test_artifacts_of_damaged_bytes_are_used_or_refused(
+def test_artifact_damaged_bytes_are_loaded_or_refused(
     artifacts: dict[str, Path], kind: str, name: str, damage: Damage
 ) -> None:
     path = artifacts[kind] / name
-    with changed(path, damage(path.read_bytes())), answered():
+    with with_content(path, damage(path.read_bytes())), only_gap_errors():
         use(kind, path.parent)
 
 
 @cases(40)
-@given(kind=SOME_KIND, garble=garblings())
-def test_artifacts_with_garbled_cards_are_used_or_refused(
+@given(kind=SOME_KIND, garble=value_changes())
+def test_artifact_garbled_card_is_loaded_or_refused(
     artifacts: dict[str, Path], kind: str, garble: Callable[[Any], Any]
 ) -> None:
     path = artifacts[kind] / CARD
     card = garble(yaml.safe_load(path.read_text()))
-    with changed(path, yaml.safe_dump(card).encode()), answered():
+    with with_content(path, yaml.safe_dump(card).encode()), only_gap_errors():
         use(kind, path.parent)
 
 
 @cases(40)
 @given(kind=SOME_KIND, change=tensor_changes())
-def test_artifacts_with_changed_tensors_are_used_or_refused(
+def test_artifact_changed_tensors_are_loaded_or_refused(
     artifacts: dict[str, Path], kind: str, change: Callable[..., dict[str, Tensor]]
 ) -> None:
     path = artifacts[kind] / TENSORS
     content = safetensors.torch.save(change(safetensors.torch.load_file(path)))
-    with changed(path, content), answered():
+    with with_content(path, content), only_gap_errors():
         use(kind, path.parent)
 
 
 @cases(25)
 @given(damage=damages())
-def test_damaged_configs_are_read_or_refused(artifacts: dict[str, Path], damage: Damage) -> None:
+def test_config_damaged_bytes_are_read_or_refused(artifacts: dict[str, Path], damage: Damage) -> None:
     path = artifacts["classifier"] / CONFIG
-    with changed(path, damage(path.read_bytes())), answered():
+    with with_content(path, damage(path.read_bytes())), only_gap_errors():
         was_written_by_gap(path.parent)
         PretrainOptions.read(read_yaml_file(path))
 
@@ -354,29 +363,29 @@ def weights() -> dict[str, Tensor]:
 
 
 @cases(25)
-@given(damage=damages(), held=st.sampled_from(["plain", "model", "ema"]), new=st.booleans())
-def test_weights_files_of_damaged_bytes_are_loaded_or_refused(
-    weights: dict[str, Tensor], tmp_path: Path, damage: Damage, held: str, new: bool
+@given(damage=damages(), layout=st.sampled_from(["plain", "model", "ema"]), new=st.booleans())
+def test_load_classifier_weights_with_damaged_bytes_are_loaded_or_refused(
+    weights: dict[str, Tensor], tmp_path: Path, damage: Damage, layout: str, new: bool
 ) -> None:
     written = io.BytesIO()
-    content = {"plain": weights, "model": {"model": weights, "epoch": 3}, "ema": {"ema": {"module": weights}}}[held]
+    content = {"plain": weights, "model": {"model": weights, "epoch": 3}, "ema": {"ema": {"module": weights}}}[layout]
     torch.save(content, written, _use_new_zipfile_serialization=new)
     (tmp_path / "weights.pt").write_bytes(damage(written.getvalue()))
-    with answered():
+    with only_gap_errors():
         load_classifier(f"{NAME}@{tmp_path / 'weights.pt'}")
 
 
 @cases(25)
-@given(change=tensor_changes(), garble=garblings())
-def test_weights_files_with_changed_contents_are_loaded_or_refused(
+@given(change=tensor_changes(), garble=value_changes())
+def test_load_classifier_weights_with_changed_contents_are_loaded_or_refused(
     weights: dict[str, Tensor], tmp_path: Path, change: Callable[..., Any], garble: Callable[[Any], Any]
 ) -> None:
-    held = garble(
+    garbled = garble(
         {"model": weights, "model_ema": {"module": weights}, "state_dict": {"a": {"b": [1, 2]}}, "mean": [0.5]}
     )
-    for each in (held, change(weights), {"ema": change(weights), "model": weights}):
-        torch.save(each, tmp_path / "weights.pt")
-        with answered():
+    for content in (garbled, change(weights), {"ema": change(weights), "model": weights}):
+        torch.save(content, tmp_path / "weights.pt")
+        with only_gap_errors():
             load_classifier(f"{NAME}@{tmp_path / 'weights.pt'}")
 
 
@@ -390,26 +399,26 @@ def unfinished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @cases(20)
 @given(damage=damages())
-def test_damaged_checkpoints_are_resumed_or_refused(unfinished: Path, damage: Damage) -> None:
+def test_checkpoint_damaged_bytes_are_resumed_or_refused(unfinished: Path, damage: Damage) -> None:
     path = unfinished / CHECKPOINT
-    with changed(path, damage(path.read_bytes())), answered():
+    with with_content(path, damage(path.read_bytes())), only_gap_errors():
         tiny.run(unfinished, resume=True)
 
 
 @cases(25)
-@given(garble=garblings())
-def test_garbled_checkpoints_are_resumed_or_refused(unfinished: Path, garble: Callable[[Any], Any]) -> None:
+@given(garble=value_changes())
+def test_checkpoint_garbled_values_are_resumed_or_refused(unfinished: Path, garble: Callable[[Any], Any]) -> None:
     path = unfinished / CHECKPOINT
     state = torch.load(path, weights_only=True)
     training = state.pop("training")
     written = io.BytesIO()
     torch.save(garble(state) | {"training": training}, written)
-    with changed(path, written.getvalue()), answered():
+    with with_content(path, written.getvalue()), only_gap_errors():
         tiny.run(unfinished, resume=True)
 
 
 @pytest.fixture(scope="module")
-def pictures() -> dict[str, bytes]:
+def image_files() -> dict[str, bytes]:
     contents = {}
     noise = Image.effect_noise((24, 17), 80)
     for form in ("PNG", "JPEG", "GIF", "TIFF", "WEBP"):
@@ -426,17 +435,22 @@ def pictures() -> dict[str, bytes]:
     channels=st.sampled_from([1, 3]),
     size=st.sampled_from([None, (8, 9)]),
 )
-def test_damaged_pictures_are_opened_or_refused(
-    pictures: dict[str, bytes], tmp_path: Path, form: str, damage: Damage, channels: int, size: tuple[int, int] | None
+def test_load_image_damaged_file_is_loaded_or_refused(
+    image_files: dict[str, bytes],
+    tmp_path: Path,
+    form: str,
+    damage: Damage,
+    channels: int,
+    size: tuple[int, int] | None,
 ) -> None:
-    path = tmp_path / f"picture.{form.lower()}"
-    path.write_bytes(damage(pictures[form]))
-    with answered():
-        picture = load_image(path, channels, size)
-        assert picture.dtype == torch.uint8 and len(picture) == channels
+    path = tmp_path / f"image.{form.lower()}"
+    path.write_bytes(damage(image_files[form]))
+    with only_gap_errors():
+        image = load_image(path, channels, size)
+        assert image.dtype == torch.uint8 and len(image) == channels
 
 
-# Text in which separators come often; nothing in it names a module or a network that could be downloaded.
+# Text with many separators; nothing in it names a module or a network that could be downloaded.
 PIECES = st.sampled_from(
     ["@", ":", "/", "=", ",", ".", "..", " ", "\0", "\n", "~", "\\", "-", "%s", "é", "²", "٣", "\ud800", "\U0001f600",
      "q" * 300, "9" * 5000, "q@" * 500, "zq", "zq.py", "zq.py:make", "no_module_of_gap.zq:make", "C:\\zq", "none", "0",
@@ -464,11 +478,13 @@ TEXTS = st.builds(
 
 @cases(100)
 @given(text=TEXTS)
-def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    def missing(name: str) -> None:
+def test_names_of_random_text_are_resolved_or_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    def raise_missing(name: str) -> None:
         raise ModuleNotFoundError(name)
 
-    monkeypatch.setattr(architectures, "importlib", SimpleNamespace(import_module=missing, util=None))
+    monkeypatch.setattr(registry, "importlib", SimpleNamespace(import_module=raise_missing, util=None))
     network = nn.Sequential(nn.Conv2d(1, 2, 3))
     uses: list[Callable[[], object]] = [
         lambda: load_classifier(text, channels=1, size=(28, 28)),
@@ -485,14 +501,14 @@ def test_names_are_found_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         lambda: load_image(text, 1),
         lambda: read_config(text),
     ]
-    for each in uses:
-        with answered():
-            each()
+    for use_text in uses:
+        with only_gap_errors():
+            use_text()
 
 
 @cases(100)
 @given(text=TEXTS)
-def test_options_written_as_text_are_read_or_refused(text: str) -> None:
+def test_option_text_at_random_is_parsed_or_refused(text: str) -> None:
     budget = Budget("linf", 0.1)
     uses: list[Callable[[], object]] = [
         lambda: Budget.parse(text),
@@ -504,18 +520,18 @@ def test_options_written_as_text_are_read_or_refused(text: str) -> None:
         lambda: init_folder_of(text),
         lambda: parse_assignments([text]),
     ]
-    for each in uses:
-        with answered():
-            each()
+    for use_text in uses:
+        with only_gap_errors():
+            use_text()
 
 
 @cases(40)
-@given(garble=garblings(), kind=st.sampled_from([PretrainOptions, TrainOptions, HardenOptions]))
-def test_option_values_are_read_or_refused(garble: Callable[[Any], Any], kind: type[Options]) -> None:
-    needed: dict[type[Options], dict[str, Any]] = {
+@given(garble=value_changes(), kind=st.sampled_from([PretrainOptions, TrainOptions, HardenOptions]))
+def test_option_values_garbled_are_read_or_refused(garble: Callable[[Any], Any], kind: type[Options]) -> None:
+    required: dict[type[Options], dict[str, Any]] = {
         PretrainOptions: {},
         TrainOptions: {"classifier": ["mnist-cnn"], "budget": "linf:0.1"},
         HardenOptions: {"classifier": "mnist-cnn", "budget": "linf:0.1"},
     }
-    with answered():
-        kind.read(garble(kind.read(needed[kind]).to_dict()))
+    with only_gap_errors():
+        kind.read(garble(kind.read(required[kind]).to_dict()))

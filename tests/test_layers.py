@@ -1,4 +1,4 @@
-"""The order of the folders: none imports one above it, also not inside a function."""
+"""The order of the folders: none imports one above it, not even inside a function."""
 
 import ast
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1] / "gap"
-# From below to above. Folders of one line do not import each other.
+# From the lowest to the highest. Folders of one line do not import each other.
 LAYERS = (
     ("core", "models"),
     ("threat", "report"),
@@ -20,12 +20,12 @@ LAYERS = (
 
 
 @pytest.mark.parametrize("layer", range(len(LAYERS)))
-def test_folder_imports_none_above_it(layer: int) -> None:
+def test_imports_of_a_folder_are_only_of_folders_below_it(layer: int) -> None:
     below = {name for names in LAYERS[:layer] for name in names}
     for folder in LAYERS[layer]:
         paths = [*(ROOT / folder).rglob("*.py"), *ROOT.glob(f"{folder}.py")]
         used = {(name, path.name) for path in paths for name in _imports(path)}
-        assert {each for each in used if each[0] not in below | {folder}} == set()
+        assert {(name, file) for name, file in used if name not in below | {folder}} == set()
 
 
 def _imports(path: Path) -> set[str]:

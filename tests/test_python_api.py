@@ -1,4 +1,4 @@
-"""The Python block of the documentation, on tiny real data: objects go in, objects come out."""
+"""The Python block of the documentation, on tiny real data: arguments and results are objects."""
 
 import os
 import random
@@ -30,7 +30,7 @@ BUDGET = "linf:0.2"
 
 
 class Net(nn.Module):
-    """A network as users write them: a view, no normalization, in training mode."""
+    """A network as users write it: with `view`, without normalization, in training mode."""
 
     def __init__(self, form: str = "tensor") -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class Net(nn.Module):
 
 
 class Digits(Dataset[tuple[Image.Image, int]]):
-    """A torch dataset of PIL images, as torchvision's are."""
+    """A torch dataset of PIL images, as those of torchvision."""
 
     classes = tuple(f"digit {index}" for index in range(10))
 
@@ -66,7 +66,7 @@ class Digits(Dataset[tuple[Image.Image, int]]):
 
 
 class Columns:
-    """What a Hugging Face dataset offers: columns by name, features, rows as dictionaries."""
+    """A stand-in for a Hugging Face dataset: columns by name, features, rows as dictionaries."""
 
     def __init__(self, images: Tensor, labels: Tensor) -> None:
         self.column_names = ["image", "label"]
@@ -92,7 +92,7 @@ def digits() -> tuple[Tensor, Tensor]:
 
 @pytest.fixture(scope="module")
 def model(digits: tuple[Tensor, Tensor]) -> Net:
-    """A network of the user's own, trained in a loop of the user's own, and left in training mode."""
+    """A network of the user, trained in a loop of the user, and still in training mode."""
     torch.manual_seed(0)
     net = Net()
     optimizer = torch.optim.AdamW(net.parameters(), lr=4e-3)
@@ -105,7 +105,7 @@ def model(digits: tuple[Tensor, Tensor]) -> Net:
 
 
 @pytest.fixture(scope="module")
-def test_data() -> tuple[Tensor, Tensor]:
+def held_out_data() -> tuple[Tensor, Tensor]:
     split = load_data("mnist-5k").test
     return split.images[:100] / 255, split.labels[:100]  # type: ignore[attr-defined,index]
 
@@ -115,17 +115,17 @@ def generator(model: Net, digits: tuple[Tensor, Tensor]) -> object:
     return gap.train_generator(model, digits, BUDGET, epochs=3, progress=False)
 
 
-def test_block_runs_as_written(
+def test_documented_block_runs_as_written(
     model: Net,
     generator: object,
     digits: tuple[Tensor, Tensor],
-    test_data: tuple[Tensor, Tensor],
+    held_out_data: tuple[Tensor, Tensor],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Catches: an argument or a return value of the documented block that no longer works."""
     monkeypatch.chdir(tmp_path)
-    train, test = Digits(*digits), test_data
+    train, test = Digits(*digits), held_out_data
     state = {name: value.clone() for name, value in model.state_dict().items()}
 
     clf = gap.Classifier(model, mean=(0.0,), std=(1.0,), class_names=Digits.classes)
@@ -161,33 +161,33 @@ def test_block_runs_as_written(
     assert [row["epoch"] for row in hardened.history if "validation_pgd_accuracy" in row] == [1.0, 2.0]
     assert hardened.artifact.card["adversarial_training"]["attacks"] == {"pgd": 0.5, "bounded_generator": 0.5}
     hardened.save("runs/h")
-    verdict = gap.judge(hardened.classifier, test, BUDGET, images=20, fast=True, progress=False)
-    assert verdict.robust_accuracy <= verdict.clean_accuracy and verdict.interval[0] <= verdict.robust_accuracy
-    assert verdict.verdict == "inconclusive" and verdict.checks and "AutoAttack" in str(verdict)
+    report = gap.judge(hardened.classifier, test, BUDGET, images=20, fast=True, progress=False)
+    assert report.robust_accuracy <= report.clean_accuracy and report.interval[0] <= report.robust_accuracy
+    assert report.verdict == "inconclusive" and report.checks and "AutoAttack" in str(report)
 
     content, style = (
         Image.fromarray((np.random.default_rng(seed).random((40, 48, 3)) * 255).astype("uint8")) for seed in (0, 1)
     )
     content.save("photo.png")
-    picture = gap.stylize("photo.png", style, size=48, evaluations=2, progress=False)
-    assert picture.to_pil().size == (48, 40) and picture._repr_png_()[:4] == b"\x89PNG"
+    stylized = gap.stylize("photo.png", style, size=48, evaluations=2, progress=False)
+    assert stylized.to_pil().size == (48, 40) and stylized._repr_png_()[:4] == b"\x89PNG"
     sheet = gap.visualize(model, ["conv1:0-2", "logit:3"], size=28, steps=2, progress=False)
     assert len(sheet.images) == 4 and sheet.captions[-1] == "class 3"
-    walk = gap.traverse(model, images[:2], target=3, steps=3, progress=False)
-    walk.save("walk.mp4")
+    traversal = gap.traverse(model, images[:2], target=3, steps=3, progress=False)
+    traversal.save("walk.mp4")
     assert Path("walk.mp4").stat().st_size > 500 and model.training
 
 
 @pytest.mark.parametrize("form", ["object", "dictionary", "tuple"])
-def test_evaluate_of_network_with_wrapped_logits_equals_plain(
-    model: Net, test_data: tuple[Tensor, Tensor], form: str
+def test_evaluate_network_with_wrapped_logits_equals_plain(
+    model: Net, held_out_data: tuple[Tensor, Tensor], form: str
 ) -> None:
-    """Catches: an output form that is not understood."""
+    """Catches: a form of the output from which the logits are not taken."""
     wrapped = Net(form)
     wrapped.load_state_dict(model.state_dict())
     with pytest.warns(GapWarning, match="its logits are taken"):
-        row = gap.evaluate("fgsm", wrapped, test_data, BUDGET).rows[0]
-    plain = gap.evaluate("fgsm", model, test_data, BUDGET).rows[0]
+        row = gap.evaluate("fgsm", wrapped, held_out_data, BUDGET).rows[0]
+    plain = gap.evaluate("fgsm", model, held_out_data, BUDGET).rows[0]
     assert row["accuracy_under_attack"] == plain["accuracy_under_attack"] < 0.6
 
 
@@ -216,21 +216,21 @@ def _collate(items: list[tuple[Image.Image, int]]) -> dict[str, Tensor]:
     return {"image": torch.stack(pixels), "label": torch.tensor([label for _, label in items])}
 
 
-def test_normalized_images_are_refused_with_the_way_out(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: a DataLoader that normalizes, whose pixels would be clamped in silence."""
+def test_evaluate_normalized_images_are_refused_with_the_solution(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a DataLoader that normalizes, whose pixels would be clamped without an error."""
     images = (digits[0][:10] / 255 - 0.13) / 0.31
     with pytest.raises(GapError, match=r"go from -0\.419 to .*gap\.Classifier\(model, mean="):
         gap.evaluate("fgsm", model, (images, digits[1][:10]), BUDGET)
 
 
 @pytest.mark.parametrize("data", [5, {"images": 1}, (torch.zeros(3, 28, 28), torch.zeros(3)), []])
-def test_what_is_no_data_is_refused(model: Net, data: object) -> None:
+def test_evaluate_object_that_is_no_data_is_refused(model: Net, data: object) -> None:
     with pytest.raises(GapError):
         gap.evaluate("fgsm", model, data, BUDGET)
 
 
-def test_errors_of_python_name_no_flags(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: a message of the command line shown to someone in a notebook."""
+def test_python_functions_errors_name_no_command_line_flags(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a message of the command line shown to a user of Python."""
     for call in (
         lambda: gap.train_generator(model, digits, progress=False),
         lambda: gap.train_generator(model, digits, BUDGET, target_norm="l2:2"),
@@ -243,10 +243,10 @@ def test_errors_of_python_name_no_flags(model: Net, digits: tuple[Tensor, Tensor
 
 
 @pytest.mark.parametrize("device", ["cuda:7", "gpu", ""])
-def test_device_that_is_not_there_is_refused_by_name(
+def test_python_functions_missing_device_is_refused_by_name(
     model: Net, digits: tuple[Tensor, Tensor], generator: gap.attacks.Attack, tmp_path: Path, device: str
 ) -> None:
-    """Catches: torch's own RuntimeError, of several lines, for a misspelled or absent device."""
+    """Catches: the RuntimeError of torch, of several lines, for a misspelled or absent device."""
     generator.save(tmp_path)
     for call in (
         lambda: gap.pretrain(model, digits, device=device, progress=False),
@@ -262,10 +262,10 @@ def test_device_that_is_not_there_is_refused_by_name(
 
 
 @pytest.mark.parametrize("labels", ["predicted", "auto", torch.arange(3)])
-def test_labels_for_the_training_of_a_classifier_are_refused(
+def test_pretrain_and_harden_labels_option_is_refused(
     model: Net, digits: tuple[Tensor, Tensor], labels: object
 ) -> None:
-    """Catches: labels that are asked for and replaced in silence by those of the data."""
+    """Catches: a `labels` option that is accepted, and ignored in favor of the labels of the data."""
     for call in (
         lambda: gap.pretrain(model, digits, labels=labels, epochs=0.1, progress=False),
         lambda: gap.harden(model, digits, BUDGET, labels=labels, epochs=0.1, progress=False),
@@ -274,8 +274,8 @@ def test_labels_for_the_training_of_a_classifier_are_refused(
             call()
 
 
-def test_training_of_a_classifier_on_images_without_labels_names_what_works(tmp_path: Path) -> None:
-    """Catches: the advice to use predicted labels, which such a training then refuses."""
+def test_pretrain_images_without_labels_raise_with_the_solution(tmp_path: Path) -> None:
+    """Catches: the advice to use predicted labels, which pretrain then refuses."""
     for number in range(6):
         Image.effect_noise((28, 28), 80).save(tmp_path / f"{number}.png")
     with pytest.raises(GapError, match=r"has no labels; add a labels.csv \(file,label\), or, to attack a classifier, "):
@@ -283,7 +283,7 @@ def test_training_of_a_classifier_on_images_without_labels_names_what_works(tmp_
 
 
 def process_state() -> dict[str, object]:
-    """What a training could change in the process of its user."""
+    """The global state that a training could change in the process of its user."""
     denormal = torch.tensor([sys.float_info.min], dtype=torch.float64) / 2
     return {
         "torch": torch.get_rng_state().tolist(),
@@ -302,7 +302,7 @@ def process_state() -> dict[str, object]:
 
 @pytest.fixture
 def unusual_process() -> Iterator[None]:
-    """Flags of which none is what a training sets."""
+    """Flags with values other than those that a training sets."""
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.backends.cudnn.allow_tf32, torch.backends.cudnn.benchmark = True, False
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -314,20 +314,22 @@ def unusual_process() -> Iterator[None]:
 
 @pytest.mark.usefixtures("unusual_process")
 @pytest.mark.parametrize("function", ["pretrain", "harden", "train_generator", "judge"])
-def test_training_leaves_the_process_as_it_was(model: Net, digits: tuple[Tensor, Tensor], function: str) -> None:
-    """Catches: flags and random numbers of the user's own code that are others after a training."""
+def test_training_restores_the_global_state_of_the_process(
+    model: Net, digits: tuple[Tensor, Tensor], function: str
+) -> None:
+    """Catches: flags and random states of the user's process that differ after a training."""
 
     def draw(progress: object) -> None:
         torch.rand(1), np.random.rand(), random.random()
 
-    few = (digits[0][:60], digits[1][:60])
+    subset = (digits[0][:60], digits[1][:60])
     settings = {"epochs": 1, "batch_size": 20, "deterministic": True, "precision": "fp32", "callbacks": [draw]}
     calls = {
-        "pretrain": lambda: gap.pretrain("mnist-cnn", few, **settings, progress=False),
-        "harden": lambda: gap.harden(model, few, BUDGET, steps=1, **settings, progress=False),
-        "train_generator": lambda: gap.train_generator(model, few, BUDGET, **settings, progress=False),
+        "pretrain": lambda: gap.pretrain("mnist-cnn", subset, **settings, progress=False),
+        "harden": lambda: gap.harden(model, subset, BUDGET, steps=1, **settings, progress=False),
+        "train_generator": lambda: gap.train_generator(model, subset, BUDGET, **settings, progress=False),
         "judge": lambda: gap.judge(
-            model, few, BUDGET, images=4, fast=True, adaptive_images=60, training=few, progress=False
+            model, subset, BUDGET, images=4, fast=True, adaptive_images=60, training=subset, progress=False
         ),
     }
     before = process_state()
@@ -335,8 +337,8 @@ def test_training_leaves_the_process_as_it_was(model: Net, digits: tuple[Tensor,
     assert process_state() == before
 
 
-def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: a loss or an attack of the user's own that is taken and ignored."""
+def test_training_custom_loss_and_attack_are_called(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a loss or an attack of the user that is accepted and ignored."""
     calls = {"loss": 0, "attack": 0}
 
     def loss(logits: Tensor, clean_logits: Tensor | None, criterion: gap.attacks.Criterion) -> Tensor:
@@ -350,24 +352,24 @@ def test_custom_loss_and_attack_take_part_in_training(model: Net, digits: tuple[
             calls["attack"] += 1
             return images.roll(1, dims=3)
 
-    few = (digits[0][:200], digits[1][:200])
-    attack = gap.train_generator(model, few, BUDGET, loss=loss, epochs=1, batch_size=50, progress=False)
+    subset = (digits[0][:200], digits[1][:200])
+    attack = gap.train_generator(model, subset, BUDGET, loss=loss, epochs=1, batch_size=50, progress=False)
     assert calls["loss"] >= 3 and attack.history
-    gap.harden(model, few, BUDGET, attacks=[Shift()], epochs=1, batch_size=50, val_images=10, progress=False)
+    gap.harden(model, subset, BUDGET, attacks=[Shift()], epochs=1, batch_size=50, val_images=10, progress=False)
     assert calls["attack"] >= 3
 
 
-def test_out_keeps_a_folder_that_resumes(model: Net, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
-    few = (digits[0][:200], digits[1][:200])
-    first = gap.train_generator(model, few, BUDGET, epochs=1, out=tmp_path / "g", progress=False)
-    again = gap.train_generator(model, few, BUDGET, epochs=1, out=tmp_path / "g", resume=True, progress=False)
-    images = few[0][:4] / 255
-    assert torch.equal(first(model, images, few[1][:4]), again(model, images, few[1][:4]))
+def test_train_generator_out_folder_can_be_resumed(model: Net, digits: tuple[Tensor, Tensor], tmp_path: Path) -> None:
+    subset = (digits[0][:200], digits[1][:200])
+    first = gap.train_generator(model, subset, BUDGET, epochs=1, out=tmp_path / "g", progress=False)
+    resumed = gap.train_generator(model, subset, BUDGET, epochs=1, out=tmp_path / "g", resume=True, progress=False)
+    images = subset[0][:4] / 255
+    assert torch.equal(first(model, images, subset[1][:4]), resumed(model, images, subset[1][:4]))
     assert {path.name for path in (tmp_path / "g").iterdir()} >= {"card.yaml", "model.safetensors", "metrics.jsonl"}
 
 
 def test_custom_objective_and_canvas_are_drawn(model: Net) -> None:
-    """Catches: a canvas or an objective that is taken and not used."""
+    """Catches: a canvas or an objective that is accepted and not used."""
     from gap.imagery.canvas import FourierCanvas
     from gap.imagery.losses import Channel
     from gap.imagery.objectives import TotalVariation
@@ -379,20 +381,20 @@ def test_custom_objective_and_canvas_are_drawn(model: Net) -> None:
     assert not torch.equal(sheet.images[0], before[0]) and torch.equal(sheet.images[0], canvas.image()[0])
 
 
-def test_trained_classifier_by_name_keeps_its_weights_and_is_not_called_untrained(
+def test_train_generator_pretrained_classifier_keeps_its_weights(
     digits: tuple[Tensor, Tensor], recwarn: pytest.WarningsRecorder
 ) -> None:
     """Catches: a network by name that is built again, with random weights, after it was trained."""
-    few = (digits[0][:400], digits[1][:400] % 7)  # fewer classes than the network has
+    subset = (digits[0][:400], digits[1][:400] % 7)  # fewer classes than the network has
     trained = gap.pretrain("mnist-cnn", digits, epochs=2, progress=False)
-    before = gap.evaluate("noise", trained.classifier, few, BUDGET, images=50).rows[0]["clean_accuracy"]
-    after = gap.train_generator(trained.classifier, few, BUDGET, epochs=0.5, batch_size=50, progress=False)
+    before = gap.evaluate("noise", trained.classifier, subset, BUDGET, images=50).rows[0]["clean_accuracy"]
+    after = gap.train_generator(trained.classifier, subset, BUDGET, epochs=0.5, batch_size=50, progress=False)
     assert after.artifact.card["classifiers"][0]["fingerprint"] == trained.classifier.fingerprint()
     assert before > 0.4 and not [warning for warning in recwarn if "learned nothing" in str(warning.message)]
 
 
-def test_loader_with_a_sampler_gives_the_images_of_the_sampler(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: held-out images that are trained or measured on because a sampler is ignored."""
+def test_evaluate_loader_with_a_sampler_uses_its_images_alone(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: held-out images that are used in training or evaluation because a sampler is ignored."""
     dataset = TensorDataset(digits[0][:40] / 255, digits[1][:40])
     loader = DataLoader(dataset, 4, sampler=torch.utils.data.SubsetRandomSampler(range(5)))
     row = gap.evaluate("fgsm", model, loader, BUDGET).rows[0]
@@ -400,8 +402,8 @@ def test_loader_with_a_sampler_gives_the_images_of_the_sampler(model: Net, digit
     assert row["images"] == 5 and row["l2_mean"] == pytest.approx(plain["l2_mean"])
 
 
-def test_labels_are_those_of_the_items(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: a column of labels that is believed although items have others."""
+def test_evaluate_labels_are_those_of_the_items(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: labels of a column that are used although the items have others."""
 
     class Shifted(Digits):
         def __getitem__(self, index: int) -> tuple[Image.Image, int]:
@@ -412,15 +414,15 @@ def test_labels_are_those_of_the_items(model: Net, digits: tuple[Tensor, Tensor]
     assert row["clean_accuracy"] < 0.2
 
 
-def test_images_in_use_are_not_those_of_one_class(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+def test_evaluation_data_sorted_by_class_starts_with_all_classes(model: Net, digits: tuple[Tensor, Tensor]) -> None:
     """Catches: data sorted by class, of which the first images are of one class alone."""
     order = digits[1].argsort()
     data = evaluation_data((digits[0][order], digits[1][order]))
     assert len(data.test.labels[:100].unique()) == 10
 
 
-def test_model_of_the_user_keeps_its_layout(digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: weights of the user's own model left in another memory layout."""
+def test_evaluate_model_keeps_its_memory_format(digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: weights of the user's model left in another memory format."""
     net = Net()
     strides = [weight.stride() for weight in net.parameters()]
     gap.evaluate("fgsm", net, (digits[0][:10], digits[1][:10]), BUDGET)
@@ -443,15 +445,17 @@ def test_model_of_the_user_keeps_its_layout(digits: tuple[Tensor, Tensor]) -> No
         lambda net, x, y: gap.traverse(net, x[:2] / 255, torch.tensor([1, 2, 3]), progress=False),
     ],
 )
-def test_mistakes_are_one_line(model: Net, digits: tuple[Tensor, Tensor], call: object) -> None:
-    """Catches: tracebacks, and results that look right, for what people write by mistake."""
+def test_python_functions_invalid_arguments_raise_a_gap_error(
+    model: Net, digits: tuple[Tensor, Tensor], call: object
+) -> None:
+    """Catches: tracebacks, and plausible results, for common mistakes."""
     with pytest.raises(GapError):
         call(model, digits[0][:10], digits[1][:10].clamp_max(0))  # type: ignore[operator]
 
 
 @pytest.fixture(scope="module")
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
-    """The tensors that a training by each verb ends with, where nothing interrupts it."""
+    """The final tensors of an uninterrupted training by each verb."""
 
     @cache
     def tensors(verb: str) -> dict[str, Tensor]:
@@ -466,33 +470,33 @@ def interrupt() -> None:
 
 @pytest.mark.parametrize("verb", ["pretrain", "harden", "train_generator"])
 @pytest.mark.parametrize(
-    ("act", "error"),
+    ("action", "error"),
     [(interrupt, KeyboardInterrupt), (lambda: signal.raise_signal(signal.SIGINT), TrainingInterrupted)],
 )
-def test_training_that_is_interrupted_and_resumed_ends_as_an_uninterrupted_one(
+def test_training_interrupted_and_resumed_equals_an_uninterrupted_one(
     verb: str,
-    act: Callable[[], None],
+    action: Callable[[], None],
     error: type[BaseException],
     tmp_path: Path,
     uninterrupted: Callable[[str], object],
 ) -> None:
-    """Catches: work that is lost, or goes on with other random choices, moments or statistics."""
+    """Catches: lost steps, and a resumed training with other random numbers, moments or statistics."""
     with pytest.raises(error):
-        own_training.train(verb, tmp_path / "out", [own_training.at_step(act)])
+        own_training.train(verb, tmp_path / "out", [own_training.at_step(action)])
     steps: list[int] = []
     resumed = own_training.train(verb, tmp_path / "out", [lambda progress: steps.append(progress.step)], resume=True)
     assert_same_tensors(resumed.artifact.tensors(), uninterrupted(verb))
     assert min(steps) in (19, 20)
 
 
-def test_training_that_is_killed_and_resumed_ends_as_an_uninterrupted_one(
+def test_training_killed_and_resumed_equals_an_uninterrupted_one(
     tmp_path: Path, uninterrupted: Callable[[str], object]
 ) -> None:
-    """Catches: a checkpoint that only an orderly end leaves."""
+    """Catches: a checkpoint that is written only at an orderly end."""
     command = [sys.executable, own_training.__file__, "harden", str(tmp_path / "out")]
     same_threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}
-    done = subprocess.run(command, env=same_threads, timeout=120, check=False)
-    assert done.returncode == -signal.SIGKILL
+    process = subprocess.run(command, env=same_threads, timeout=120, check=False)
+    assert process.returncode == -signal.SIGKILL
     resumed = own_training.train("harden", tmp_path / "out", resume=True)
     assert_same_tensors(resumed.artifact.tensors(), uninterrupted("harden"))
 
@@ -502,8 +506,8 @@ def assert_same_tensors(actual: dict[str, Tensor], expected: object) -> None:
     assert all(torch.equal(value, expected[name]) for name, value in actual.items())
 
 
-class Turned(Digits):
-    """The digits with the names of their classes in another order, and labels that follow it."""
+class ReversedDigits(Digits):
+    """The digits with their classes in reverse order, and labels to match."""
 
     classes = Digits.classes[::-1]
 
@@ -511,18 +515,20 @@ class Turned(Digits):
         super().__init__(images, 9 - labels)
 
 
-def test_labels_are_matched_by_name_where_both_sides_have_names(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: labels that are taken as the classifier's indices although their names are those of other classes."""
-    few = (digits[0][:100], digits[1][:100])
+def test_evaluate_class_names_on_both_sides_match_labels_by_name(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: labels taken as indices of the classifier although their names are those of other classes."""
+    subset = (digits[0][:100], digits[1][:100])
     named = gap.Classifier(model, class_names=Digits.classes)
-    expected = gap.evaluate("noise", named, few, BUDGET).rows[0]["clean_accuracy"]
-    with pytest.warns(GapWarning, match="Turned are matched to those of Net by name: digit 9 is class 9, digit 8 is c"):
-        by_name = gap.evaluate("noise", named, Turned(*few), BUDGET).rows[0]["clean_accuracy"]
+    expected = gap.evaluate("noise", named, subset, BUDGET).rows[0]["clean_accuracy"]
+    with pytest.warns(
+        GapWarning, match="ReversedDigits are matched to those of Net by name: digit 9 is class 9, digit 8 is c"
+    ):
+        by_name = gap.evaluate("noise", named, ReversedDigits(*subset), BUDGET).rows[0]["clean_accuracy"]
     assert by_name == expected > 0.9
-    assert gap.evaluate("noise", model, Turned(*few), BUDGET).rows[0]["clean_accuracy"] < 0.2
+    assert gap.evaluate("noise", model, ReversedDigits(*subset), BUDGET).rows[0]["clean_accuracy"] < 0.2
 
 
-def test_labels_of_some_of_the_classes_are_matched_by_name(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+def test_evaluate_subset_of_the_classes_matches_labels_by_name(model: Net, digits: tuple[Tensor, Tensor]) -> None:
     keep = digits[1][:200] >= 7
     images, labels = digits[0][:200][keep], digits[1][:200][keep]
     data = Columns(images, labels - 7)
@@ -538,9 +544,7 @@ def test_labels_of_some_of_the_classes_are_matched_by_name(model: Net, digits: t
         assert gap.evaluate("noise", model, data, BUDGET).rows[0]["clean_accuracy"] < 0.2
 
 
-def test_names_that_the_classifier_does_not_know_are_refused_in_one_line(
-    model: Net, digits: tuple[Tensor, Tensor]
-) -> None:
+def test_python_functions_unknown_class_name_is_refused_in_one_line(model: Net, digits: tuple[Tensor, Tensor]) -> None:
     named = gap.Classifier(model, class_names=[*Digits.classes[:9], "nine"])
     data = Digits(digits[0][:20], digits[1][:20])
     for call in (
@@ -553,21 +557,19 @@ def test_names_that_the_classifier_does_not_know_are_refused_in_one_line(
         assert "\n" not in str(error.value)
 
 
-def test_labels_without_names_are_indices_whatever_the_names_of_the_classes(
-    model: Net, digits: tuple[Tensor, Tensor]
-) -> None:
-    """Catches: indices that are taken for names because the names are numbers."""
-    some = digits[1][:200] > 0
-    few = (digits[0][:200][some], digits[1][:200][some])
+def test_evaluate_labels_without_names_are_indices(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: indices that are taken for names because the class names are numbers."""
+    nonzero = digits[1][:200] > 0
+    subset = (digits[0][:200][nonzero], digits[1][:200][nonzero])
     named = gap.Classifier(model, class_names=[str(number) for number in range(1, 11)])
-    assert gap.evaluate("noise", named, few, BUDGET).rows[0]["clean_accuracy"] > 0.9
+    assert gap.evaluate("noise", named, subset, BUDGET).rows[0]["clean_accuracy"] > 0.9
 
 
 @pytest.mark.parametrize("train", ["pretrain", "harden"])
-def test_training_keeps_the_class_names_of_the_data(
+def test_training_classifier_has_the_class_names_of_the_data(
     train: str, model: Net, digits: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
-    """Catches: a classifier that forgets what its classes are called."""
+    """Catches: a trained classifier without the class names of its data."""
     data = Digits(digits[0][:100], digits[1][:100])
     options = {"epochs": 1, "batch_size": 50, "progress": False}
     trained = (
@@ -578,17 +580,19 @@ def test_training_keeps_the_class_names_of_the_data(
     assert trained.classifier.spec.class_names == Digits.classes
     assert trained.artifact.card["classifier"]["class_names"] == list(Digits.classes)
     with pytest.warns(GapWarning, match="matched to those of .* by name: digit 9 is class 9"):
-        gap.evaluate("noise", trained.classifier, Turned(data.images, torch.tensor(data.targets)), BUDGET, images=10)
+        gap.evaluate(
+            "noise", trained.classifier, ReversedDigits(data.images, torch.tensor(data.targets)), BUDGET, images=10
+        )
 
 
-def test_textbook_pgd_equals_the_loop_of_the_paper(model: Net, digits: tuple[Tensor, Tensor]) -> None:
-    """Catches: a cap, a schedule, an early stop or a projection in the form that other libraries have."""
+def test_pgd_textbook_options_equal_the_loop_of_the_paper(model: Net, digits: tuple[Tensor, Tensor]) -> None:
+    """Catches: a cap, a schedule, an early stop or a projection that differs from those of other libraries."""
     images, labels = digits[0][:16] / 255, digits[1][:16]
     attack = gap.attacks.PGD(
         BUDGET, steps=5, loss="cross-entropy", step_size=0.05, step_schedule="constant", early_stop=False
     )
     torch.manual_seed(0)
-    ours = attack(model, images, labels)
+    actual = attack(model, images, labels)
     torch.manual_seed(0)
     model.eval()
     expected = (images + torch.empty_like(images).uniform_(-0.2, 0.2)).clamp(0, 1)
@@ -599,4 +603,4 @@ def test_textbook_pgd_equals_the_loop_of_the_paper(model: Net, digits: tuple[Ten
         )
         expected = (images + (expected + 0.05 * gradient.sign() - images).clamp(-0.2, 0.2)).clamp(0, 1)
     model.train()
-    torch.testing.assert_close(ours, expected.detach(), atol=1e-5, rtol=0)
+    torch.testing.assert_close(actual, expected.detach(), atol=1e-5, rtol=0)

@@ -1,4 +1,4 @@
-"""Attacks: from images to adversarial images inside a budget. Each name is loaded when it is first used."""
+"""Attacks, which turn images into adversarial images inside a budget. Each name is imported when it is first used."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any

@@ -1,4 +1,4 @@
-"""What an attack is: one call, from images to adversarial images."""
+"""The protocol of attacks: a call from images to adversarial images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -15,9 +15,9 @@ from gap.threat import Budget
 class Attack(Protocol):
     """Turns images into adversarial images.
 
-    Takes a classifier (pixels in [0, 1] to logits), images N x C x H x W in [0, 1] and N integer labels;
-    returns adversarial images of the same shape, detached, in [0, 1], inside the attack's budget, and leaves the
-    classifier as it was found: its mode, its gradients, its hooks.
+    Takes a classifier (pixels in [0, 1] to logits), images N x C x H x W in [0, 1] and N integer labels. Returns
+    adversarial images of the same shape, detached, in [0, 1], inside the attack's budget. Restores the classifier's
+    mode, gradients and hooks.
     """
 
     @property
@@ -25,7 +25,7 @@ class Attack(Protocol):
 
     @property
     def budget(self) -> Budget | None:
-        """What the attack stays inside; None where it has no bound."""
+        """The bound on the perturbations; None for an unbounded attack."""
         ...
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor: ...
@@ -33,20 +33,20 @@ class Attack(Protocol):
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class SavedAttack:
-    """What attacks have that can be kept in a folder.
+    """The base of attacks that can be saved in a folder.
 
     Attributes:
-        artifact: what the attack was made of; None for one that was never trained or loaded.
-        history: the metrics along the training, where it was trained in this process.
+        artifact: the artifact of the attack; None for one that was neither trained nor loaded.
+        history: the metrics during the training, where the attack was trained in this process.
     """
 
     artifact: Artifact | None = field(default=None, repr=False)
     history: Sequence[dict[str, Any]] = field(default=(), repr=False)
 
     def save(self, folder: Path | str) -> None:
-        """Keep the attack in a folder, from which `gap.load_attack` and the command line take it.
+        """Save the attack in a folder, from which `gap.load_attack` and the command line load it.
 
-        Raises GapError where the folder holds anything that gap did not leave.
+        Raises GapError where the folder holds files that gap did not write.
         """
         if self.artifact is None:
             raise GapError("only an attack that was trained or loaded can be saved")

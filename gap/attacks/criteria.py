@@ -1,4 +1,4 @@
-"""What an attack wants of a classifier: to leave the label, to reach one class, to reach the least likely one."""
+"""Criteria of attacks: misclassification, a target class, or the least likely class."""
 
 import re
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from gap.core.errors import GapError
 
 @dataclass(frozen=True)
 class CriterionFactory:
-    """Makes a batch's criterion from its clean logits (N x K, or None where `needs_clean` is False) and its labels."""
+    """Makes the criterion of a batch from its labels and clean logits (N x K, None unless `needs_clean`)."""
 
     make: Callable[[Tensor | None, Tensor], Criterion]
     needs_clean: bool = False

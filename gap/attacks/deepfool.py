@@ -1,4 +1,4 @@
-"""DeepFool: the nearest class boundary, found by walking over linear approximations."""
+"""DeepFool: steps to the nearest class boundary of linear approximations of the classifier."""
 
 from dataclasses import dataclass
 
@@ -11,9 +11,9 @@ from gap.core.gradients import input_gradient, warn_if_undefined, zero_where_und
 from gap.core.network import call
 from gap.threat import Budget, Norm, as_budget, find_norm, quantize_towards
 
-# The shortest step, in pixels of [0, 1], as in the authors' code: an image exactly on a boundary would never leave it.
+# The shortest step, in pixels of [0, 1], as in the authors' code. Without it, an image on a boundary would not move.
 SHORTEST_STEP = 1e-4
-# In search of 8-bit images that are misclassified, a perturbation grows by this factor at a time, to that multiple.
+# To find a misclassified 8-bit image, a perturbation is scaled by this factor repeatedly, up to this multiple.
 GROWTH, LONGEST = 1.05, 20.0
 
 
@@ -21,15 +21,15 @@ GROWTH, LONGEST = 1.05, 20.0
 class DeepFool:
     """A small perturbation that changes the class (Moosavi-Dezfooli et al., 2016), untargeted, in any norm.
 
-    Each of at most `steps` steps goes to the nearest boundary with any of the `candidates` - 1 likeliest other classes
-    of the clean image, were the classifier affine; the sum is lengthened by the share `overshoot`. An image leaves
-    as soon as its class is not its label.
+    Every step, of at most `steps`, linearizes the classifier and goes to its nearest boundary with one of the
+    `candidates` - 1 most likely other classes of the clean image. The sum of the steps is lengthened by the share
+    `overshoot`. An image is finished as soon as its predicted class differs from its label.
 
-    The paper stops there, and rounding to 8 bits brings most images back across the boundary. Here the perturbation of
-    such an image grows until its 8-bit image is misclassified too, where the budget allows that.
+    The paper ends there, but rounding to 8 bits moves most images back across the boundary. Here the perturbation of
+    such an image is scaled up until its 8-bit image is misclassified too, if the budget allows that.
 
-    The norm is that of the budget when there is one, else `norm`. Without a budget the perturbation is as long as
-    it takes. With one, the result is projected onto it, so an image whose boundary lies farther away stays unfooled.
+    The norm is that of the budget if there is one, else `norm`. Without a budget the length of the perturbation is not
+    limited. With a budget the result is projected onto it, so an image with a more distant boundary is not fooled.
     Raises GapError for options out of range.
     """
 
@@ -53,47 +53,49 @@ class DeepFool:
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(classifier), torch.no_grad():
-            path, undefined = self._walk(classifier, images, labels)
+            path, undefined = self._find_path(classifier, images, labels)
             warn_if_undefined(self.name, undefined)
-            return self._past_rounding(classifier, images, labels, path)
+            return self._extend_past_rounding(classifier, images, labels, path)
 
-    def _past_rounding(self, classifier: nn.Module, images: Tensor, labels: Tensor, path: Tensor) -> Tensor:
-        """The adversarial images, moved along their path as far as it takes for their 8-bit images to be misclassified.
+    def _extend_past_rounding(self, classifier: nn.Module, images: Tensor, labels: Tensor, path: Tensor) -> Tensor:
+        """The adversarial images, moved along their paths until their 8-bit images are misclassified.
 
-        Images that this brings nowhere stay at the first overshoot.
+        Images for which that fails stay at the overshoot of the paper.
         """
-        adversarial = self._at(images, path, 1 + self.overshoot)
+        adversarial = self._move_along(images, path, 1 + self.overshoot)
         index = (call(classifier, adversarial).argmax(dim=1) != labels).nonzero().squeeze(1)
         if not len(index):
             return adversarial
-        index = index[call(classifier, self._rounded(images[index], adversarial[index])).argmax(dim=1) == labels[index]]
+        index = index[
+            call(classifier, self._quantize(images[index], adversarial[index])).argmax(dim=1) == labels[index]
+        ]
         length = 1 + self.overshoot
         while len(index) and (length := GROWTH * length) < LONGEST:
-            longer = self._at(images[index], path[index], length)
-            rounded = self._rounded(images[index], longer)
-            survives = call(classifier, rounded).argmax(dim=1) != labels[index]
-            adversarial[index[survives]] = longer[survives]
-            index = index[~survives]
+            longer = self._move_along(images[index], path[index], length)
+            rounded = self._quantize(images[index], longer)
+            fooled = call(classifier, rounded).argmax(dim=1) != labels[index]
+            adversarial[index[fooled]] = longer[fooled]
+            index = index[~fooled]
         return adversarial
 
-    def _at(self, images: Tensor, path: Tensor, length: float) -> Tensor:
-        """The images moved so many times along their path, within the budget and [0, 1]."""
+    def _move_along(self, images: Tensor, path: Tensor, length: float) -> Tensor:
+        """The images plus `length` times their paths, projected onto the budget and [0, 1]."""
         perturbation = length * path
         if self.budget is not None:
             perturbation = self.budget.project(perturbation)
         return (images + perturbation).clamp(0, 1)
 
-    def _rounded(self, images: Tensor, adversarial: Tensor) -> Tensor:
+    def _quantize(self, images: Tensor, adversarial: Tensor) -> Tensor:
         if self.budget is not None:
             return self.budget.quantize(images, adversarial)
         return quantize_towards(images, adversarial)
 
     def path_to_boundary(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        """The sum of the steps for each image, N x C x H x W, without the overshoot; the classifier is held frozen."""
-        return self._walk(classifier, images, labels)[0]
+        """The sum of the steps of every image, N x C x H x W, without the overshoot. The classifier must be frozen."""
+        return self._find_path(classifier, images, labels)[0]
 
-    def _walk(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """That path, and for which images a gradient on it was NaN or infinite."""
+    def _find_path(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The path to the boundary, and N booleans: which images had a gradient that is NaN or infinite."""
         total = torch.zeros_like(images)
         undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
         logits = call(classifier, images)
@@ -106,21 +108,21 @@ class DeepFool:
                 break
             current = (images[index] + (1 + self.overshoot) * total[index]).clamp(0, 1)
             values, gradients, predicted = _candidate_gradients(classifier, current, classes[index])
-            standing = predicted == labels[index]
-            index = index[standing]
-            finite, undefined[index] = zero_where_undefined(gradients[standing])
-            total[index] += self._step(values[standing], finite)
+            unfooled = predicted == labels[index]
+            index = index[unfooled]
+            finite, undefined[index] = zero_where_undefined(gradients[unfooled])
+            total[index] += self._step(values[unfooled], finite)
         return total, undefined
 
     def _step(self, values: Tensor, gradients: Tensor) -> Tensor:
-        """The shortest step to a boundary, from logits N x K and their gradients N x K x C x H x W, own class first."""
+        """The shortest step to a boundary, from logits N x K and gradients N x K x C x H x W, with the label first."""
         gaps = values[:, :1] - values[:, 1:]
         slopes = gradients[:, 1:] - gradients[:, :1]
         flat = slopes.flatten(2)
         dual = self._norm.slope(flat)
         distances = (gaps / dual.clamp_min(torch.finfo(dual.dtype).tiny)).nan_to_num(nan=torch.inf)
         distance, nearest = distances.min(dim=1)
-        # No two pictures lie farther apart than this; where all is flat the distance would be infinite.
+        # The largest distance between two images bounds the step, which is infinite where all gradients are 0.
         diameter = self._norm.diameter(flat.shape[2])
         length = distance.clamp(SHORTEST_STEP, diameter).view(-1, 1, 1, 1)
         return length * self._norm.steepest(slopes[torch.arange(len(nearest)), nearest])
@@ -137,5 +139,5 @@ def _candidate_gradients(classifier: nn.Module, images: Tensor, classes: Tensor)
         logits = call(classifier, images)
         values = logits.gather(1, classes)
         sums = values.sum(dim=0).unbind()
-    gradients = [input_gradient(each, images, retain_graph=True) for each in sums]
+    gradients = [input_gradient(class_sum, images, retain_graph=True) for class_sum in sums]
     return values.detach(), torch.stack(gradients, dim=1), logits.argmax(dim=1)

@@ -1,6 +1,6 @@
 """Gradient attacks: projected gradient descent and the one-step sign method.
 
-What differs between norms belongs to the budget: where a search starts, which way is steepest, and the projection.
+The budget has the operations that depend on the norm: the random start, the steepest direction and the projection.
 """
 
 import math
@@ -26,30 +26,30 @@ StepSchedule = Literal["cosine", "constant"]
 
 @dataclass(frozen=True)
 class PGD:
-    """Projected gradient descent (Madry et al., 2018), tuned to be a reference that does not flatter.
+    """Projected gradient descent (Madry et al., 2018), tuned as a strong reference attack.
 
-    Each run starts at a random point of the budget's ball and takes `steps` steepest steps. There is one run for each
-    of `relative_step_sizes`, `restarts` times over: an image that no run fools costs
-    `steps * len(relative_step_sizes) * restarts` gradients. Per image the iterate of lowest logit margin of all runs is
-    kept, hence a success if any run had one.
+    Every run starts at a random point of the budget's ball and takes `steps` steepest steps. There is one run for each
+    of `relative_step_sizes`, repeated `restarts` times. An image that no run fools costs
+    `steps * len(relative_step_sizes) * restarts` gradients. The result is, per image, the iterate with the lowest logit
+    margin of all runs.
 
-    The textbook form, as other libraries have it, is
+    The textbook form, as in other libraries, is
     `PGD("linf:8/255", steps=10, loss="cross-entropy", step_size=2/255, step_schedule="constant", early_stop=False)`.
 
     Args:
         budget: the largest perturbation, a Budget or its text such as "linf:8/255".
         steps: gradient steps of each run.
-        loss: a name of `gap.attacks.losses`, or a function of logits, clean logits and a Criterion that gives N values.
-        restarts: how often the runs are repeated from other random points.
+        loss: a name of `gap.attacks.losses`, or a function of logits, clean logits and a Criterion, to N values.
+        restarts: the number of times the runs are repeated, from other random points.
         relative_step_sizes: the first step size of each run, in epsilons.
         step_size: the first step size of one run, in pixels of [0, 1]; replaces `relative_step_sizes`.
-        step_schedule: "cosine" lowers the step size to 0 along half a cosine; "constant" keeps it.
-        confidence: an image leaves the search once it is misclassified by this logit margin, a little past the boundary
-            so that rounding to 8 bits does not undo it. An image that begins there is returned as it is.
+        step_schedule: "cosine" lowers the step size to 0 along half a cosine; "constant" does not change it.
+        confidence: the logit margin of misclassification at which an image is finished. It is above 0 so that rounding
+            to 8 bits does not undo the misclassification. A clean image with this margin is returned unchanged.
         early_stop: False takes every step with every image and returns the last iterate of the last run.
-        targeted: the labels are the classes to reach, not those to leave.
-        init: an attack whose images are where runs begin, projected onto the budget.
-        name: how tables call the attack.
+        targeted: the labels are the classes to reach, not the true classes.
+        init: an attack whose images, projected onto the budget, are the initial points of the runs.
+        name: the name of the attack in tables.
 
     Raises:
         GapError: for options out of range, and for a classifier that passes no gradient.
@@ -96,7 +96,7 @@ class PGD:
 
     @property
     def _margin_floor(self) -> float:
-        """How far, in logits, the margin is followed past the boundary: at least as far as it is asked to get."""
+        """How far past the boundary the margin loss has a gradient, in logits: at least to `confidence`."""
         return max(CONFIDENCE, self.confidence)
 
     def _runs(self) -> Iterator[list[float]]:
@@ -106,7 +106,7 @@ class PGD:
             yield [first] * self.steps if self.step_schedule == "constant" else _cosine(first, self.steps)
 
     def _descend(self, classifier: nn.Module, images: Tensor, best: "_BestIterates", sizes: list[float]) -> None:
-        """One descent of the images that are not yet misclassified; its iterates are offered to `best`."""
+        """One run on the images that are not yet misclassified; updates `best` with its iterates."""
         index = best.active_indices(self.confidence)
         clean = images if len(index) == len(images) else images[index]
         adversarial = self._initial_point(classifier, clean, best.criterion.classes[index])
@@ -128,7 +128,7 @@ class PGD:
             best.update(index, adversarial, call(classifier, adversarial))
 
     def _last_iterate(self, classifier: nn.Module, images: Tensor, criterion: Criterion) -> Tensor:
-        """The textbook form: no image leaves, nothing is compared, the last iterate of the last run is the result."""
+        """The textbook form: every image takes every step, and the last iterate of the last run is the result."""
         loss, adversarial = find_loss(self.loss, self._margin_floor), images
         clean_logits = call(classifier, images) if needs_clean_logits(loss) else None
         undefined = torch.zeros(len(images), dtype=torch.bool, device=images.device)
@@ -136,8 +136,8 @@ class PGD:
             adversarial = self._initial_point(classifier, images, criterion.classes)
             for size in sizes:
                 _, gradient = loss_gradient(classifier, adversarial, clean_logits, criterion, loss)
-                gradient, without = zero_where_undefined(gradient)
-                undefined |= without
+                gradient, step_undefined = zero_where_undefined(gradient)
+                undefined |= step_undefined
                 adversarial = projected_step(images, adversarial, gradient, size, self.budget)
         warn_if_undefined(self.name, undefined)
         return adversarial
@@ -149,9 +149,9 @@ class PGD:
 
 
 class _BestIterates:
-    """The most adversarial pictures met so far, one per image: those of lowest logit margin.
+    """The iterate with the lowest logit margin so far, for each image.
 
-    `undefined` says for which images the search met a gradient that is NaN or infinite.
+    `undefined` holds N booleans: for which images a gradient was NaN or infinite.
     """
 
     def __init__(self, images: Tensor, logits: Tensor, criterion: Criterion, floor: float) -> None:
@@ -166,11 +166,11 @@ class _BestIterates:
         return Criterion(self.criterion.classes[index], self.criterion.targeted)
 
     def active_indices(self, confidence: float) -> Tensor:
-        """The indices of the images not yet fooled by that margin."""
+        """The indices of the images not yet misclassified by that margin."""
         return (self.margins > -confidence).nonzero().squeeze(1)
 
     def update(self, index: Tensor, candidates: Tensor, logits: Tensor) -> None:
-        """Keep those candidates for the images `index` that are better than what is kept."""
+        """Replace the iterates of the images `index` by those candidates that have a lower margin."""
         margins = margin(logits, logits, self.criterion_of(index), self.floor)
         better = margins < self.margins[index]
         self.images[index[better]] = candidates[better]
@@ -181,9 +181,9 @@ class _BestIterates:
 class FGSM:
     """One steepest step of the whole budget from the clean image (Goodfellow et al., 2015).
 
-    Linf: the sign of the gradient times epsilon. L2: the gradient scaled to the length epsilon. L1: even steps of the
-    values whose gradient is largest. `loss` is a name of
-    `gap.attacks.losses`. Raises GapError for an unknown loss and for a classifier that passes no gradient.
+    Linf: the sign of the gradient times epsilon. L2: the gradient scaled to the norm epsilon. L1: steps of equal size
+    in the values with the largest gradients. `loss` is a name of `gap.attacks.losses`. Raises GapError for an unknown
+    loss and for a classifier that passes no gradient.
     """
 
     budget: Budget
@@ -206,9 +206,9 @@ class FGSM:
 def loss_gradient(
     classifier: nn.Module, images: Tensor, clean_logits: Tensor | None, criterion: Criterion, loss: Loss
 ) -> tuple[Tensor, Tensor]:
-    """The logits (N x K) and the gradient of the summed loss by the images (N x C x H x W), both detached.
+    """The logits (N x K) and the gradient of the summed loss with respect to the images (N x C x H x W), both detached.
 
-    `clean_logits` None stands for those of the images themselves. Raises GapError when there is no gradient.
+    Without `clean_logits`, the logits of the images themselves are used. Raises GapError when there is no gradient.
     """
     images = images.detach().requires_grad_()
     with torch.enable_grad():
@@ -218,5 +218,5 @@ def loss_gradient(
 
 
 def _cosine(first: float, steps: int) -> list[float]:
-    """Sizes that fall from `first` towards 0 along half a cosine."""
+    """Step sizes that fall from `first` towards 0 along half a cosine."""
     return [first * (1 + math.cos(math.pi * step / steps)) / 2 for step in range(steps)]

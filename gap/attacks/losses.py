@@ -1,11 +1,11 @@
-"""Adversarial losses by name: what an attacker minimizes.
+"""Adversarial losses by name, which attacks minimize.
 
-Each loss takes logits under attack (N x K), the clean logits (N x K), and a criterion, and returns N values, one per
-image. The criterion holds N classes and says whether to leave them (untargeted: the true labels) or to reach
-them (targeted). Everything is computed in float32 or better.
+A loss takes adversarial logits (N x K), clean logits (N x K) and a criterion, and returns N values, one per image. The
+criterion has N classes: those to be misclassified from (untargeted: the true labels) or those to reach (targeted).
+Everything is computed in float32 or float64.
 
-Cross-entropy is written over the margin, softplus(log-sum of the other classes' logits - the class's logit): the
-same number, but it keeps its gradient where the usual form rounds to zero at a margin of about 17 in float32.
+Cross-entropy is computed as softplus(log-sum-exp of the other logits - the logit of the class). The value is the same
+as that of the usual form, which rounds to zero and loses its gradient at a margin of about 17 in float32.
 """
 
 import math
@@ -20,21 +20,21 @@ from torch.nn import functional as F
 from gap.attacks.options import CONFIDENCE
 from gap.core.errors import unknown_name_error
 
-# Cross-entropy of an untargeted image is not pushed past this; that of a uniform guess over 1,000 classes is 6.9.
+# The cap on the cross-entropy of an untargeted attack. A uniform guess over 1,000 classes has one of 6.9.
 CROSS_ENTROPY_CAP = 10.0
-# The logarithm of a cross-entropy is taken no lower than at this cross-entropy.
+# The smallest cross-entropy of which the logarithm is taken.
 LOG_FLOOR = 1e-6
 
 
 @dataclass(frozen=True)
 class Criterion:
-    """`classes` (N integers) to leave, or, when `targeted`, to reach."""
+    """`classes` (N integers) that must not be predicted, or, when `targeted`, that must be predicted."""
 
     classes: Tensor
     targeted: bool = False
 
     def is_adversarial(self, logits: Tensor) -> Tensor:
-        """Which of N images the attacker has won, as booleans."""
+        """N booleans: which images meet the criterion."""
         predicted = logits.argmax(dim=1)
         return predicted == self.classes if self.targeted else predicted != self.classes
 
@@ -43,8 +43,10 @@ Loss = Callable[[Tensor, Tensor | None, Criterion], Tensor]
 
 
 def margin(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion, confidence: float = CONFIDENCE) -> Tensor:
-    """The logit the attacker wants low minus the best of those it wants high (Carlini and Wagner, 2017), no lower than
-    `-confidence`."""
+    """The logit of the label minus the largest other logit, at least `-confidence` (Carlini and Wagner, 2017).
+
+    Targeted, it is the largest other logit minus that of the target.
+    """
     own, others = _split(logits, criterion)
     gap = others.amax(dim=1) - own if criterion.targeted else own - others.amax(dim=1)
     return gap.clamp_min(-confidence)
@@ -57,22 +59,22 @@ def cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criter
 
 
 def capped_cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
-    """Cross-entropy of the target; untargeted, minus that of the label, with a cap so that no image runs away."""
+    """Cross-entropy of the target; untargeted, minus that of the label, capped so that no image dominates."""
     loss = _cross_entropy(logits, criterion)
     return loss if criterion.targeted else -loss.clamp_max(CROSS_ENTROPY_CAP)
 
 
 def log_cross_entropy(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
-    """The logarithm of the cross-entropy (Poursaeed et al., 2018, GAP); targeted, floored so that none runs away."""
+    """The logarithm of the cross-entropy (Poursaeed et al., 2018, GAP); targeted, with a floor for the same reason."""
     own, others = _split(logits, criterion)
     deficit = others.logsumexp(dim=1) - own
-    # log(softplus(x)) is x where x is low; there the logarithm of the rounded value would lose its gradient.
+    # log(softplus(x)) is x for low x, where the logarithm of the rounded softplus has no gradient.
     loss = torch.where(deficit < -15, deficit, F.softplus(deficit.clamp_min(-15)).log())
     return loss.clamp_min(math.log(LOG_FLOOR)) if criterion.targeted else -loss
 
 
 def relativistic(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion) -> Tensor:
-    """Cross-entropy of the change in logits, perturbed minus clean (Naseer et al., 2019), capped as above."""
+    """Capped cross-entropy of the change in logits, adversarial minus clean (Naseer et al., 2019)."""
     if clean_logits is None:
         raise ValueError("the relativistic loss needs the clean logits")
     return capped_cross_entropy(logits.float() - clean_logits.float().detach(), None, criterion)
@@ -88,9 +90,9 @@ LOSSES: dict[str, Loss] = {
 
 
 def find_loss(loss: str | Loss, confidence: float = CONFIDENCE) -> Loss:
-    """The loss of that name, `margin` with that confidence; a function is taken as it is.
+    """The loss of that name, for `margin` with that confidence; a function is returned unchanged.
 
-    Raises GapError naming the nearest when there is none of that name.
+    Raises GapError with the most similar name when the name is unknown.
     """
     if callable(loss):
         return loss
@@ -100,7 +102,7 @@ def find_loss(loss: str | Loss, confidence: float = CONFIDENCE) -> Loss:
 
 
 def needs_clean_logits(loss: Loss) -> bool:
-    """Whether a loss may look at the clean logits: the relativistic one does, and a function of the user's own may."""
+    """Whether a loss may use the clean logits: the relativistic loss does, and a function of the user may."""
     return getattr(loss, "func", loss) not in (margin, cross_entropy, capped_cross_entropy, log_cross_entropy)
 
 

@@ -1,4 +1,4 @@
-"""The controls that learn nothing: what a budget does to a classifier without any knowledge of it."""
+"""Baselines that do not use the classifier: random noise and a checkerboard."""
 
 from dataclasses import dataclass
 
@@ -11,10 +11,10 @@ from gap.threat import Budget, as_budget
 
 @dataclass(frozen=True)
 class Noise:
-    """Random noise of the whole budget, new for each image, clamped to [0, 1].
+    """Random noise with the norm of the whole budget, different for each image, clamped to [0, 1].
 
-    Linf: a random sign times epsilon for each value. L2: a random direction (Gaussian) of length epsilon. L1: a few
-    random values, evenly.
+    Linf: a random sign times epsilon for each value. L2: a random direction (Gaussian) of norm epsilon. L1: changes of
+    equal size in a few random values.
     """
 
     budget: Budget
@@ -30,10 +30,10 @@ class Noise:
 
 @dataclass(frozen=True)
 class Checkerboard:
-    """A checkerboard of squares of `side` pixels over the whole budget, the same for every image and channel.
+    """A checkerboard with squares of `side` pixels and the norm of the whole budget, for every image and channel.
 
-    Its squares are +-epsilon in Linf; in other norms they are as high as epsilon allows. A strong control on small
-    pictures (Co et al., 2021). Raises GapError when `side` is below 1.
+    Its values are +-epsilon in Linf, and as large as epsilon allows in other norms. It is a strong baseline on small
+    images (Co et al., 2021). Raises GapError when `side` is below 1.
     """
 
     budget: Budget

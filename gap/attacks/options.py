@@ -1,4 +1,4 @@
 """Defaults that attacks and options share."""
 
-# Past this margin, in logits, an image is as good as fooled: pushing it on would only spend what others need.
+# An image misclassified by this margin, in logits, counts as fooled. The loss does not increase the margin further.
 CONFIDENCE = 2.0

@@ -31,37 +31,37 @@ UNIVERSAL_ATTACKS: dict[str, Callable[..., Universal]] = {
     "uap-sign-sgd": sign_sgd,
     "uap-sgd": projected_sgd,
 }
-# What the caller of `create_attack` sets, or what a name alone cannot mean.
+# Parameters that are not options of a spec: the caller of `create_attack` sets them.
 RESERVED = {"classifier", "batches", "budget", "norm", "targeted", "name", "return"}
 
 
 def list_attacks() -> dict[str, str]:
-    """Each name that `create_attack` knows, with one line on what it is."""
-    return {name: _first_line(maker) for name, maker in {**ATTACKS, **UNIVERSAL_ATTACKS}.items()}
+    """The names of all attacks of `create_attack`, with a description of one line."""
+    return {name: _first_line(factory) for name, factory in {**ATTACKS, **UNIVERSAL_ATTACKS}.items()}
 
 
 def attack_options(name: str) -> dict[str, str]:
-    """The options of a named attack with their defaults, as written in a spec, empty where there is none.
+    """The options of a named attack with their defaults as text; an empty text stands for no default.
 
     Raises GapError for an unknown name.
     """
-    maker = _factory(name)
-    defaults = inspect.signature(maker).parameters
-    return {option: _format(defaults[option].default) for option in _option_types(maker)}
+    factory = _factory(name)
+    defaults = inspect.signature(factory).parameters
+    return {option: _format(defaults[option].default) for option in _option_types(factory)}
 
 
 def create_attack(
     spec: str, budget: Budget, classifier: nn.Module | None = None, batches: Batches | None = None
 ) -> Attack:
-    """The attack a spec such as `pgd:steps=100,loss=margin` asks for; its `name` is the spec.
+    """The attack of a spec such as `pgd:steps=100,loss=margin`; its `name` is the spec.
 
-    Options are those of the attack's class or function; the parts of a tuple are parted by `/`. The `uap` attacks are
-    fitted here, to `classifier` on `batches`. Raises GapError for an unknown name or option, a value that
-    does not fit, and a `uap` without classifier or batches.
+    Options are those of the attack's class or function; the items of a tuple are separated by `/`. The `uap` attacks
+    are fitted here, to `classifier` on `batches`. Raises GapError for an unknown name or option, an invalid value, and
+    a `uap` attack without classifier or batches.
     """
-    name, _, written = spec.strip().partition(":")
-    maker = _factory(name)
-    options = _parse(name, written, _option_types(maker))
+    name, _, options_text = spec.strip().partition(":")
+    factory = _factory(name)
+    options = _parse(name, options_text, _option_types(factory))
     if "init" in options:
         device = "cpu" if classifier is None else device_of(classifier)
         options["init"] = load_attack(options["init"], budget, device)
@@ -73,28 +73,28 @@ def create_attack(
 
 
 def init_folder_of(spec: str) -> Path | None:
-    """The folder of the trained attack that a spec begins at, if it names one; raises GapError as `create_attack`."""
-    name, _, written = spec.strip().partition(":")
-    return _parse(name, written, _option_types(_factory(name))).get("init")
+    """The folder of the trained attack in a spec's `init` option, if any; raises GapError as `create_attack` does."""
+    name, _, options_text = spec.strip().partition(":")
+    return _parse(name, options_text, _option_types(_factory(name))).get("init")
 
 
 def _factory(name: str) -> Callable[..., Attack]:
-    makers = {**ATTACKS, **UNIVERSAL_ATTACKS}
-    if name not in makers:
-        raise unknown_name_error("attack", name, makers)
-    return makers[name]
+    factories = {**ATTACKS, **UNIVERSAL_ATTACKS}
+    if name not in factories:
+        raise unknown_name_error("attack", name, factories)
+    return factories[name]
 
 
-def _option_types(maker: Callable[..., Attack]) -> dict[str, Any]:
-    return {option: hint for option, hint in get_type_hints(maker).items() if option not in RESERVED}
+def _option_types(factory: Callable[..., Attack]) -> dict[str, Any]:
+    return {option: hint for option, hint in get_type_hints(factory).items() if option not in RESERVED}
 
 
-def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any]:
+def _parse(attack: str, options_text: str, types: Mapping[str, Any]) -> dict[str, Any]:
     options: dict[str, Any] = {}
-    for part in filter(None, _split_options(written)):
+    for part in filter(None, _split_options(options_text)):
         option, equals, value = (piece.strip() for piece in part.partition("="))
         if not equals or not value:
-            raise GapError(f"cannot read {part!r} in {attack}:{written}; write {attack}:option=value,option=value")
+            raise GapError(f"cannot read {part!r} in {attack}:{options_text}; write {attack}:option=value,option=value")
         if option not in types:
             raise unknown_name_error(f"option of {attack}", option, types)
         if option in options:
@@ -103,9 +103,9 @@ def _parse(attack: str, written: str, types: Mapping[str, Any]) -> dict[str, Any
     return options
 
 
-def _split_options(written: str) -> list[str]:
-    """The options of a spec, parted by commas; a folder that exists keeps the commas in its name."""
-    pieces, parts = written.split(","), []
+def _split_options(options_text: str) -> list[str]:
+    """The options of a spec, split at commas, except at commas in the name of an existing folder."""
+    pieces, parts = options_text.split(","), []
     while pieces:
         ends = range(len(pieces), 0, -1)
         end = next((end for end in ends if _is_option_of_folder(",".join(pieces[:end]))), 1)
@@ -120,9 +120,9 @@ def _is_option_of_folder(part: str) -> bool:
 
 
 def _read(attack: str, option: str, value: str, hint: Any) -> Any:
-    kind, read = _parser_of(hint)
+    kind, parse = _parser_of(hint)
     try:
-        return read(value)
+        return parse(value)
     except ValueError:
         raise GapError(f"the option {option} of {attack} is {kind}, not {value!r}") from None
 
@@ -144,10 +144,10 @@ OPTION_PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
 
 
 def _parser_of(hint: Any) -> tuple[str, Callable[[str], Any]]:
-    """What an option of a type is called, and how its text is read; the first type of a union that can be written."""
+    """The description and the parser of an option's type; for a union, those of its first type with a parser."""
     if get_origin(hint) is Literal:
         return OPTION_PARSERS[str]
-    return next(OPTION_PARSERS[each] for each in (hint, *get_args(hint)) if each in OPTION_PARSERS)
+    return next(OPTION_PARSERS[option_type] for option_type in (hint, *get_args(hint)) if option_type in OPTION_PARSERS)
 
 
 def _format(value: Any) -> str:
@@ -156,5 +156,5 @@ def _format(value: Any) -> str:
     return "" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
 
 
-def _first_line(maker: Callable[..., Attack]) -> str:
-    return (inspect.getdoc(maker) or "").splitlines()[0].rstrip(".")
+def _first_line(factory: Callable[..., Attack]) -> str:
+    return (inspect.getdoc(factory) or "").splitlines()[0].rstrip(".")

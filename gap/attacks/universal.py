@@ -1,4 +1,4 @@
-"""Universal perturbations: one for all images, and the published ways of finding it without a generator."""
+"""Universal perturbations: one perturbation for all images, and the published methods without a generator."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -26,8 +26,8 @@ Batches = Callable[[], Iterator[tuple[Tensor, Tensor]]]
 class Universal(SavedAttack):
     """Adds one perturbation (1 x C x H x W, pixels of [0, 1]) to every image, inside the budget, and clamps to [0, 1].
 
-    Images of another size get it resized bilinearly and projected again. Raises GapError for another shape or
-    another number of channels.
+    For images of another size it is resized bilinearly and projected again. Raises GapError for a perturbation of
+    another shape and for images with another number of channels.
     """
 
     perturbation: Tensor
@@ -40,14 +40,14 @@ class Universal(SavedAttack):
             raise GapError(f"a universal perturbation has the shape 1 x C x H x W, not {' x '.join(map(str, shape))}")
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        return (images + self._fitted_to(images)).clamp(0, 1)
+        return (images + self._resized_for(images)).clamp(0, 1)
 
     def rescaled_to(self, budget: Budget) -> "Universal":
         """The same pattern scaled to the whole of another budget."""
         length = budget.norm_of(self.perturbation).clamp_min(1e-12).view(-1, 1, 1, 1)
         return replace(self, perturbation=budget.project(self.perturbation * (budget.epsilon / length)), budget=budget)
 
-    def _fitted_to(self, images: Tensor) -> Tensor:
+    def _resized_for(self, images: Tensor) -> Tensor:
         perturbation = self.perturbation.detach().to(images)
         if perturbation.shape[1] != images.shape[1]:
             raise GapError(
@@ -68,8 +68,9 @@ def sign_sgd(
 ) -> Universal:
     """Descend the mean loss by the sign of each batch's gradient (Shafahi et al., 2020, "stochastic PGD").
 
-    `images_seen` counts images over all passes. `step` is the first step as a share of the budget's largest
-    L2 length; steps fall linearly to 0. Raises GapError for an unknown loss, options out of range or no images.
+    `images_seen` is the number of images over all epochs. `step` is the first step size as a share of the largest L2
+    norm that the budget allows; step sizes fall linearly to 0. Raises GapError for an unknown loss, options out of
+    range or no images.
     """
     return _descend(classifier, batches, budget, images_seen, loss, step, 0.0, _unit_sign, "uap-sign-sgd")
 
@@ -83,9 +84,9 @@ def projected_sgd(
     step: float = 0.2,
     momentum: float = 0.9,
 ) -> Universal:
-    """Descend the mean loss by the gradient itself, with momentum, each step scaled to a set length.
+    """Descend the mean loss by the gradient with momentum, every step scaled to a fixed L2 norm.
 
-    The options are those of `sign_sgd`; `momentum` (0 to 1) is the share of past gradients kept.
+    The options are those of `sign_sgd`; `momentum` (0 to 1) is the weight of the past gradients.
     """
     return _descend(classifier, batches, budget, images_seen, loss, step, momentum, _unit_gradient, "uap-sgd")
 
@@ -102,10 +103,10 @@ def deepfool_uap(
 ) -> Universal:
     """Add up DeepFool steps of the images not yet fooled, projected (Moosavi-Dezfooli et al., 2017).
 
-    Stops after the pass in which the share `fooling` of the images was found fooled, or after `images_seen` images;
-    `steps` and `candidates` are those of DeepFool. Labels are not used. The original visits the images one by one;
-    here `together` of them (1 gives the original) make one step: the mean of their directions, with the mean
-    of their lengths. Raises GapError for options out of range or no images.
+    Stops after the epoch in which a share `fooling` of the images was fooled, or after `images_seen` images. `steps`
+    and `candidates` are those of DeepFool. Labels are not used. The original makes a step per image. Here `together`
+    images make one step, of the mean of their directions and the mean of their lengths; 1 is the original. Raises
+    GapError for options out of range or no images.
     """
     if together < 1:
         raise GapError(f"uap needs together to be at least 1, not {together}")
@@ -114,20 +115,20 @@ def deepfool_uap(
     deepfool = DeepFool(steps=steps, candidates=candidates)
     total = _zero_like_first(batches, images_seen)
     with frozen(classifier), torch.no_grad():
-        for taken in _epochs(batches, images_seen):
+        for epoch in _epochs(batches, images_seen):
             visited = fooled = 0
-            for images in (group for batch, _ in taken for group in torch.split(batch, together)):
+            for images in (images_of_step for batch, _ in epoch for images_of_step in torch.split(batch, together)):
                 perturbed = (images + total).clamp(0, 1)
                 classes = call(classifier, images).argmax(dim=1)
-                standing = call(classifier, perturbed).argmax(dim=1) == classes
+                unfooled = call(classifier, perturbed).argmax(dim=1) == classes
                 visited += len(images)
-                fooled += len(images) - int(standing.sum())
-                if standing.any():
-                    perturbed, classes = perturbed[standing], classes[standing]
+                fooled += len(images) - int(unfooled.sum())
+                if unfooled.any():
+                    perturbed, classes = perturbed[unfooled], classes[unfooled]
                     path = deepfool.path_to_boundary(classifier, perturbed, classes)
-                    found = (perturbed + (1 + deepfool.overshoot) * path).clamp(0, 1) - perturbed
-                    length = found.flatten(1).norm(dim=1).mean()
-                    total = budget.project(total + length * L2.steepest(found.mean(dim=0, keepdim=True)))
+                    steps_taken = (perturbed + (1 + deepfool.overshoot) * path).clamp(0, 1) - perturbed
+                    length = steps_taken.flatten(1).norm(dim=1).mean()
+                    total = budget.project(total + length * L2.steepest(steps_taken.mean(dim=0, keepdim=True)))
             if fooled >= fooling * visited:
                 break
     return Universal(total, budget, "uap")
@@ -148,28 +149,30 @@ def _descend(
         raise GapError(f"{name} needs a positive step, not {step:g}")
     if not 0 <= momentum < 1:
         raise GapError(f"{name} needs a momentum of at least 0 and below 1, not {momentum:g}")
-    chosen = find_loss(loss)
+    loss_function = find_loss(loss)
     total = _zero_like_first(batches, images_seen)
     velocity = torch.zeros_like(total)
-    seen = 0
+    num_seen = 0
     undefined: list[Tensor] = []
     with frozen(classifier), torch.no_grad():
-        for images, labels in (batch for taken in _epochs(batches, images_seen) for batch in taken):
+        for images, labels in (batch for epoch in _epochs(batches, images_seen) for batch in epoch):
             perturbed = images + total
-            clean_logits = call(classifier, images) if needs_clean_logits(chosen) else None
-            _, gradient = loss_gradient(classifier, perturbed.clamp(0, 1), clean_logits, Criterion(labels), chosen)
-            gradient, part = zero_where_undefined(gradient)
-            undefined.append(part)
+            clean_logits = call(classifier, images) if needs_clean_logits(loss_function) else None
+            _, gradient = loss_gradient(
+                classifier, perturbed.clamp(0, 1), clean_logits, Criterion(labels), loss_function
+            )
+            gradient, batch_undefined = zero_where_undefined(gradient)
+            undefined.append(batch_undefined)
             velocity = momentum * velocity + _mask_clamped(gradient, perturbed).mean(dim=0, keepdim=True)
-            size = step * (1 - seen / images_seen) * _max_l2(budget, total)
+            size = step * (1 - num_seen / images_seen) * _max_l2(budget, total)
             total = budget.project(total - size * direction(velocity))
-            seen += len(images)
+            num_seen += len(images)
     warn_if_undefined(name, torch.cat(undefined))
     return Universal(total, budget, name)
 
 
 def _zero_like_first(batches: Batches, images_seen: int) -> Tensor:
-    """No perturbation yet, shaped like one training image: 1 x C x H x W."""
+    """A perturbation of zeros in the shape of one training image: 1 x C x H x W."""
     if images_seen < 1:
         raise GapError(f"a universal perturbation needs images_seen to be at least 1, not {images_seen}")
     first = next(batches(), None)
@@ -179,29 +182,29 @@ def _zero_like_first(batches: Batches, images_seen: int) -> Tensor:
 
 
 def _epochs(batches: Batches, images_seen: int) -> Iterator[Iterator[tuple[Tensor, Tensor]]]:
-    """Passes over the training images, the last one cut short after `images_seen` images in all."""
-    left = images_seen
+    """Epochs over the training images. The last one ends after `images_seen` images in total."""
+    remaining = images_seen
 
-    def one_pass() -> Iterator[tuple[Tensor, Tensor]]:
-        nonlocal left
+    def epoch() -> Iterator[tuple[Tensor, Tensor]]:
+        nonlocal remaining
         for images, labels in batches():
-            yield images[:left], labels[:left]
-            left -= min(left, len(images))
-            if left == 0:
+            yield images[:remaining], labels[:remaining]
+            remaining -= min(remaining, len(images))
+            if remaining == 0:
                 return
 
-    while left > 0:
-        yield one_pass()
+    while remaining > 0:
+        yield epoch()
 
 
 def _mask_clamped(gradient: Tensor, images: Tensor) -> Tensor:
-    """The gradient without what could only push a pixel further out of [0, 1], which the clamp would undo."""
+    """The gradient, with 0 where it would move a clamped pixel further out of [0, 1]."""
     outward = ((images <= 0) & (gradient > 0)) | ((images >= 1) & (gradient < 0))
     return gradient.masked_fill(outward, 0)
 
 
 def _max_l2(budget: Budget, perturbation: Tensor) -> float:
-    """The L2 length of the longest perturbation of this shape that the budget allows."""
+    """The largest L2 norm of a perturbation of this shape inside the budget."""
     return budget.norm.longest_l2(budget.epsilon, perturbation.numel())
 
 

@@ -1,4 +1,4 @@
-"""A classifier out of whatever a user holds: a name, a folder, or a network of one's own."""
+"""Conversion of names, folders and networks of the user to classifiers."""
 
 import copy
 import warnings
@@ -17,7 +17,7 @@ from gap.core.network import NetworkError
 ClassifierLike = Classifier | nn.Module | str | PathLike[str]
 T = TypeVar("T", bound=ClassifierLike)
 
-# The sizes that a network of the user's own is tried with where nothing says which images it takes.
+# The input sizes that a user's network is tried with when its input size is unknown.
 SQUARES = [(side, side) for side in (224, 32, 28, 64, 96, 299)]
 
 
@@ -30,25 +30,25 @@ def as_classifier(
     std: Sequence[float] | None = None,
     lenient: bool = False,
 ) -> Classifier:
-    """The classifier that a name, a folder, a `Classifier` or any other network stands for, tried on random pixels.
+    """A classifier from a name, a folder, a `Classifier` or any other network, tried on random pixels.
 
     Args:
-        model: a name or folder as `load_classifier` takes it, a `gap.Classifier`, or any `nn.Module` that turns images
-            N x C x H x W in [0, 1] into logits N x K. The logits may also be the attribute or key "logits" of what it
-            returns, or the first part of a tuple. A network in half precision is copied to float32.
-        channels: channels of the images at hand, for networks that do not say what they take. One that fails on so many
-            is tried with those of its first convolution, to which the images are then converted.
-        size: (H, W) of the images at hand, for networks that do not say what they take.
+        model: a name or folder as for `load_classifier`, a `gap.Classifier`, or any `nn.Module` from images
+            N x C x H x W in [0, 1] to logits N x K. The logits may also be the attribute or key "logits" of its
+            output, or the first item of a tuple. A network in half precision is copied to float32.
+        channels: channels of the images, for networks that do not define their input. If the network fails with this
+            number, that of its first convolution is tried, to which the images are then converted.
+        size: (H, W) of the images, for networks that do not define their input.
         mean: mean of the normalization, for networks without one.
         std: standard deviation of that normalization.
-        lenient: leave networks that have a normalization as they are, where another is given.
+        lenient: ignore `mean` and `std` for networks that have a normalization, instead of raising an error.
 
     Returns:
-        A classifier in the mode, and on the device, in which the network is. It shares the network's weights.
+        A classifier in the mode and on the device of the network. It shares the network's weights.
 
     Raises:
-        GapError: where it is no classifier, the network does not take such images, its class names are not as many as
-            its logits, or it has a normalization and another is given.
+        GapError: where the model is not a classifier, the network fails on such images, the number of its class names
+            differs from that of its logits, or it has a normalization and another one is given.
     """
     if isinstance(model, str | PathLike):
         return load_classifier(model, channels=channels, size=size, mean=mean, std=std, lenient=lenient)
@@ -65,52 +65,57 @@ def as_classifier(
 
 
 def name_of(model: ClassifierLike) -> str:
-    """How tables and cards call a model: by its name, or by the class of a network."""
+    """The name of a model in tables and cards: its own name, or the class of a network."""
     if isinstance(model, Classifier):
         return model.name
     return type(model).__name__ if isinstance(model, nn.Module) else str(model)
 
 
 def copied(model: T) -> T:
-    """A copy of a network, so that the user's own stays as it is; names are the same.
+    """A copy of a network, so that the user's network is not changed. A name is returned unchanged.
 
-    Raises GapError where the network holds something that cannot be copied.
+    Raises GapError where the network cannot be copied.
     """
     if not isinstance(model, nn.Module):
         return model
     try:
         return copy.deepcopy(model)
-    except Exception as error:  # a network of the user's own may hold anything
+    except Exception as error:  # copying a user's network may raise anything
         raise GapError(
             f"{name_of(model)} cannot be copied ({first_line(error)}); let it keep no outputs of its layers"
         ) from error
 
 
 def _at_shape_that_works(classifier: Classifier, channels: int | None, size: tuple[int, int] | None) -> Classifier:
-    """The classifier at the first shape of images that its network takes, of those that it says or are at hand, or else
-    of SQUARES."""
-    counts = _possible_channels(classifier, channels)
+    """The classifier at the first input shape for which its network works.
+
+    The shapes are those that the network defines, or else those of the images, or else those of SQUARES.
+    """
+    channel_counts = _possible_channels(classifier, channels)
     sizes = [classifier.spec.size] if not classifier.takes_any_size else [size] if size else SQUARES
     errors: dict[int, GapError] = {}
-    for height_width in sizes:
-        for count in counts:
-            at_shape = _at_shape(classifier, count, height_width)
+    for candidate_size in sizes:
+        for count in channel_counts:
+            at_shape = _at_shape(classifier, count, candidate_size)
             try:
-                known = at_shape is classifier and classifier.spec.classes
-                return classifier if known else validate_forward(at_shape)
+                num_classes = at_shape is classifier and classifier.spec.classes
+                return classifier if num_classes else validate_forward(at_shape)
             except GapError as error:
                 errors.setdefault(count, error)
-    # What a convolution says is more than what the images at hand have.
-    failure = errors[counts[-1] if _has_convolution(classifier) else counts[0]]
-    if len(counts) == len(sizes) == 1 and not isinstance(failure, NetworkError):
+    # The error for the channels of a convolution says more than that for the channels of the images.
+    failure = errors[channel_counts[-1] if _has_convolution(classifier) else channel_counts[0]]
+    if len(channel_counts) == len(sizes) == 1 and not isinstance(failure, NetworkError):
         raise failure
     hint = "say which images it takes: gap.Classifier(model, input_size=(H, W), channels=C)"
     raise type(failure)(f"{failure}; {hint}") from failure
 
 
 def _possible_channels(classifier: Classifier, channels: int | None) -> list[int]:
-    """How many channels a network may take: what it says, or else as many as the images at hand have, or as its first
-    convolution has; without one, 1 or 3."""
+    """The numbers of channels to try for a network.
+
+    They are the number that the network defines, or else that of the images and then that of its first convolution;
+    without a convolution, also 1 and 3.
+    """
     if classifier.channels_known or channels is None:
         return [classifier.spec.channels]
     others = [classifier.spec.channels] if _has_convolution(classifier) else [1, 3]
@@ -122,10 +127,10 @@ def _has_convolution(classifier: Classifier) -> bool:
 
 
 def _at_shape(classifier: Classifier, channels: int, size: tuple[int, int]) -> Classifier:
-    """The same network for images of that shape; the classifier itself where it is for these."""
+    """A classifier of the same network for another input shape; the classifier itself where it has that shape."""
     spec = classifier.spec
     if (channels, size) == (spec.channels, spec.size) and (spec.classes or not classifier.takes_any_size):
-        return classifier  # which keeps how many classes it has
+        return classifier  # its number of classes is then known
     return Classifier(
         classifier.network,
         replace(spec, channels=channels, size=size),
@@ -137,7 +142,7 @@ def _at_shape(classifier: Classifier, channels: int, size: tuple[int, int]) -> C
 
 
 def _in_float32(classifier: Classifier) -> Classifier:
-    """The classifier itself, or a copy in float32 where it has weights of another precision."""
+    """The classifier, or a copy in float32 where it has weights of another precision."""
     tensors = [*classifier.network.parameters(), *classifier.network.buffers()]
     if all(tensor.dtype == torch.float32 for tensor in tensors if tensor.is_floating_point()):
         return classifier

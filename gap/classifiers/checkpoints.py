@@ -1,4 +1,4 @@
-"""The state dict of a network in a file, as the field publishes weights: under its keys and behind its prefixes."""
+"""State dicts in checkpoint files: under the usual keys of training scripts and with prefixes of wrappers."""
 
 import pickle
 import re
@@ -16,7 +16,7 @@ from torch.nn.parameter import is_lazy
 from gap.core.errors import GapError, GapWarning
 from gap.core.safe_load import BATCH_COUNTER, EXTRA, SAVE_AGAIN, load_untrusted, tensors_of
 
-# Under which keys training scripts keep the network's state dict, beside an optimizer's and plain values.
+# The usual keys of the network's state dict in a checkpoint, which also has that of an optimizer and plain values.
 STATE_DICT_KEYS = (
     "state_dict",
     "model",
@@ -34,45 +34,45 @@ STATE_DICT_KEYS = (
     "ema_state_dict",
     "params_ema",
 )
-# How many of those keys lead to a state dict at most, as in {"checkpoint": {"model": ...}}.
+# The largest number of nested keys before a state dict, as in {"checkpoint": {"model": ...}}.
 DEPTH = 2
-# What the buffers of a normalizer are called, by the end of their names.
+# The last parts of the names of a normalizer's buffers.
 MEANS, STDS = ("mean", "mu", "new_mean"), ("std", "sigma", "new_std")
-# What `gap export` writes besides weights.
+# The formats of `gap export` that are not weights.
 EXPORT_SUFFIXES = {".onnx": "ONNX", ".ts": "TorchScript"}
-# How files begin that torch.save wrote: a zip archive, or the pickle of a number that torch picked.
+# The first bytes of files of torch.save: those of a zip archive, or of the pickle of torch's magic number.
 WRITTEN_BY_TORCH = (b"PK", b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19.")
 
 
 @dataclass(frozen=True)
 class Normalization:
-    """What a checkpoint's wrapper normalized by, per channel, in pixels of [0, 1]."""
+    """The normalization of a checkpoint's wrapper, per channel, for pixels in [0, 1]."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
 
 def read_weights(path: Path, network: nn.Module) -> tuple[dict[str, Tensor], Normalization | None]:
-    """The state dict for a network that a file holds, and the normalizer that stood beside it, where there was one.
+    """The state dict for a network in a file, and the normalizer of its wrapper, if any.
 
-    The file is safetensors, or a checkpoint of tensors and plain values: a state dict, or a mapping that holds one
-    beside other things (MadryLab's robustness keeps it under `model`), up to two keys deep. Wrappers' prefixes
-    (`module.`, `_orig_mod.`, `module.model.`) are found by what they stand before. A second copy of the same weights is
-    passed over. So is an average of the weights (EMA), with a GapWarning where it differs. Raises GapError for any
-    other file, and for one that holds two networks whose weights differ.
+    The file is safetensors, or a checkpoint of tensors and plain values: a state dict, or a mapping that contains one,
+    up to two keys deep (MadryLab's robustness has it under `model`). The prefixes of wrappers (`module.`, `_orig_mod.`,
+    `module.model.`) are removed: they are recognized by the network's own keys after them. A second copy of the same
+    weights is ignored. So is an average of the weights (EMA), with a GapWarning where it differs. Raises GapError for
+    any other file, and for one with two networks whose weights differ.
     """
-    (keys, state), *others = _state_dicts(_read(path), path)
+    (keys, state), *alternatives = _state_dicts(_read(path), path)
     normalizer = _pop_normalization(state, network, path)
     weights = _strip_prefix(state, network, path, keys)
-    for other_keys, other in others:
-        if any(map(_is_average, other_keys)) and _differs(other, weights, network):
-            _warn_of_average(path, ".".join(other_keys), _way_to_average(path, other_keys))
+    for average_keys, average in alternatives:
+        if any(map(_is_average, average_keys)) and _differs(average, weights, network):
+            _warn_of_average(path, ".".join(average_keys), _hint_for_average(path, average_keys))
             break
     return weights, normalizer
 
 
 def infer_num_classes(state: Mapping[str, Tensor], network: nn.Module, classes: int) -> int | None:
-    """How many classes a state dict is for, where it is for others than the `classes` of this network; else None."""
+    """The number of classes of a state dict, where it differs from the `classes` of this network; else None."""
     heads = {
         len(state[key])
         for key, own in tensors_of(network).items()
@@ -88,12 +88,12 @@ def infer_num_classes(state: Mapping[str, Tensor], network: nn.Module, classes: 
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether a tensor is as large as it says: neither sparse, nor without memory, nor one number repeated."""
+    """Whether a tensor holds all of its values in memory: it is not sparse, not a meta tensor and not expanded."""
     return tensor.layout == torch.strided and not tensor.is_meta and tensor.is_contiguous()
 
 
 def check_not_exported(path: Path) -> None:
-    """Raise GapError for a file that is a whole network for use elsewhere, and not weights."""
+    """Raise GapError for a file with an exported network instead of weights."""
     if kind := EXPORT_SUFFIXES.get(path.suffix):
         raise GapError(
             f"{path} is a network as {kind}, for use elsewhere; gap reads weights (.safetensors, .pt),"
@@ -110,10 +110,10 @@ def _read(path: Path) -> Any:
 
 
 def _unsafe_pickle_message(path: Path, dill: bool) -> str:
-    """Why a pickle was not opened, and how whoever trusts it can take the weights out once.
+    """The message that a pickle was not opened, with a command that converts it for users who trust it.
 
     The file that the command writes has the same keys. Networks become their state dicts, arrays become tensors, and
-    what is neither is left out.
+    other values are left out.
     """
     modules, load = "sys, torch", "torch.load(sys.argv[1], weights_only=False, map_location='cpu')"
     if dill:
@@ -138,35 +138,35 @@ def _is_from_torch(path: Path) -> bool:
 
 
 def _command(script: str, path: Path, ending: str) -> str:
-    """A shell command that runs Python on a file, and on the name of the file to write."""
+    """A shell command that runs a Python script with two arguments: a file and the name of the file to write."""
     return f'python -c "{script}" {shlex.quote(str(path))} {shlex.quote(path.stem + ending)}'
 
 
 State = dict[str, Tensor]
 
 
-def _state_dicts(held: Any, path: Path) -> list[tuple[tuple[str, ...], State]]:
-    """The state dicts in what a file held, each with the keys that lead to it: plain ones first, then averages."""
-    found = [(keys, state) for keys, each in _nested(held) if (state := _as_state_dict(each))]
-    if not found:
+def _state_dicts(content: Any, path: Path) -> list[tuple[tuple[str, ...], State]]:
+    """The state dicts in the content of a file, each with its path of keys: averages after the others."""
+    states = [(keys, state) for keys, value in _nested(content) if (state := _as_state_dict(value))]
+    if not states:
         raise GapError(f"{path} is not a state dict (names and tensors), nor holds one as {', '.join(STATE_DICT_KEYS)}")
-    return sorted(found, key=lambda each: (any(map(_is_average, each[0])), len(each[0])))
+    return sorted(states, key=lambda entry: (any(map(_is_average, entry[0])), len(entry[0])))
 
 
-def _nested(held: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """What a file held, and what it held under the usual keys, each with the keys that lead to it."""
-    yield keys, held
-    if isinstance(held, Mapping) and len(keys) < DEPTH:
+def _nested(content: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The content of a file, and the values under the usual keys in it, each with its path of keys."""
+    yield keys, content
+    if isinstance(content, Mapping) and len(keys) < DEPTH:
         for key in STATE_DICT_KEYS:
-            if key in held:
-                yield from _nested(held[key], (*keys, key))
+            if key in content:
+                yield from _nested(content[key], (*keys, key))
 
 
-def _as_state_dict(held: Any) -> State | None:
-    """The tensors of a state dict, None for anything else. What modules keep besides tensors is passed over."""
-    if not isinstance(held, Mapping):
+def _as_state_dict(content: Any) -> State | None:
+    """The tensors of a state dict; None for any other value. Extra state of modules is ignored."""
+    if not isinstance(content, Mapping):
         return None
-    entries = {key: value for key, value in held.items() if not str(key).endswith(EXTRA)}
+    entries = {key: value for key, value in content.items() if not str(key).endswith(EXTRA)}
     return dict(entries) if entries and all(map(_is_entry, entries.items())) else None
 
 
@@ -175,7 +175,7 @@ def _is_entry(entry: tuple[Any, Any]) -> bool:
 
 
 def _pop_normalization(state: State, network: nn.Module, path: Path) -> Normalization | None:
-    """Take the buffers of a wrapper's normalizer out of a state dict, where the network has none of its own."""
+    """Remove the buffers of a wrapper's normalizer from a state dict, and return their values; None without any."""
     own = tuple(tensors_of(network))
     foreign = [key for key in state if not key.endswith(own)]
     means, stds = (
@@ -193,36 +193,36 @@ def _pop_normalization(state: State, network: nn.Module, path: Path) -> Normaliz
 
 
 def _channel_values(state: State, key: str, path: Path) -> tuple[float, ...]:
-    """The values of a normalizer's buffer; raises GapError where they cannot be that."""
+    """The values of a normalizer's buffer; raises GapError where they are not finite numbers."""
     tensor = state[key]
-    strange = tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex()
-    if strange or not tensor.numel() or not tensor.float().isfinite().all():
+    unusable = tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_complex()
+    if unusable or not tensor.numel() or not tensor.float().isfinite().all():
         raise GapError(
             f"the normalizer in {path} cannot be used: {key} is not a finite number for each channel; {SAVE_AGAIN}"
         )
     return tuple(tensor.flatten().tolist())
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
+def _equal(tensor: Tensor, other: Tensor) -> bool:
     try:
-        return torch.equal(one, other)
+        return torch.equal(tensor, other)
     except RuntimeError:  # sparse tensors cannot be compared
         return False
 
 
 def _is_average(name: str) -> bool:
-    """Whether a key or a prefix says that its weights are an exponential moving average."""
+    """Whether a key or a prefix is one of an exponential moving average of weights."""
     return any("ema" in part.split("_") for part in name.split("."))
 
 
 def _copies(state: State, own: set[str]) -> dict[str, set[str]]:
-    """The network's keys that a state dict has, for each prefix that they stand behind."""
+    """The network's keys that a state dict has, for each prefix before them."""
     prefixes = {name[: -len(key)] for key in own for name in state if name.endswith(key)}
     return {prefix: {key for key in own if prefix + key in state} for prefix in prefixes}
 
 
 def _best_prefix(copies: Mapping[str, set[str]], needed: set[str]) -> str:
-    """The prefix of the fullest copy: a plain one before an average, and the shortest prefix of those alike."""
+    """The prefix of the most complete copy: averages come last, and of equal copies the shortest prefix is taken."""
     return max(
         copies,
         key=lambda prefix: (copies[prefix] >= needed, not _is_average(prefix), len(copies[prefix]), -len(prefix)),
@@ -231,12 +231,12 @@ def _best_prefix(copies: Mapping[str, set[str]], needed: set[str]) -> str:
 
 
 def _needed(own: set[str]) -> set[str]:
-    """The keys that every copy has; older files have no counters."""
+    """The keys that every copy must have: all except batch counters, which older files do not have."""
     return {key for key in own if not key.endswith(BATCH_COUNTER)}
 
 
 def _differs(average: State, weights: State, network: nn.Module) -> bool:
-    """Whether a state dict holds other weights for the same network."""
+    """Whether a state dict has weights for the same network with other values."""
     own = set(tensors_of(network))
     copies = _copies(average, own)
     best = _best_prefix(copies, _needed(own))
@@ -244,50 +244,52 @@ def _differs(average: State, weights: State, network: nn.Module) -> bool:
 
 
 def _strip_prefix(state: State, network: nn.Module, path: Path, keys: tuple[str, ...]) -> State:
-    """A state dict with the prefix of the wrappers off, and without the copies that they hold of the same weights.
+    """A state dict without the prefix of wrappers, and without further copies of the same weights.
 
-    `keys` lead to it in the file.
+    `keys` is the path of keys to it in the file.
     """
-    own, learned = set(tensors_of(network)), {name for name, _ in network.named_parameters()}
+    own, parameters = set(tensors_of(network)), {name for name, _ in network.named_parameters()}
     copies = _copies(state, own)
     best = _best_prefix(copies, _needed(own))
-    averages = [each for each in copies if _is_average(each) and copies[each] >= learned and each != best]
-    others = [each for each in copies if copies[each] >= _needed(own) and each not in (best, *averages)]
+    averages = [copy for copy in copies if _is_average(copy) and copies[copy] >= parameters and copy != best]
+    others = [copy for copy in copies if copies[copy] >= _needed(own) and copy not in (best, *averages)]
     differing = [
-        each
-        for each in (*others, *averages)
-        if not all(_equal(state[each + key], state[best + key]) for key in copies[each] & copies[best])
+        copy
+        for copy in (*others, *averages)
+        if not all(_equal(state[copy + key], state[best + key]) for key in copies[copy] & copies[best])
     ]
-    if other := next((each for each in differing if each in others), None):
+    if other := next((copy for copy in differing if copy in others), None):
         pair = " and ".join(prefix or "(no prefix)" for prefix in (best, other))
         raise GapError(f"{path} holds two networks with other weights each, {pair}; leave one of them in it")
-    spare = {name for name in state if _is_average(name) and name.removeprefix(best) not in own}
-    passed = {copy + key for copy in others for key in own} | (set() if _is_average(best) else spare)
+    average_keys = {name for name in state if _is_average(name) and name.removeprefix(best) not in own}
+    ignored = {copy + key for copy in others for key in own} | (set() if _is_average(best) else average_keys)
     for average in differing:
-        _warn_of_average(path, average, _way_to_average(path, keys, average))
-    if passed & spare and not averages:
-        _warn_of_average(path, min(spare), "")
-    return {name.removeprefix(best): value for name, value in state.items() if name not in passed}
+        _warn_of_average(path, average, _hint_for_average(path, keys, average))
+    if ignored & average_keys and not averages:
+        _warn_of_average(path, min(average_keys), "")
+    return {name.removeprefix(best): value for name, value in state.items() if name not in ignored}
 
 
-def _warn_of_average(path: Path, name: str, way: str) -> None:
+def _warn_of_average(path: Path, name: str, hint: str) -> None:
     warnings.warn(
-        f"{path} also holds an average of the weights (EMA), {name}, which is passed over{way}",
+        f"{path} also holds an average of the weights (EMA), {name}, which is passed over{hint}",
         GapWarning,
         stacklevel=4,
     )
 
 
-def _way_to_average(path: Path, keys: Sequence[str], prefix: str = "") -> str:
-    """How to take an average of the weights: the keys that lead to it in the file, and the prefix it stands behind."""
-    if not re.fullmatch(r"[\w.]*", prefix, re.ASCII):  # it comes from the file, and the shell would read it
+def _hint_for_average(path: Path, keys: Sequence[str], prefix: str = "") -> str:
+    """A hint how to save an average of the weights to a file, given its path of keys and its prefix."""
+    if not re.fullmatch(
+        r"[\w.]*", prefix, re.ASCII
+    ):  # the prefix comes from the file, and becomes part of a shell command
         return ""
     modules, load = "sys, torch", "torch.load(sys.argv[1], weights_only=True, map_location='cpu')"
     if path.suffix == ".safetensors":
         modules, load = f"{modules}, safetensors.torch", "safetensors.torch.load_file(sys.argv[1])"
-    held = load + "".join(f"['{key}']" for key in keys)
+    state = load + "".join(f"['{key}']" for key in keys)
     script = (
-        f"import {modules}; h = {held}; torch.save({{k.removeprefix('{prefix}'): v"
+        f"import {modules}; h = {state}; torch.save({{k.removeprefix('{prefix}'): v"
         f" for k, v in h.items() if k.startswith('{prefix}')}}, sys.argv[2])"
     )
     return f"; to take it, save it once: {_command(script, path, '-ema.pt')}"

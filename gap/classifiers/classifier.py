@@ -1,4 +1,4 @@
-"""Classifiers: any network from pixels in [0, 1] to logits, named by one string."""
+"""Classifiers: networks from pixels in [0, 1] to logits, and how they are loaded by name."""
 
 import hashlib
 import math
@@ -27,35 +27,35 @@ from gap.models.classifiers import BUILTIN
 
 
 class Classifier(nn.Module):
-    """Any network as a classifier of images in [0, 1], with its normalization inside.
+    """Any network as a classifier of images in [0, 1], with its normalization included.
 
-    The network gets its own copy of the images, in the layout `memory_format`, and may return its logits in an object,
-    a mapping or a tuple (see `gap.core.network`). What it raises becomes a NetworkError that names it.
+    The network gets a copy of the images in the memory format `memory_format`. It may return its logits in an object,
+    a mapping or a tuple (see `gap.core.network`). An error of the network becomes a NetworkError with its name.
 
     Args:
-        network: any `nn.Module` that turns normalized images into logits.
-        spec: all that is known about it at once, in place of the next five arguments.
-        mean: mean of each channel, or one for all, that pixels in [0, 1] are normalized by; None where the network
+        network: any `nn.Module` from normalized images to logits.
+        spec: a ClassifierSpec in place of the next five arguments.
+        mean: mean for the normalization of pixels in [0, 1], for each channel or one for all; None where the network
             normalizes by itself.
-        std: standard deviation of each channel, or one for all.
+        std: standard deviation for each channel, or one for all.
         class_names: the names of the classes, in the order of the logits.
-        input_size: (H, W), or the side of a square: images of another size are resized to it. Without it, the network
-            gets images at the size that they have.
-        channels: 1 or 3; by default those of `mean`, or those of the images at hand where the network takes them, or
-            those of its first convolution.
-        name: how tables and errors call it; by default the class of the network.
-        architecture: the text that builds the network, for cards.
-        normalizer_known: whether its normalization, or that it has none, came with its weights.
-        takes_any_size: whether images keep their size although `spec` names one.
+        input_size: (H, W), or the side of a square: images of another size are resized to it. Without it, images are
+            not resized.
+        channels: 1 or 3. By default the length of `mean`, or the channels of the images if the network works with
+            them, or those of its first convolution.
+        name: the name in tables and errors; by default the class of the network.
+        architecture: the name that builds the network again, for cards.
+        normalizer_known: whether the normalization, or that there is none, was saved with the weights.
+        takes_any_size: whether images are not resized although `spec` has a size.
 
     Shape:
         Images N x C x H x W to logits N x K.
 
     Raises:
-        GapError: for a normalization that does not fit the channels, and for arguments beside `spec` that it holds.
+        GapError: for a normalization that does not match the channels, and for arguments that `spec` already contains.
     """
 
-    # For `gap.core.network.call`: the network inside gets its own copy of the images.
+    # For `gap.core.network.call`: the inner network already gets a copy of the images.
     copies_images = True
     spec: ClassifierSpec
     mean: Tensor | None
@@ -101,25 +101,25 @@ class Classifier(nn.Module):
         return self.logits_at(images)
 
     def logits_at(self, images: Tensor) -> Tensor:
-        """The logits of images in [0, 1] at the size that they have."""
+        """The logits of images in [0, 1], which are not resized."""
         pixels = self.normalize(images)
-        # A copy has the strides of its layout; `contiguous` leaves those of images of one channel as they are.
+        # A clone has the strides of its memory format; `contiguous` does not change those of images of one channel.
         if pixels is images or self.memory_format == torch.contiguous_format:
             pixels = pixels.clone(memory_format=self.memory_format)
         return run_network(self.network, pixels.contiguous(memory_format=self.memory_format), self.name)
 
     def use_memory_format(self, memory_format: torch.memory_format) -> None:
-        """Bring weights and, from now on, images into a memory layout."""
+        """Convert the weights, and from now on the images, to a memory format."""
         self.memory_format = memory_format
         self.to(memory_format=memory_format)
 
     @property
     def device(self) -> torch.device:
-        """Where the classifier is."""
+        """The device of the classifier."""
         return device_of(self)
 
     def normalize(self, images: Tensor) -> Tensor:
-        """Images in [0, 1] of any size as the network itself takes them."""
+        """Images in [0, 1] of any size, normalized for the network."""
         if self.mean is not None:
             images = images - self.mean
         if self.std is not None:
@@ -127,12 +127,12 @@ class Classifier(nn.Module):
         return images
 
     def label(self, index: int) -> str:
-        """The name of a class where it is known, its number where not."""
+        """The name of a class, or its number where the name is not known."""
         names = self.spec.class_names
         return names[index] if names and index < len(names) else str(index)
 
     def find_class(self, text: str) -> int:
-        """The index of the class of that number or name. Raises GapError naming the nearest where there is none."""
+        """The index of a class by its number or name. Raises GapError with the most similar name when unknown."""
         count = self.spec.classes
         if text.isdecimal():
             if int(text) < count:
@@ -144,7 +144,7 @@ class Classifier(nn.Module):
         return names[text.casefold()]
 
     def fingerprint(self) -> str:
-        """A hash of the weights and buffers, the same for the same network wherever it is saved."""
+        """A hash of the weights and buffers, which does not depend on where they are saved."""
         digest = hashlib.sha256()
         for name, tensor in sorted(tensors_of(self.network).items()):
             digest.update(name.encode())
@@ -152,7 +152,7 @@ class Classifier(nn.Module):
         return digest.hexdigest()[:16]
 
     def describe(self) -> dict[str, Any]:
-        """The facts for a card: how to build it again and how to know it again."""
+        """The metadata for a card: the architecture, the fingerprint and the ClassifierSpec."""
         spec = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self.spec).items()}
         return {"name": self.name, "architecture": self.architecture, "fingerprint": self.fingerprint(), **spec}
 
@@ -165,7 +165,7 @@ def _spec_of(
     input_size: tuple[int, int] | int | None,
     channels: int | None,
 ) -> ClassifierSpec:
-    """What is known about a network of the user's own; its number of classes is found when it is tried."""
+    """The ClassifierSpec of a user's network. Its number of classes is set in `validate_forward`."""
     convolution = next((module for module in network.modules() if isinstance(module, nn.Conv2d)), None)
     means, stds = (
         None if value is None else (float(value),) if isinstance(value, int | float) else tuple(map(float, value))
@@ -174,11 +174,11 @@ def _spec_of(
     size = (input_size, input_size) if isinstance(input_size, int) else input_size or (224, 224)
     if isinstance(class_names, str):
         raise GapError(f"`class_names` is a list of names, not {class_names!r}")
-    several = next((len(values) for values in (means, stds) if values and len(values) > 1), 0)
-    # A lazy convolution has 0 channels until it gets images.
-    usual = several or (convolution.in_channels if convolution else 0) or (3 if means is None else 1)
+    num_values = next((len(values) for values in (means, stds) if values and len(values) > 1), 0)
+    # A lazy convolution has 0 channels before its first call.
+    default_channels = num_values or (convolution.in_channels if convolution else 0) or (3 if means is None else 1)
     names = None if class_names is None else tuple(map(str, class_names))
-    return ClassifierSpec(channels or usual, size, 0, means, stds, names)
+    return ClassifierSpec(channels or default_channels, size, 0, means, stds, names)
 
 
 def load_classifier(
@@ -191,29 +191,39 @@ def load_classifier(
     std: Sequence[float] | None = None,
     lenient: bool = False,
 ) -> Classifier:
-    """The classifier that one string names, in eval mode, tried once on random pixels.
+    """The classifier of that name, in eval mode, tried once on random pixels.
 
-    The name is one of ours, `torchvision:NAME@WEIGHTS`, `timm:NAME`, `FILE.py:FACTORY`, `package.module:FACTORY`, or
-    the folder that `gap pretrain` left; `@FILE` after any of them but the last loads a state dict (safetensors, or a
-    checkpoint that runs nothing; see `checkpoints.py`), and `@FOLDER` after code of your own that of a folder
-    that gap left, with what its card says. `channels`, `size` and `classes` are what the data has, for networks that do
-    not say themselves. `mean` and `std` are for networks without a normalizer and for weights from a file that does not
-    bring its own, whose training may have had another than is usual for the architecture; `lenient` leaves the others
-    as they are.
+    Args:
+        name: a name from `gap classifiers`, `torchvision:NAME@WEIGHTS`, `timm:NAME`, `FILE.py:FACTORY`,
+            `package.module:FACTORY`, or a folder that `gap pretrain` wrote. `@FILE` after any of them except the folder
+            loads a state dict (safetensors, or a checkpoint without code; see `checkpoints.py`). `@FOLDER` after a
+            factory loads the weights in a folder that gap wrote, with the ClassifierSpec of its card.
+        channels: channels of the data, for networks that do not define their input.
+        size: (H, W) of the data, for these networks.
+        classes: number of classes of the data, for these networks.
+        mean: mean of the normalization, for networks without a normalizer, and for weights from a file that has none:
+            their training may have used another normalization than is usual for the architecture.
+        std: standard deviation of that normalization.
+        lenient: ignore `mean` and `std` for other networks, instead of raising an error.
 
-    Raises GapError when there is no such classifier, its weights do not fit, what it returns are not logits, or it has
-    a normalizer and is given another.
+    Raises:
+        GapError: where there is no such classifier, its weights do not match, its output has no logits, or it has a
+            normalizer and another one is given.
     """
     text = os.fspath(name)
-    wanted = {"channels": channels, "size": size, "classes": classes}
+    request = {"channels": channels, "size": size, "classes": classes}
     if is_artifact(Path(text)):
         classifier = _from_artifact(open_artifact(Path(text), "classifier"), text)
     else:
-        classifier = _from_weights(text, wanted, silent=mean is not None or std is not None)
-    given, spec = _mean_std(mean, std), classifier.spec
-    foreign = is_file(split_name(text)[1])
-    if given and not classifier.normalizer_known and (foreign or _mean_std(spec.mean, spec.std) is None):
-        spec = replace(spec, mean=given[0], std=given[1])
+        classifier = _from_weights(text, request, silent=mean is not None or std is not None)
+    given_normalizer, spec = _mean_std(mean, std), classifier.spec
+    weights_from_file = is_file(split_name(text)[1])
+    if (
+        given_normalizer
+        and not classifier.normalizer_known
+        and (weights_from_file or _mean_std(spec.mean, spec.std) is None)
+    ):
+        spec = replace(spec, mean=given_normalizer[0], std=given_normalizer[1])
         classifier = Classifier(classifier.network, spec, name=text, architecture=classifier.architecture)
     if not lenient:
         check_normalizer([classifier], mean, std)
@@ -223,20 +233,22 @@ def load_classifier(
 def check_normalizer(
     classifiers: Sequence[Classifier], mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> None:
-    """Raise GapError when a normalizer is given that none of these classifiers has: each brought its own."""
-    given = _mean_std(mean, std)
-    if given and all(_mean_std(each.spec.mean, each.spec.std) != given for each in classifiers):
+    """Raise GapError when the given normalizer is not used by any of these classifiers: all have their own."""
+    requested = _mean_std(mean, std)
+    if requested and all(
+        _mean_std(classifier.spec.mean, classifier.spec.std) != requested for classifier in classifiers
+    ):
         names = " and ".join(classifier.name for classifier in classifiers)
-        own = "has its own normalizer, or none" if len(classifiers) == 1 else "have their own normalizers, or none"
-        raise GapError(f"{names} {own}; leave out `mean` and `std`")
+        problem = "has its own normalizer, or none" if len(classifiers) == 1 else "have their own normalizers, or none"
+        raise GapError(f"{names} {problem}; leave out `mean` and `std`")
 
 
 def check_compatible(
     classifier: Classifier, *, channels: int, classes: int | None, data: str, labels_index_model: bool = False
 ) -> None:
-    """Raise GapError when data of that many channels and classes cannot be given to this classifier.
+    """Raise GapError when data with these numbers of channels and classes does not match the classifier.
 
-    `labels_index_model` data has the classifier's own class indices for labels: it may have fewer classes, not more.
+    With `labels_index_model`, the labels are class indices of the classifier, so the data may have fewer classes.
     """
     spec = classifier.spec
     if channels != spec.channels:
@@ -256,7 +268,7 @@ def check_compatible(
 
 
 class ClassifierMetadata(BaseModel):
-    """What a card tells of a classifier, as `Classifier.describe` gave it."""
+    """A classifier in a card, as returned by `Classifier.describe`."""
 
     name: str
     architecture: str
@@ -273,7 +285,7 @@ class ClassifierMetadata(BaseModel):
         return ClassifierSpec(self.channels, self.size, self.classes, self.mean, self.std, self.class_names)
 
     def matches(self, classifier: Classifier) -> bool:
-        """Whether it is this very classifier: its weights and its normalizer."""
+        """Whether a classifier has the same weights and the same normalizer."""
         own = classifier.spec
         expected = _canonical_mean_std(self.mean, self.std, self.channels)
         return (
@@ -287,41 +299,41 @@ class _Card(BaseModel):
 
 
 def model_dir_of(name: str) -> Path | None:
-    """The folder that gap left with a classifier of this name in it, where there is one."""
+    """The folder, written by gap, that a classifier of this name was loaded from; None for any other name."""
     if is_artifact(Path(name)):
         return Path(name)
-    where = Path(split_name(name)[1] or name)
-    folder = where.parent if where.name == TENSORS else where
+    path = Path(split_name(name)[1] or name)
+    folder = path.parent if path.name == TENSORS else path
     return folder if is_artifact(folder) else None
 
 
 def artifact_dir_of(classifier: Classifier) -> Path | None:
-    """The folder whose card is about this very classifier, its weights and its normalizer, where there is one."""
+    """The folder whose card describes a classifier with its present weights and normalizer; None without one."""
     folder = model_dir_of(classifier.name)
     if folder is None or (artifact := open_artifact(folder)).kind != "classifier":
         return None
     return folder if artifact.read(_Card).classifier.matches(classifier) else None
 
 
-def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classifier:
-    """A network by the name of its architecture, with the weights named behind an @; a card beside them is believed.
+def _from_weights(text: str, request: dict[str, Any], *, silent: bool) -> Classifier:
+    """A network by the name of its architecture, with the weights after an @ and the card in their folder, if any.
 
-    Unless `silent`, it is said where a normalizer is only supposed.
+    Unless `silent`, warns where the normalizer is only assumed.
     """
     architecture, weights = split_name(text)
     metadata = None
     if runs_user_code(architecture) and (folder := model_dir_of(weights)):
         metadata = open_artifact(folder, "classifier").read(_Card).classifier.spec
-        wanted = {"channels": metadata.channels, "size": metadata.size, "classes": metadata.classes}
+        request = {"channels": metadata.channels, "size": metadata.size, "classes": metadata.classes}
         weights = str(folder / TENSORS)
     build = resolve_builder(architecture, weights)
-    network, spec = build(wanted)
+    network, spec = build(request)
     _as_float32(network, text)
     if not is_file(weights):
         return Classifier(network, spec, name=text, architecture=architecture)
     state, normalizer = read_weights(Path(weights), network)
     if classes := infer_num_classes(state, network, spec.classes):
-        network, spec = build(wanted | {"classes": classes})
+        network, spec = build(request | {"classes": classes})
     load_state_dict_checked(network, state, weights)
     spec = metadata or spec
     if normalizer:
@@ -333,7 +345,7 @@ def _from_weights(text: str, wanted: dict[str, Any], *, silent: bool) -> Classif
 
 
 def _as_float32(network: nn.Module, name: str) -> None:
-    """Bring weights and buffers of another precision to float32, in which everything is measured, and say so."""
+    """Convert weights and buffers of another precision to float32, with a warning. All computation is in float32."""
     tensors = (*network.parameters(), *network.buffers())
     others = {tensor.dtype for tensor in tensors if tensor.is_floating_point()} - {torch.float32}
     if others:
@@ -347,45 +359,47 @@ def _as_float32(network: nn.Module, name: str) -> None:
 
 
 def _warn_assumed_normalization(spec: ClassifierSpec, architecture: str, weights: str) -> None:
-    """Say which normalizer is supposed for weights that bring none, where another would be as likely."""
+    """Warn which normalizer is assumed for weights without one, where another one is as likely."""
     if spec.mean is not None and any(spec.mean):
-        shown = " ".join(f"{value:.3g}" for value in spec.mean)
-        supposed = f"pixels are normalized as is usual for {architecture} (mean {shown}); if it takes them as they are"
+        values = " ".join(f"{mean:.3g}" for mean in spec.mean)
+        assumption = (
+            f"pixels are normalized as is usual for {architecture} (mean {values}); if it takes them as they are"
+        )
     elif runs_user_code(architecture):
-        supposed = (
+        assumption = (
             "the network gets pixels from 0 to 1; if it learned from others, give each verb `mean` and `std`; if not"
         )
     else:
         return
-    warnings.warn(f"{weights} brings no normalizer; {supposed}, say `mean` 0 `std` 1", GapWarning, stacklevel=4)
+    warnings.warn(f"{weights} brings no normalizer; {assumption}, say `mean` 0 `std` 1", GapWarning, stacklevel=4)
 
 
 def _from_artifact(artifact: Artifact, name: str) -> Classifier:
     metadata = artifact.read(_Card).classifier
-    saved, architecture = metadata.spec, metadata.architecture
-    wanted = {"channels": saved.channels, "size": saved.size, "classes": saved.classes}
+    spec, architecture = metadata.spec, metadata.architecture
+    request = {"channels": spec.channels, "size": spec.size, "classes": spec.classes}
     if runs_user_code(architecture):
         raise GapError(
             f"{name} was made from {architecture}, and code that only a card names is not run;"
             f" write {architecture}@{artifact.folder}"
         )
     weights = "" if architecture in BUILTIN else "none" if architecture.startswith(("torchvision:", "timm:")) else ""
-    artifact.check_sizes("classifier", (saved.channels, saved.classes))
-    network, _ = resolve_builder(architecture, weights)(wanted)
+    artifact.check_sizes("classifier", (spec.channels, spec.classes))
+    network, _ = resolve_builder(architecture, weights)(request)
     artifact.fit(network)
-    return Classifier(network, saved, name=name, architecture=architecture, normalizer_known=True)
+    return Classifier(network, spec, name=name, architecture=architecture, normalizer_known=True)
 
 
 @torch.no_grad()
 def validate_forward(classifier: Classifier) -> Classifier:
-    """The classifier after a look at its logits for two images and for one; raises GapError where they are none."""
+    """The classifier, after a check of its logits for two images and for one; raises GapError for invalid logits."""
     spec, name = classifier.spec, classifier.name
-    probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
+    images = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0)).to(classifier.device)
     if any(map(is_lazy, classifier.parameters())):
-        _run_in_eval(classifier, probe)  # the first images say how large the weights are
+        _run_in_eval(classifier, images)  # the first call sets the shapes of lazy weights
     with frozen(classifier), output_types(classifier.network) as types:
-        logits = classifier(probe)
-        single = classifier(probe[:1])
+        logits = classifier(images)
+        single = classifier(images[:1])
     if types and not issubclass(types[0], Tensor):
         warnings.warn(f"{name} returns a {types[0].__name__}; its logits are taken", GapWarning, stacklevel=3)
     if logits.ndim != 2 or len(logits) != 2 or logits.shape[1] < 2:
@@ -411,7 +425,7 @@ def validate_forward(classifier: Classifier) -> Classifier:
 
 
 def _run_in_eval(network: nn.Module, images: Tensor) -> None:
-    """Run a network in eval mode, so that no statistics move; `frozen` cannot hold weights that have no size yet."""
+    """Run a network in eval mode, without updates of statistics. `frozen` does not work with lazy weights."""
     modes = [(module, module.training) for module in network.modules()]
     network.eval()
     try:
@@ -424,7 +438,7 @@ def _run_in_eval(network: nn.Module, images: Tensor) -> None:
 def _mean_std(
     mean: Sequence[float] | None, std: Sequence[float] | None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation, the one that is missing filled in; None where both are."""
+    """Mean and standard deviation with a default for a missing one; None where both are missing."""
     if mean is None and std is None:
         return None
     return tuple(mean or (0.0,)), tuple(std or (1.0,))
@@ -433,18 +447,18 @@ def _mean_std(
 def _canonical_mean_std(
     mean: Sequence[float] | None, std: Sequence[float] | None, channels: int
 ) -> list[tuple[float, float]]:
-    """What a normalizer does to each channel, the same however it was written."""
+    """The mean and standard deviation of every channel, the same for equivalent normalizers."""
     means, stds = tuple(mean or (0.0,)), tuple(std or (1.0,))
-    return [(means[each % len(means)], stds[each % len(stds)]) for each in range(channels)]
+    return [(means[channel % len(means)], stds[channel % len(stds)]) for channel in range(channels)]
 
 
-def _as_buffer(values: Sequence[float] | None, channels: int, what: str) -> Tensor | None:
+def _as_buffer(values: Sequence[float] | None, channels: int, name: str) -> Tensor | None:
     if values is None:
         return None
     if len(values) not in (1, channels):
-        raise GapError(f"`{what}` has {len(values)} values for {channels} channels")
-    if what == "std" and min(values) <= 0:
+        raise GapError(f"`{name}` has {len(values)} values for {channels} channels")
+    if name == "std" and min(values) <= 0:
         raise GapError("`std` must be positive")
     if not all(math.isfinite(value) for value in values):
-        raise GapError(f"`{what}` must be finite")
+        raise GapError(f"`{name}` must be finite")
     return torch.tensor(values, dtype=torch.float32).view(1, -1, 1, 1)

@@ -1,4 +1,4 @@
-"""Classifiers for use elsewhere: TorchScript, ONNX or a plain state dict, checked against their network."""
+"""Export of classifiers as TorchScript, ONNX or a state dict, with a check of the exported network."""
 
 import copy
 import warnings
@@ -16,17 +16,18 @@ from gap.core.errors import GapError, first_line
 from gap.core.files import atomic_write
 from gap.core.safe_load import tensors_of
 
-# How far an exported network's logits may be from ours, as a share of how far ours spread.
+# The largest error of an exported network's logits, relative to the standard deviation of the logits.
 TOLERANCE = 1e-3
 
 
 def export(classifier: Classifier, path: Path) -> str:
-    """Write a classifier to a file of the kind that its suffix says, and say in a line what was written.
+    """Write a classifier to a file in the format of its suffix. Returns a line that describes the content.
 
-    `.onnx` and `.ts` (TorchScript) take pixels in [0, 1], N x C x H x W with any N, to logits, normalizer inside, and
-    are run beside the classifier on random pixels before they are kept. `.safetensors` and `.pt` hold the state dict of
-    the network without the normalizer, by the names its own library knows. Raises GapError for any other suffix, where
-    a package for ONNX is missing, and when what was written gives other logits.
+    `.onnx` and `.ts` (TorchScript) map pixels in [0, 1], N x C x H x W with any N, to logits, with the normalizer
+    included. Before the file is renamed to `path`, its logits on random pixels are compared with those of the
+    classifier. `.safetensors` and `.pt` contain the state dict of the network without the normalizer, with the
+    keys of its own library. Raises GapError for any other suffix, where a package for ONNX is missing, and where the
+    exported network gives other logits.
     """
     if path.suffix not in FORMATS:
         raise GapError(f"{path.name or path} says no format; end it in {', '.join(FORMATS)}")
@@ -38,13 +39,13 @@ def export(classifier: Classifier, path: Path) -> str:
 def _onnx(classifier: Classifier, path: Path) -> str:
     try:
         import onnxruntime
-        import onnxscript  # noqa: F401  # torch needs it, and says so less plainly
+        import onnxscript  # noqa: F401  # torch needs it, and its own error is less clear
     except ImportError as error:
         raise GapError(f"ONNX needs {error.name}; pip install 'gap-toolkit[onnx]'") from error
-    with _converting(classifier, "ONNX"):
+    with _conversion_errors(classifier, "ONNX"):
         program: Any = torch.onnx.export(
             classifier,
-            (_pixels(classifier, 2),),
+            (_random_images(classifier, 2),),
             dynamo=True,
             dynamic_shapes=({0: torch.export.Dim("images")},),
             input_names=["images"],
@@ -53,28 +54,28 @@ def _onnx(classifier: Classifier, path: Path) -> str:
         )
     program.save(str(path), external_data=False)
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    _check(classifier, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
+    _check_logits(classifier, lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0]))
     return "ONNX, pixels in [0, 1] to logits"
 
 
 def _torchscript(classifier: Classifier, path: Path) -> str:
-    with _converting(classifier, "TorchScript"):
-        traced: Any = torch.jit.trace(classifier, _pixels(classifier, 2))
+    with _conversion_errors(classifier, "TorchScript"):
+        traced: Any = torch.jit.trace(classifier, _random_images(classifier, 2))
     traced.save(str(path))
-    with _converting(classifier, "TorchScript"):
+    with _conversion_errors(classifier, "TorchScript"):
         loaded = torch.jit.load(str(path))
-    _check(classifier, loaded)
+    _check_logits(classifier, loaded)
     return "TorchScript, pixels in [0, 1] to logits"
 
 
 def _safetensors(classifier: Classifier, path: Path) -> str:
-    safetensors.torch.save_file(_state(classifier.network), path)
-    return _with_normalization(classifier)
+    safetensors.torch.save_file(_state_tensors(classifier.network), path)
+    return _describe_state_dict(classifier)
 
 
 def _state_dict(classifier: Classifier, path: Path) -> str:
-    torch.save(_state(classifier.network), path)
-    return _with_normalization(classifier)
+    torch.save(_state_tensors(classifier.network), path)
+    return _describe_state_dict(classifier)
 
 
 FORMATS: dict[str, Callable[[Classifier, Path], str]] = {
@@ -85,11 +86,11 @@ FORMATS: dict[str, Callable[[Classifier, Path], str]] = {
 }
 
 
-def _state(network: nn.Module) -> dict[str, Tensor]:
+def _state_tensors(network: nn.Module) -> dict[str, Tensor]:
     return {name: tensor.contiguous().clone() for name, tensor in tensors_of(network).items()}
 
 
-def _with_normalization(classifier: Classifier) -> str:
+def _describe_state_dict(classifier: Classifier) -> str:
     spec = classifier.spec
     if spec.mean is None and spec.std is None:
         return "a state dict"
@@ -97,31 +98,31 @@ def _with_normalization(classifier: Classifier) -> str:
 
 
 @contextmanager
-def _converting(classifier: Classifier, form: str) -> Iterator[None]:
-    """Turn whatever a conversion stumbles on in a network into a line; what it warns of, the check would show."""
+def _conversion_errors(classifier: Classifier, format_name: str) -> Iterator[None]:
+    """Turn the errors of a conversion into a GapError. Warnings are ignored: the check of the logits replaces them."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     except Exception as error:  # converters and a user's network may raise anything; it becomes one line
-        raise GapError(f"torch cannot make {form} of {classifier.name}: {first_line(error)}") from error
+        raise GapError(f"torch cannot make {format_name} of {classifier.name}: {first_line(error)}") from error
 
 
-def _pixels(classifier: Classifier, images: int) -> Tensor:
+def _random_images(classifier: Classifier, images: int) -> Tensor:
     shape = (images, classifier.spec.channels, *classifier.spec.size)
     return torch.rand(shape, generator=torch.Generator().manual_seed(images))
 
 
 @torch.no_grad()
-def _check(classifier: Classifier, exported: Callable[[Tensor], Tensor]) -> None:
-    """Raise GapError where the exported network gives other logits, for a number of images it was not made with."""
-    images = _pixels(classifier, 5)
-    ours = classifier(images)
+def _check_logits(classifier: Classifier, exported: Callable[[Tensor], Tensor]) -> None:
+    """Raise GapError where the exported network gives other logits, for another batch size than in its export."""
+    images = _random_images(classifier, 5)
+    expected = classifier(images)
     try:
-        theirs = exported(images)
+        actual = exported(images)
     except Exception as error:  # onnxruntime's errors share no base but Exception; it becomes one line
         raise GapError(
             f"what was exported of {classifier.name} fails on {len(images)} images: {first_line(error)}"
         ) from error
-    if ours.shape != theirs.shape or not (ours - theirs).abs().max() <= TOLERANCE * ours.std():
+    if expected.shape != actual.shape or not (expected - actual).abs().max() <= TOLERANCE * expected.std():
         raise GapError(f"what was exported of {classifier.name} gives other logits than the network itself")

@@ -1,4 +1,4 @@
-"""A network that is only run, not trained, needs no BatchNorm of its own: it goes into the convolution before it."""
+"""Fusion of batch norms into the convolutions before them, for networks in eval mode."""
 
 from copy import deepcopy
 from typing import Generic, TypeVar
@@ -15,12 +15,14 @@ T = TypeVar("T", bound=nn.Module)
 
 
 class FusedCopy(Generic[T]):
-    """A network and its lean copy: the same function of images N x `channels` x `size` in eval mode, with fewer passes
-    over memory. What is not folded is one and the same tensor in both.
+    """A copy of a network with fused batch norms, `lean`, which is faster in eval mode.
 
-    Which norm follows which convolution is seen in one pass over random pixels, and the copy is compared on them.
-    Where it is not the same, where a network cannot do without its norms, and where there is nothing to fold, the
-    network is its own copy.
+    It has the same outputs for images N x `channels` x `size`. All tensors that are not fused are shared with the
+    network.
+
+    One pass over random pixels shows which norm follows which convolution, and the outputs of the copy are compared on
+    the same pixels. Where the outputs differ, the copy raises an error or there is nothing to fuse, `lean` is the
+    network itself.
     """
 
     @torch.no_grad()
@@ -28,27 +30,29 @@ class FusedCopy(Generic[T]):
         self.pairs: list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]] = []
         self.lean = network
         device = device_of(network)
-        probe = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
+        images = torch.rand(2, channels, *size, generator=torch.Generator().manual_seed(0)).to(device)
         with frozen(network):
-            expected = network(probe)
-            names = _find_conv_bn_pairs(network, probe)
+            expected = network(images)
+            names = _find_conv_bn_pairs(network, images)
             try:
-                lean = deepcopy(network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())})
-            except Exception:  # a user's network may refuse to be copied, in any way; it stays as it is, only slower
+                fused = deepcopy(
+                    network, {id(tensor): tensor for tensor in (*network.parameters(), *network.buffers())}
+                )
+            except Exception:  # copying a user's network may raise anything; it is then used unfused
                 return
-            pairs = _fuse(network, lean, names)
+            pairs = _fuse(network, fused, names)
             try:
-                found = lean(probe)
-            except Exception:  # a user's forward may need its norms and raise anything; it stays as it is, only slower
+                actual = fused(images)
+            except Exception:  # a user's forward may use its norms and raise anything; it is then used unfused
                 return
-        if pairs and torch.allclose(found, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
-            self.lean, self.pairs = lean, pairs
+        if pairs and torch.allclose(actual, expected, rtol=1e-3, atol=1e-3 * float(expected.std())):
+            self.lean, self.pairs = fused, pairs
 
     @torch.no_grad()
     def refresh(self) -> T:
-        """The copy, after the network's weights have changed."""
-        for convolution, norm, into in self.pairs:
-            assert norm.running_mean is not None and norm.running_var is not None and into.bias is not None
+        """Update the copy after a change of the network's weights, and return it."""
+        for convolution, norm, fused in self.pairs:
+            assert norm.running_mean is not None and norm.running_var is not None and fused.bias is not None
             weight, bias = fuse_conv_bn_weights(
                 convolution.weight,
                 convolution.bias,
@@ -58,52 +62,52 @@ class FusedCopy(Generic[T]):
                 norm.weight,
                 norm.bias,
             )
-            into.weight.copy_(weight)
-            into.bias.copy_(bias)
+            fused.weight.copy_(weight)
+            fused.bias.copy_(bias)
         return self.lean
 
 
 def fuse_conv_bn(network: T, channels: int, size: tuple[int, int]) -> T:
-    """The lean copy of a network that is only run from now on."""
+    """A fused copy of a network that is not trained any further."""
     return FusedCopy(network, channels, size).lean
 
 
 def _fuse(
-    network: nn.Module, lean: nn.Module, names: dict[str, str]
+    network: nn.Module, copied: nn.Module, names: dict[str, str]
 ) -> list[tuple[nn.Conv2d, nn.BatchNorm2d, nn.Conv2d]]:
-    """Fold norms into convolutions, by their names, in a copy of the network."""
+    """Fuse norms into convolutions, by their names, in a copy of the network."""
     pairs = []
-    for first, second in names.items():
-        convolution, norm = network.get_submodule(first), network.get_submodule(second)
+    for convolution_name, norm_name in names.items():
+        convolution, norm = network.get_submodule(convolution_name), network.get_submodule(norm_name)
         assert isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        into = fuse_conv_bn_eval(convolution, norm)
-        lean.set_submodule(first, into)
-        # timm's norms hold the activation that follows them.
-        lean.set_submodule(second, getattr(norm, "act", nn.Identity()))
-        pairs.append((convolution, norm, into))
+        fused = fuse_conv_bn_eval(convolution, norm)
+        copied.set_submodule(convolution_name, fused)
+        # timm's norms include the activation that follows them.
+        copied.set_submodule(norm_name, getattr(norm, "act", nn.Identity()))
+        pairs.append((convolution, norm, fused))
     return pairs
 
 
-def _find_conv_bn_pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
-    """The names of convolutions and of the norms that take their output as it is, each met once in a pass."""
-    made: dict[int, tuple[str, Tensor]] = {}
+def _find_conv_bn_pairs(network: nn.Module, images: Tensor) -> dict[str, str]:
+    """The names of convolutions, with those of the norms whose input is their output; all run once in a pass."""
+    outputs: dict[int, tuple[str, Tensor]] = {}
     pairs: dict[str, str] = {}
     calls: list[str] = []
 
-    def note(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+    def record(name: str, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         calls.append(name)
         if isinstance(module, nn.Conv2d) and not _is_reparametrized(module):
-            made[id(output)] = (name, output)
-        elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None and id(inputs[0]) in made:
-            pairs[made[id(inputs[0])][0]] = name
+            outputs[id(output)] = (name, output)
+        elif isinstance(module, nn.BatchNorm2d) and module.running_var is not None and id(inputs[0]) in outputs:
+            pairs[outputs[id(inputs[0])][0]] = name
 
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, name=name: note(name, module, inputs, output))
+        module.register_forward_hook(lambda module, inputs, output, name=name: record(name, module, inputs, output))
         for name, module in network.named_modules()
         if isinstance(module, nn.Conv2d | nn.BatchNorm2d)
     ]
     try:
-        network(probe)
+        network(images)
     finally:
         for hook in hooks:
             hook.remove()
@@ -111,5 +115,5 @@ def _find_conv_bn_pairs(network: nn.Module, probe: Tensor) -> dict[str, str]:
 
 
 def _is_reparametrized(convolution: nn.Conv2d) -> bool:
-    """Whether its weight is computed anew at each call, as by a spectral or a weight norm."""
+    """Whether its weight is computed at each call, as by a spectral or a weight norm."""
     return is_parametrized(convolution) or bool(convolution._forward_pre_hooks)

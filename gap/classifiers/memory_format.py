@@ -1,4 +1,4 @@
-"""The memory layout of a network: channels last, in which convolutions are faster, where it is seen to work."""
+"""The memory format of a network: channels last, which is faster for convolutions, where tests show that it works."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -13,27 +13,30 @@ from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient
 from gap.core.network import NetworkError, device_of, output_types
 
-# How far outputs and gradients may differ between two layouts by rounding, as a share of their length. Gradients jump
-# where a unit switches on or off.
+# The largest rounding difference of outputs and gradients between two memory formats, relative to their L2 norm. The
+# one of gradients is larger, because they are not continuous where a ReLU switches.
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 0.05
 
-# What is to be the same in both layouts: some outputs of a network for images N x C x H x W.
+# A function from images N x C x H x W to outputs of a network, which must be the same in both memory formats.
 Outputs = Callable[[Tensor], Sequence[Tensor]]
 
 
 def use_channels_last(classifier: Classifier) -> None:
-    """Lay a classifier out in channels last where that changes neither its logits nor their gradient by the images,
-    for one image and for several. Elsewhere it keeps the contiguous layout, which a forward with `view` needs."""
+    """Put a classifier into channels-last format where that changes neither its logits nor their gradients.
+
+    This is tested with one image and with two. A classifier that fails the test, for example because its forward uses
+    `view`, stays in contiguous format.
+    """
     batches = [random_images(classifier, count) for count in (1, 2)]
     use_channels_last_for(classifier, lambda images: [classifier(images)], batches)
 
 
 def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Sequence[Tensor]) -> None:
-    """The same for any `outputs` of a classifier, compared on these batches of images."""
+    """As `use_channels_last`, for any `outputs` of a classifier, compared on these batches of images."""
     with frozen(classifier):
         try:
             expected = _results(outputs, batches)
-        except GapError:  # whoever makes this call next reports it
+        except GapError:  # the next caller of the network reports the error
             return
         classifier.use_memory_format(torch.channels_last)
         try:
@@ -45,11 +48,11 @@ def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Seq
 
 
 def check_training(classifier: Classifier) -> bool:
-    """Try one forward and backward pass of training, and lay the classifier out contiguously where it needs that.
+    """Try one forward and backward pass of training, and put the classifier into contiguous format if that is needed.
 
-    Returns whether all weights got a gradient: several processes have to know of those that do not. Weights, buffers,
-    mode and random numbers stay as they are. Warns once where the output in training mode is an object that holds the
-    logits. Raises GapError where the classifier cannot be trained at all.
+    Returns whether all weights got a gradient, which training in several processes needs to know. Weights, buffers,
+    mode and random state do not change. Warns where the output in training mode is an object that contains the
+    logits. Raises GapError where the classifier cannot be trained.
     """
     if not any(weight.requires_grad for weight in classifier.parameters()):
         raise GapError(f"{classifier.name} has no weights that can be trained")
@@ -63,9 +66,9 @@ def check_training(classifier: Classifier) -> bool:
 
 
 def random_images(classifier: Classifier, count: int) -> Tensor:
-    """So many images of random pixels, of the classifier's own size and on its device; always the same ones.
+    """`count` images of random pixels in the classifier's input size, on its device, from a fixed seed.
 
-    They lie in memory as those of a data set do.
+    Their memory format is that of images of a data set.
     """
     generator = torch.Generator().manual_seed(0)
     images = torch.rand(count, classifier.spec.channels, *classifier.spec.size, generator=generator)
@@ -73,9 +76,9 @@ def random_images(classifier: Classifier, count: int) -> Tensor:
 
 
 def _results(outputs: Outputs, batches: Sequence[Tensor]) -> list[tuple[Tensor, float]]:
-    """The outputs for each batch, with their gradient by the images where there is one, and the tolerance of each.
+    """The outputs for each batch and their gradient with respect to the images, if any, with their tolerances.
 
-    Random choices are the same at each call.
+    The random state is the same at each call.
     """
     results: list[tuple[Tensor, float]] = []
     for batch in batches:
@@ -92,13 +95,13 @@ def _results(outputs: Outputs, batches: Sequence[Tensor]) -> list[tuple[Tensor, 
 
 
 def _is_same(result: tuple[Tensor, float], expected: tuple[Tensor, float]) -> bool:
-    """Whether two results are the same but for rounding."""
+    """Whether two results are equal within the tolerance."""
     (value, _), (reference, tolerance) = result, expected
     return value.shape == reference.shape and bool((value - reference).norm() <= tolerance * reference.norm())
 
 
 def _train_once(classifier: Classifier) -> bool:
-    """Whether all weights got a gradient in one pass of training."""
+    """Run one pass of training; return whether all weights got a gradient."""
     with _restored(classifier), output_types(classifier.network) as types, torch.enable_grad():
         classifier.train()
         logits = classifier(random_images(classifier, 2))
@@ -128,7 +131,7 @@ def _train_once(classifier: Classifier) -> bool:
 
 @contextmanager
 def _restored(classifier: nn.Module) -> Iterator[None]:
-    """Put back buffers, gradients, mode and random numbers after a trial of training."""
+    """Restore buffers, gradients, mode and random state after the block."""
     modes = [(module, module.training) for module in classifier.modules()]
     buffers = [(buffer, buffer.clone()) for buffer in classifier.buffers()]
     try:

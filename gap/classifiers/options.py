@@ -1,4 +1,4 @@
-"""Options of what is classified, and of `gap pretrain`."""
+"""Options of classifiers and data, and of `gap pretrain`."""
 
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -9,7 +9,7 @@ from gap.core.errors import GapError
 from gap.core.options import Options
 from gap.training.options import AugmentationOptions, TrainRuntimeOptions
 
-# How a classifier is named, everywhere.
+# The ways to name a classifier, for help texts and errors.
 NAME_SYNTAX = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
     " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
@@ -19,7 +19,7 @@ OWN_LABELS = "a classifier is trained on the data's own labels; leave out `label
 
 
 class NormalizerOptions(Options):
-    """How the images of a classifier that has no normalization are normalized."""
+    """The normalization of the images for classifiers that have none."""
 
     group = "Classifier input"
     mean: Annotated[
@@ -33,7 +33,7 @@ class NormalizerOptions(Options):
 
 
 class InputOptions(NormalizerOptions):
-    """What a classifier takes that does not say so itself."""
+    """The input of classifiers that do not define it."""
 
     group = "Classifier input"
     input: Annotated[
@@ -42,7 +42,7 @@ class InputOptions(NormalizerOptions):
 
 
 class DataOptions(InputOptions):
-    """Which pictures, and how a classifier that does not say so is to be fed."""
+    """The data and its labels, and the input of classifiers that do not define it."""
 
     group = "Data"
     data: Annotated[
@@ -65,12 +65,12 @@ class DataOptions(InputOptions):
 
 
 class ClassifierTrainingOptions(TrainRuntimeOptions, AugmentationOptions, DataOptions):
-    """What the trainings of a classifier have in common."""
+    """Options that all trainings of a classifier share."""
 
     classifier: str
 
     @model_validator(mode="after")
-    def _learns_from_labels(self) -> Self:
+    def _check_labels(self) -> Self:
         if self.labels == "predicted":
             raise GapError(OWN_LABELS)
         return self

@@ -1,4 +1,4 @@
-"""Standard training of a classifier, so that there is something to attack."""
+"""Standard training of a classifier."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
 
 class ClassifierTraining(TrainingTask):
-    """Cross-entropy on augmented images."""
+    """Trains a classifier by cross-entropy on augmented images."""
 
     def __init__(self, module: OptimizedModule, label_smoothing: float, augmentation: nn.Module) -> None:
         self.modules = {"classifier": module}
@@ -57,33 +57,33 @@ def pretrain(
     progress: bool = True,
     **options: Any,
 ) -> TrainedClassifier:
-    """Train a classifier in the standard way.
+    """Train a classifier by cross-entropy, without adversarial images.
 
     Args:
         model: a name, a folder, a `gap.Classifier` or any `nn.Module`, of which a copy is trained.
         data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
-            DataLoader, a Hugging Face dataset. A twentieth of it is held out for validation.
-        epochs: passes over the training images; None takes the default of `gap pretrain`.
-        batch_size: images a step.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the model is on.
-        out: a folder for the result, with checkpoints and logs; None keeps the result in memory.
-        resume: whether an unfinished training in `out` goes on.
-        overwrite: whether what an earlier training left in `out` is replaced.
+            DataLoader, a Hugging Face dataset. 5% of it is the validation set.
+        epochs: passes over the training images; by default those of `gap pretrain`.
+        batch_size: images per step.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the model.
+        out: a folder for the result, with checkpoints and logs. Without one, the result stays in memory.
+        resume: whether an unfinished training in `out` is continued.
+        overwrite: whether the files of an earlier training in `out` are replaced.
         callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
         progress: whether a progress bar is shown.
-        **options: more options of `gap pretrain` by name: lr, weight_decay, label_smoothing, flip...
+        **options: further options of `gap pretrain` by name: lr, weight_decay, label_smoothing, flip...
 
     Returns:
-        The trained `classifier`, the metrics along the way (`history`), and `save`.
+        The trained `classifier`, the metrics during the training (`history`), and `save`.
 
     Raises:
-        GapError: when the classifier and the data do not fit, or the data has no labels.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
+        GapError: when the classifier and the data do not match, or the data has no labels.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the state saved in `out`.
     """
-    given = {"batch_size": batch_size, "seed": seed} | ({} if epochs is None else {"epochs": epochs})
+    arguments = {"batch_size": batch_size, "seed": seed} | ({} if epochs is None else {"epochs": epochs})
     trained = train_copy(
-        "pretrain", pretrain_from_options, PretrainOptions, model, data, given | options, device, out,
+        "pretrain", pretrain_from_options, PretrainOptions, model, data, arguments | options, device, out,
         resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     trained.classifier.name += " (trained)"
@@ -98,11 +98,11 @@ def pretrain_from_options(
     resume: bool = False,
     task: AttackTask | None = None,
 ) -> Artifact:
-    """Train a classifier and leave it as an artifact in `folder`, which the caller has made ready.
+    """Train a classifier and save it as an artifact in `folder`, which the caller has prepared.
 
-    `task` is taken in place of the classifier and the data that the options name.
+    `task` replaces the classifier and the data of the options.
 
-    Raises GapError when the classifier and the data do not fit, or the data has no labels.
+    Raises GapError when the classifier and the data do not match, or the data has no labels.
     """
     run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
     classifier, data = load_learner(options, run.accelerator, task)

@@ -1,4 +1,4 @@
-"""Classifiers and data that fit each other."""
+"""Tasks: classifiers together with data that matches their inputs and classes."""
 
 import os
 import re
@@ -25,12 +25,13 @@ from gap.data.class_names import find_difference, match_classes
 from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
 from gap.data.registry import converted, load_data
 
+# A drop of the accuracy that brings a warning, when it is also beyond sampling noise.
 LARGE_DROP = 0.1
 
 
 @dataclass(frozen=True)
 class AttackTask:
-    """Classifiers that take the same images, and the data they are attacked on; every image has a label."""
+    """Classifiers with the same input, and the data they are attacked on, in which every image has a label."""
 
     classifiers: list[Classifier]
     data: Dataset
@@ -50,11 +51,12 @@ def load_classifiers(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> list[Classifier]:
-    """Classifiers that take the same images: those of the first one's channels and size, which others resize.
+    """Classifiers for images with the channels and size of the first; those with another size resize the images.
 
-    `asked`, channels and (H, W), is for networks that do not say what they take, and `like` where nothing was asked;
-    `mean` and `std` go to those without a normalizer. Raises GapError when they differ in channels, classes or, where
-    they know its names, the order of these, or all have a normalizer of their own and another is given.
+    `asked`, channels and (H, W), is the requested input shape of networks that do not define one, and `like` is their
+    default shape. `mean` and `std` are for networks without a normalizer. Raises GapError where the classifiers differ
+    in channels, in classes or in the order of their class names, and where `mean` and `std` are given although all
+    classifiers have their own.
     """
     load = partial(as_classifier, mean=mean, std=std, lenient=True)
     channels, size = asked or like or (None, None)
@@ -67,7 +69,7 @@ def load_classifiers(
         if (other.spec.channels, other.spec.classes) != (spec.channels, spec.classes):
             raise GapError(f"{other.name} and {first.name} differ in channels or classes; take one at a time")
         if other.spec.size != spec.size:
-            sizes = ["x".join(map(str, each.spec.size)) for each in (first, other)]
+            sizes = ["x".join(map(str, classifier.spec.size)) for classifier in (first, other)]
             warnings.warn(f"{other.name} gets the images of {sizes[0]} resized to {sizes[1]}", GapWarning, stacklevel=2)
     _check_order([first, *others])
     return [first, *others]
@@ -80,45 +82,45 @@ def load_task(
     *,
     data: Dataset | None = None,
 ) -> AttackTask:
-    """Load classifiers and data, so that they fit. Networks of the user's own are taken as they are; `data` is taken
-    in place of what the options name.
+    """Load classifiers, and data that matches them. `data` replaces the data of the options.
 
-    The data's size decides for networks that take any; a classifier's own size decides for data that has none.
-    The images have the first classifier's size, and later ones of another size resize them. Pictures without labels
-    take the first classifier's predictions. Labels are matched to the classifiers' classes, by name where a classifier
-    that has learned knows the names of its classes (see `match_classes`). `mean` and `std` go to the classifiers
-    without a normalizer. Raises GapError when they cannot be made to fit.
+    Networks of any input size use the size of the data, and data without a size uses that of the first classifier.
+    The images have the first classifier's size; classifiers with another size resize them. Images without labels are
+    labeled with the first classifier's predictions. Labels are matched to the classifiers' classes, by name where a
+    trained classifier has class names (see `match_classes`). `mean` and `std` are for classifiers without a normalizer.
+    Networks that are not given by name keep their device and memory format. Raises GapError where the classifiers and
+    the data cannot be matched.
     """
-    asked = parse_input_shape(options.input)
-    given = data
-    if data is None and asked is None and not options.data.startswith("folder:"):
+    requested = parse_input_shape(options.input)
+    user_data = data
+    if data is None and requested is None and not options.data.startswith("folder:"):
         data = load_data(options.data, options.data_root)
-    like = (data.channels, data.size) if data else None
-    classifiers = load_classifiers(models, asked, like, options.mean, options.std)
+    data_shape = (data.channels, data.size) if data else None
+    classifiers = load_classifiers(models, requested, data_shape, options.mean, options.std)
     first = classifiers[0].spec
     if data is None or (first.channels, first.size) != (data.channels, data.size):
         if data is not None:
             shape = "x".join(map(str, (first.channels, *first.size)))
             warnings.warn(f"{data.name} is given to {classifiers[0].name} as {shape}", GapWarning, stacklevel=2)
-        if given is not None:
-            data = converted(given, first.channels, first.size)
+        if user_data is not None:
+            data = converted(user_data, first.channels, first.size)
         else:
             data = load_data(options.data, options.data_root, channels=first.channels, size=first.size)
-    counted = None
+    num_classes = None
     if options.labels != "predicted":
         data = match_labels(data, classifiers)
-        counted = data.classes
-    classifiers = [_with_num_classes(classifier, counted) for classifier in classifiers]
+        num_classes = data.classes
+    classifiers = [_with_num_classes(classifier, num_classes) for classifier in classifiers]
     for classifier in classifiers:
         check_compatible(
             classifier,
             channels=data.channels,
-            classes=counted,
+            classes=num_classes,
             data=data.name,
             labels_index_model=data.labels_index_model,
         )
     for index, (model, classifier) in enumerate(zip(models, classifiers, strict=True)):
-        if isinstance(model, nn.Module):  # the place and the layout of a user's own network are the user's
+        if isinstance(model, nn.Module):  # the user decides on the device and memory format of these
             classifiers[index] = _on_device(classifier, device)
         else:
             use_channels_last(classifier.to(device))
@@ -143,21 +145,21 @@ def make_task(
     device: torch.device | str | None = None,
     **options: Any,
 ) -> AttackTask:
-    """Classifiers and data of the user's own, or by name, so that they fit.
+    """A task of classifiers and data, each either a name or an object of the user.
 
-    `adapt` makes a dataset of data that is not a name. The device is by default the one that the first network is on;
-    networks by name are on the first accelerator that torch has. `options` are those of DataOptions.
+    `adapt` converts data that is not a name to a Dataset. The default device is that of the first network, or the
+    first accelerator of torch where all networks are given by name. `options` are those of DataOptions.
     """
-    named = isinstance(data, str | os.PathLike)
-    read = DataOptions.read(({"data": str(data)} if named else {}) | options)
-    return load_task(models, read, find_device(models, device), data=None if named else adapt(data))
+    is_name = isinstance(data, str | os.PathLike)
+    data_options = DataOptions.read(({"data": str(data)} if is_name else {}) | options)
+    return load_task(models, data_options, find_device(models, device), data=None if is_name else adapt(data))
 
 
 def find_device(models: Sequence[ClassifierLike], device: torch.device | str | None = None) -> torch.device:
-    """The device of that name. Without one, that of the first network; where all are names, the first accelerator, or
-    else the CPU.
+    """The device of that name. Without one, it is the device of the first network, if any.
 
-    Raises GapError for a device that is not there.
+    Where all models are names, it is the first accelerator, or the CPU where there is none. Raises GapError for a
+    device that is not available.
     """
     if device is not None:
         return pick_device(device)
@@ -166,12 +168,12 @@ def find_device(models: Sequence[ClassifierLike], device: torch.device | str | N
 
 
 def _on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
-    """The classifier itself where it is on that device, else a copy there."""
+    """The classifier if it is on that device, else a copy on the device."""
     return classifier if is_on(classifier, device) else copied(classifier).to(device)
 
 
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:
-    """The same pictures labeled by what a classifier says of them."""
+    """The data with a classifier's predictions as labels."""
     return replace(
         data,
         train=_label_with(data.train, classifier, device),
@@ -183,9 +185,9 @@ def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.
 
 
 def with_labels_of(task: AttackTask, data: Dataset, *, predicted: bool) -> Dataset:
-    """More data for a task, labeled as the task's own data is: by its classifiers' classes, or by predictions.
+    """Further data for a task with labels as in the task's data: classes of its classifiers, or predictions.
 
-    Raises GapError where its labels are not of these classes.
+    Raises GapError where its labels do not match these classes.
     """
     first = task.classifiers[0]
     if predicted:
@@ -202,19 +204,19 @@ def with_labels_of(task: AttackTask, data: Dataset, *, predicted: bool) -> Datas
 
 
 def name_classes(classifier: Classifier, data: Dataset) -> None:
-    """Give a classifier that is to learn from this data the names of its classes, where it does not know them."""
+    """Set the class names of a classifier that will be trained on this data, if it has none."""
     if classifier.spec.class_names is None and data.classes == classifier.spec.classes:
         classifier.spec = replace(classifier.spec, class_names=data.class_names)
 
 
 def _known_names(classifier: Classifier) -> tuple[str, ...] | None:
-    """The names of a classifier's classes, where it has one for each."""
+    """The names of a classifier's classes; None unless every class has one."""
     names = classifier.spec.class_names
     return names if names and len(names) == classifier.spec.classes else None
 
 
 def _check_order(classifiers: Sequence[Classifier]) -> None:
-    """Raise GapError where two classifiers know the names of their classes and have them in another order."""
+    """Raise GapError where two classifiers with class names have them in different orders."""
     named = [(classifier.name, names) for classifier in classifiers if (names := _known_names(classifier))]
     for other, names in named[1:]:
         first, first_names = named[0]
@@ -227,8 +229,11 @@ def _check_order(classifiers: Sequence[Classifier]) -> None:
 
 
 def match_labels(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
-    """The data labeled by the classes of the first classifier that knows their names, else of the first that has
-    learned; fresh networks take the data's classes as they are."""
+    """The data with labels matched to the classes of a classifier.
+
+    It is the first trained classifier that has class names, or else the first trained one. Without a trained
+    classifier the data is unchanged.
+    """
     learned = [classifier for classifier in classifiers if not is_untrained(classifier.name)]
     reference = next(filter(_known_names, learned), next(iter(learned), None))
     if reference is None:
@@ -237,15 +242,17 @@ def match_labels(data: Dataset, classifiers: Sequence[Classifier]) -> Dataset:
 
 
 def _with_classes_of(data: Dataset, classifier: Classifier) -> Dataset:
-    """Data whose labels are class indices of a classifier, with its number of classes and their names; the data's own
-    names where the classifier has none."""
+    """Data whose labels are class indices of a classifier, with the classifier's number of classes and class names.
+
+    Where the classifier has no class names, those of the data are used.
+    """
     spec = classifier.spec
     own = data.class_names if data.class_names and len(data.class_names) == spec.classes else None
     return replace(data, classes=spec.classes, class_names=spec.class_names or own)
 
 
 def _with_num_classes(classifier: Classifier, classes: int | None) -> Classifier:
-    """A fresh network with as many classes as the data has; any other classifier as it is."""
+    """An untrained network rebuilt with the data's number of classes; any other classifier unchanged."""
     if not is_untrained(classifier.name) or not classifier.architecture or classes in (None, classifier.spec.classes):
         return classifier
     return load_classifier(
@@ -266,47 +273,47 @@ def parse_input_shape(text: str | None) -> InputShape | None:
 
 @torch.no_grad()
 def accuracy(classifier: Classifier, split: Split, device: torch.device | str = "cpu") -> float:
-    """The share of a split's images that a classifier reads as labeled."""
-    right = 0
+    """The share of a split's images that a classifier classifies correctly."""
+    num_correct = 0
     with frozen(classifier):
         for images, labels in split.batches(sequential_batches(split, 256), device):
-            right += int((classifier(images).argmax(dim=1) == labels).sum())
-    return right / max(1, len(split))
+            num_correct += int((classifier(images).argmax(dim=1) == labels).sum())
+    return num_correct / max(1, len(split))
 
 
 def is_at_chance_level(share: float, classes: int, split: Split) -> bool:
-    """Whether guessing one of so many classes, or always saying the commonest, is right that often on a split."""
+    """Whether an accuracy is no better than that of random guessing, or of always predicting the most common label."""
     labels = split.labels if split.labels is not None else torch.zeros(0, dtype=torch.int64)
-    commonest = labels.bincount(minlength=1).max().item() / max(1, len(split))
-    chance = max(1 / classes, commonest)
+    majority = labels.bincount(minlength=1).max().item() / max(1, len(split))
+    chance = max(1 / classes, majority)
     return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
 
 
 def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
-    """Warn where a classifier is fresh, no better on this data than guessing, or far worse than its card says.
+    """Warn where a classifier is untrained, at chance level on this data, or far below the accuracy in its card.
 
-    An attack on such a classifier means nothing.
+    The results of attacks on such a classifier are meaningless.
     """
     if is_untrained(classifier.name):
         warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
         return
     if len(split) < MIN_IMAGES:
         return
-    share = accuracy(classifier, split, device)
-    chance = is_at_chance_level(share, classifier.spec.classes, split)
+    measured = accuracy(classifier, split, device)
+    at_chance = is_at_chance_level(measured, classifier.spec.classes, split)
     recorded = _recorded_accuracy(classifier)
-    if recorded and recorded.is_far_above(share, len(split)):
-        guessing = ", no better than chance," if chance else ""
+    if recorded and recorded.is_far_above(measured, len(split)):
+        guessing = ", no better than chance," if at_chance else ""
         warnings.warn(
-            f"{classifier.name} is right on {share:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the test"
-            f" images of {recorded.data}; is it other data, are the classes in another order, or does it get another"
-            " normalization (`mean`/`std`)?",
+            f"{classifier.name} is right on {measured:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the"
+            f" test images of {recorded.data}; is it other data, are the classes in another order, or does it get"
+            " another normalization (`mean`/`std`)?",
             GapWarning,
             stacklevel=2,
         )
-    elif chance:
+    elif at_chance:
         warnings.warn(
-            f"{classifier.name} is right on {share:.1%} of {data}, no better than chance;"
+            f"{classifier.name} is right on {measured:.1%} of {data}, no better than chance;"
             " is it trained, and does it get its normalization (`mean`/`std`)?",
             GapWarning,
             stacklevel=2,
@@ -315,20 +322,20 @@ def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device
 
 @dataclass(frozen=True)
 class _Recorded:
-    """The test accuracy that a card tells: of a classifier on so many images of some data."""
+    """The test accuracy in the card of a classifier, with the name of the data and its number of test images."""
 
     accuracy: float
     data: str
     images: int
 
-    def is_far_above(self, share: float, images: int) -> bool:
-        """Whether this is more than ten points above a share of so many images, and beyond sampling noise."""
-        variance = self.accuracy * (1 - self.accuracy) / self.images + share * (1 - share) / images
-        return self.accuracy - share > max(LARGE_DROP, 2 * variance**0.5)
+    def is_far_above(self, accuracy: float, images: int) -> bool:
+        """Whether it exceeds an accuracy on `images` images by more than LARGE_DROP and more than sampling noise."""
+        variance = self.accuracy * (1 - self.accuracy) / self.images + accuracy * (1 - accuracy) / images
+        return self.accuracy - accuracy > max(LARGE_DROP, 2 * variance**0.5)
 
 
 def _recorded_accuracy(classifier: Classifier) -> _Recorded | None:
-    """The test accuracy in the card of these weights, whatever the normalizer; None where no card tells it."""
+    """The test accuracy in the card of these weights, regardless of the normalizer; None without such a card."""
     folder = model_dir_of(classifier.name)
     if folder is None:
         return None
@@ -336,10 +343,10 @@ def _recorded_accuracy(classifier: Classifier) -> _Recorded | None:
     try:
         data, images = card["data"]["name"], int(card["data"]["images"]["test"])
         recorded = _Recorded(float(card["metrics"]["test"]["accuracy"]), data, images)
-        same = card["classifier"]["fingerprint"] == classifier.fingerprint()
-    except (KeyError, TypeError, ValueError):  # a card of something else, or one without metrics
+        same_weights = card["classifier"]["fingerprint"] == classifier.fingerprint()
+    except (KeyError, TypeError, ValueError):  # the card of another kind of artifact, or one without metrics
         return None
-    return recorded if same and images else None
+    return recorded if same_weights and images else None
 
 
 @torch.no_grad()

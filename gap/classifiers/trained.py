@@ -1,4 +1,4 @@
-"""What a training of a classifier returns."""
+"""The result of training a classifier."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -11,12 +11,12 @@ from gap.core.artifact import Artifact
 
 @dataclass(frozen=True, eq=False)
 class TrainedClassifier:
-    """A classifier that was trained.
+    """A trained classifier.
 
     Attributes:
         classifier: the classifier, in eval mode.
-        artifact: what is saved of it: its weights and its card.
-        history: the metrics along the training, a row every 20 steps and after each epoch.
+        artifact: its weights and its card, as they are saved.
+        history: the metrics during the training, a row every 20 steps and after each epoch.
     """
 
     classifier: Classifier
@@ -25,14 +25,14 @@ class TrainedClassifier:
 
     @property
     def metrics(self) -> dict[str, dict[str, float]]:
-        """The last metrics on validation images, and on test images where there are any."""
+        """The last metrics on the validation images, and those on the test images, if any."""
         metrics: dict[str, dict[str, float]] = self.artifact.card["metrics"]
         return metrics
 
     def save(self, folder: Path | str) -> None:
-        """Keep weights and card in a folder, from which `gap.load_classifier` and the command line take them.
+        """Save weights and card in a folder, from which `gap.load_classifier` and the command line load them.
 
-        A network of one's own is loaded as `FILE.py:FACTORY@FOLDER`. Raises GapError where the folder holds anything
-        that gap did not leave.
+        A network of your own code is loaded as `FILE.py:FACTORY@FOLDER`. Raises GapError where the folder holds files
+        that gap did not write.
         """
         self.artifact.save(folder)

@@ -1,4 +1,4 @@
-"""What all trainings of a classifier share, from a user's model, or from options, to the trained classifier."""
+"""The parts that all trainings of a classifier share: loading, training a copy, metrics and saving."""
 
 from functools import partial
 from pathlib import Path
@@ -33,16 +33,17 @@ def train_copy(
     out: Path | str | None,
     **settings: Any,
 ) -> TrainedClassifier:
-    """Train a copy of a user's model by `work`, which takes options of this kind, and the copy with its data as `task`.
+    """Train a copy of a user's model with `work`.
 
-    `given` holds options by name, and `settings` are further arguments of `run_training`. Raises GapError for `labels`.
+    `work` takes options of the class `kind`, and the copy with its data as `task`. `given` has options by name, and
+    `settings` are further arguments of `run_training`. Raises GapError where `given` has `labels`.
     """
     if "labels" in given:
         raise GapError(OWN_LABELS)
-    place = find_device([model], device)
-    named = {"classifier": name_of(model), "data": data_name(data), "device": str(place)}
-    options = kind.read(named, given)
-    task = _load_labeled(copied(model), options, place, None if is_data_name(data) else training_data(data))
+    torch_device = find_device([model], device)
+    defaults = {"classifier": name_of(model), "data": data_name(data), "device": str(torch_device)}
+    options = kind.read(defaults, given)
+    task = _load_labeled(copied(model), options, torch_device, None if is_data_name(data) else training_data(data))
     classifier = task.classifiers[0]
     use_channels_last(classifier)
     artifact, history = run_training(name, partial(work, task=task), options, out, **settings)
@@ -53,9 +54,9 @@ def train_copy(
 def load_learner(
     options: ClassifierTrainingOptions, accelerator: Accelerator, task: AttackTask | None
 ) -> tuple[Classifier, Dataset]:
-    """The classifier to be trained, with the names of its classes, and its data: those of `task`, else of the options.
+    """The classifier to train, with its class names, and its data: those of `task`, or else those of the options.
 
-    The first process of each machine loads them before the others do.
+    The first process of each machine loads them before the other processes.
     """
     if task is None:
         with main_first(accelerator):
@@ -65,7 +66,7 @@ def load_learner(
 
 
 def final_metrics(classifier: Classifier, data: Dataset, validation: dict[str, float]) -> dict[str, dict[str, float]]:
-    """The last metrics on the validation images, and the accuracy on the test images where there are any."""
+    """The last metrics on the validation images, and the accuracy on the test images, if any."""
     test = {"test": {"accuracy": accuracy(classifier.eval(), data.test, classifier.device)}} if len(data.test) else {}
     return {"validation": validation, **test}
 
@@ -73,7 +74,7 @@ def final_metrics(classifier: Classifier, data: Dataset, validation: dict[str, f
 def save_classifier(
     run: TrainingRun, classifier: Classifier, data: Dataset, metrics: dict[str, Any], **rest: Any
 ) -> Artifact:
-    """Leave a trained classifier as the artifact of a run; `rest` is what else its card says."""
+    """Save a trained classifier as the artifact of a run; `rest` are further entries of its card."""
     card = {"classifier": classifier.describe(), "data": data.describe(), "metrics": metrics, **rest}
     return run.save("classifier", classifier.eval().network.state_dict(), card)
 
@@ -81,5 +82,5 @@ def save_classifier(
 def _load_labeled(
     model: ClassifierLike, options: ClassifierTrainingOptions, device: torch.device | str, data: Dataset | None = None
 ) -> AttackTask:
-    """A classifier, and the data in place of what the options name, with the labels that the data itself has."""
+    """A task with the data's own labels; `data` replaces the data of the options."""
     return load_task([model], options.model_copy(update={"labels": "data"}), device, data=data)

@@ -1,4 +1,4 @@
-"""The command `gap`: its verbs, and one line for whatever goes wrong."""
+"""The command `gap`: its subcommands, and error messages of one line."""
 
 import ast
 import os
@@ -41,15 +41,16 @@ COMMANDS = (
     "configs",
 )
 DEBUG = "--debug"
-COMPLETION = "_GAP_COMPLETE"  # the variable by which a shell asks what may follow
-UsageError: Any = typer.BadParameter.__base__  # click's own, wherever this typer keeps it
+COMPLETION = "_GAP_COMPLETE"  # the variable by which a shell requests completions
+UsageError: Any = typer.BadParameter.__base__  # click's class, which depends on the version of typer
 
 
 def main() -> None:
-    """Run the command line. Whatever goes wrong is one line on standard error.
+    """Run the command line. Errors are printed on one line of standard error.
 
-    The exit status is 2 for errors the user can mend, 1 for any other, and what a signal asks for. Of several
-    processes, one writes the line of an error the user can mend. With --debug the traceback is shown, too.
+    The exit status is 2 for errors that the user can fix, 1 for others, and that of the signal after a signal. Of
+    several processes, only the main process prints errors that the user can fix. With --debug, tracebacks are printed
+    too.
     """
     install()
     warnings.simplefilter("ignore")
@@ -63,30 +64,30 @@ def main() -> None:
         sys.exit(make_app(verb)(arguments, standalone_mode=False, prog_name="gap"))
     except (KeyboardInterrupt, typer.Abort):
         sys.exit(130)
-    except TrainingInterrupted as stopped:
-        sys.exit(_exit_with_error(str(stopped), stopped.code))
-    except Exception as error:  # a network of the user's own may raise anything
+    except TrainingInterrupted as interruption:
+        sys.exit(_exit_with_error(str(interruption), interruption.code))
+    except Exception as error:  # a user's network may raise anything
         if debug:
             traceback.print_exception(error)
         sys.exit(_exit_with_error(*_message_and_code(error)))
 
 
 def _without_debug(arguments: list[str]) -> tuple[list[str], bool]:
-    """The arguments without --debug, wherever it stands, and whether the user asks for tracebacks."""
+    """The arguments without --debug, and whether tracebacks are requested."""
     end = arguments.index("--") if "--" in arguments else len(arguments)
     options = [argument for argument in arguments[:end] if argument != DEBUG]
-    asked = len(options) < end or os.environ.get("GAP_DEBUG", "0") not in ("", "0")
-    return options + arguments[end:], asked
+    is_debug = len(options) < end or os.environ.get("GAP_DEBUG", "0") not in ("", "0")
+    return options + arguments[end:], is_debug
 
 
 def _verb_to_complete() -> str:
-    """The verb on a command line that is being typed: bash gives the line in one variable, other shells in another."""
+    """The subcommand of a command line that is being completed. The variable of the line depends on the shell."""
     line = os.environ.get("COMP_WORDS") or os.environ.get("_TYPER_COMPLETE_ARGS", "")
     return next((word for word in line.split() if word in COMMANDS), "")
 
 
 def _message_and_code(error: Exception) -> tuple[str, int]:
-    """What to say of an error, and the exit status."""
+    """The message of an error, and the exit status."""
     match error:
         case UsageError():
             return error.format_message(), 2
@@ -102,7 +103,7 @@ def _message_and_code(error: Exception) -> tuple[str, int]:
 
 
 def make_app(verb: str) -> typer.Typer:
-    """The app with `verb` loaded. The other verbs are known by name and help only: torch takes seconds to import."""
+    """The app with the command `verb`. Of other commands only name and help are loaded: torch is slow to import."""
     app = typer.Typer(
         epilog="Start with: gap demo. Each verb has --help with an example.",
         rich_markup_mode="rich",
@@ -123,8 +124,8 @@ def _module(verb: str) -> str:
     return verb.replace("-", "_")
 
 
-def _version(context: typer.Context, asked: bool) -> None:
-    if asked and not context.resilient_parsing:
+def _version(context: typer.Context, is_set: bool) -> None:
+    if is_set and not context.resilient_parsing:
         from gap.core.artifact import versions
 
         typer.echo(", ".join(f"{name} {version}" for name, version in versions().items()))
@@ -139,7 +140,7 @@ def _root_callback(
         bool, typer.Option("--version", help="Print the versions of gap and torch.", is_eager=True, callback=_version)
     ] = False,
 ) -> None:
-    """Generative adversarial perturbations: fool a classifier, measure how well, and harden it."""
+    """Generative adversarial perturbations: attack a classifier, evaluate attacks, and harden it."""
 
 
 def _short_help(verb: str) -> str:
@@ -148,18 +149,18 @@ def _short_help(verb: str) -> str:
 
 
 def _unwrap_paragraphs(command: Callable[..., None]) -> str:
-    """The docstring with its paragraphs in one line each: the terminal breaks them where it ends."""
+    """The docstring with each paragraph on one line, which the terminal wraps to its width."""
     return "\n\n".join(" ".join(paragraph.split()) for paragraph in (command.__doc__ or "").split("\n\n"))
 
 
 def _exit_with_error(message: str, code: int) -> int:
-    if is_main_process() or code == 1:  # which may go wrong in one process alone
+    if is_main_process() or code == 1:  # code 1: such an error may occur in one process only
         sys.stderr.write(f"gap: {_with_flags(' '.join(message.split()))}\n")
     return code
 
 
 def _with_flags(message: str) -> str:
-    """A message in which arguments stand as flags: the library writes `batch_size`, the command line --batch-size."""
+    """A message with flags in place of arguments: the library writes `batch_size`, the command line --batch-size."""
     return re.sub(r"`([a-z]+(?:_[a-z]+)*)`", lambda match: f"--{match[1].replace('_', '-')}", message)
 
 

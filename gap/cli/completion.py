@@ -1,6 +1,6 @@
-"""What a shell completes: names of classifiers, data sets, attacks, configs and layers. Only layers import torch.
+"""Shell completion of classifiers, data sets, attacks, configs and layers. Only that of layers imports torch.
 
-A completer is given what is typed so far, and returns what may stand there; typer drops what does not begin so.
+A completer gets the incomplete text and returns possible values; typer drops those that do not begin with the text.
 """
 
 from collections.abc import Callable, Iterator
@@ -20,18 +20,18 @@ from gap.hardening.options import INNER_ATTACKS
 from gap.imagery.options import BACKBONE
 from gap.models.classifier_names import BUILTIN_DESCRIPTIONS
 
-# A value, and what it is.
+# A value and its description.
 Item = tuple[str, str]
 
 
 def classifiers(incomplete: str) -> list[Item]:
-    """Classifiers of our own, families of others, and folders that gap left."""
+    """Builtin classifiers, families of others, and folders that gap wrote."""
     families = [(f"{family}:", f"NAME, as gap classifiers {family} lists them") for family in ("torchvision", "timm")]
     return [*BUILTIN_DESCRIPTIONS.items(), *families, *_artifacts(incomplete, "classifier")]
 
 
 def datasets(incomplete: str) -> list[Item]:
-    """Data sets, and folders of pictures."""
+    """Data sets, and folders of images."""
     if incomplete.startswith(FOLDER):
         folders = Path().glob(f"{escape(incomplete.removeprefix(FOLDER))}*/")
         return [(f"{FOLDER}{folder}", "") for folder in folders]
@@ -44,33 +44,33 @@ def attacks(incomplete: str) -> list[Item]:
 
 
 def trained_attacks(incomplete: str) -> list[Item]:
-    """Folders that `gap train` left."""
+    """Folders that `gap train` wrote."""
     return _artifacts(incomplete, *ARTIFACT_KINDS)
 
 
 def stylizers(incomplete: str) -> list[Item]:
-    """Folders that `gap train-stylizer` left."""
+    """Folders that `gap train-stylizer` wrote."""
     return _artifacts(incomplete, "stylizer")
 
 
 def inner_attacks() -> list[Item]:
-    """Attacks that a classifier is hardened with."""
+    """Attacks for adversarial training."""
     return [(name, kind.description) for name, kind in INNER_ATTACKS.items()]
 
 
 def configs() -> list[str]:
-    """The experiments that come with gap."""
+    """The configs that are part of gap."""
     return named_configs()
 
 
 def layers(context: typer.Context, incomplete: str) -> list[str]:
-    """Layers of the network that is named before, as a,b,c."""
-    done, comma, _ = incomplete.rpartition(",")
-    return [f"{done}{comma}{layer}" for layer in _layers_of(_network(context))]
+    """Layers of the network that is named earlier on the command line, as a,b,c."""
+    completed, comma, _ = incomplete.rpartition(",")
+    return [f"{completed}{comma}{layer}" for layer in _layers_of(_network(context))]
 
 
 def features(context: typer.Context) -> list[str]:
-    """The same as `gap visualize` takes them, a channel to follow."""
+    """Layers for `gap visualize`, with a colon, after which a channel follows."""
     return [f"{layer}:" for layer in ("logit", *_layers_of(_network(context)))]
 
 
@@ -84,7 +84,7 @@ COMPLETERS: dict[str, Callable[..., list[Item] | list[str]]] = {
 
 
 def completer_of(field: FieldInfo) -> Callable[..., list[Item] | list[str]] | None:
-    """What completes a field of an option class: what its note `complete` names, or the words it is one of."""
+    """The completer of a field of an option class: that of its note `complete`, or the values of a Literal."""
     if get_origin(field.annotation) is Literal:
         words = list(get_args(field.annotation))
         return lambda: words
@@ -92,38 +92,38 @@ def completer_of(field: FieldInfo) -> Callable[..., list[Item] | list[str]] | No
 
 
 def _artifacts(incomplete: str, *kinds: str) -> list[Item]:
-    """Folders of these kinds that gap left, one or two below what is typed."""
-    parent, slash, begun = incomplete.rpartition("/")
-    start = Path(f"{parent}{slash}")
-    cards = (card for below in ("*", "*/*") for card in start.glob(f"{escape(begun)}{below}/card.yaml"))
+    """Folders of these kinds that gap wrote, up to two levels below the incomplete text."""
+    parent, slash, prefix = incomplete.rpartition("/")
+    folder = Path(f"{parent}{slash}")
+    cards = (card for pattern in ("*", "*/*") for card in folder.glob(f"{escape(prefix)}{pattern}/card.yaml"))
     return [(str(card.parent), kind) for card in cards if (kind := _kind(card)) in kinds]
 
 
 def _kind(card: Path) -> str:
-    """The kind that a card says in its first line: the whole may be long."""
+    """The kind in the first line of a card; the whole card may be long."""
     with suppress(OSError, ValueError), card.open(encoding="utf-8") as lines:
         return next(lines, "").removeprefix("kind: ").strip()
     return ""
 
 
 def _network(context: typer.Context) -> str:
-    """The network whose layers are asked for: the first of `gap layer-robustness`, the backbone of verbs that draw."""
+    """The network whose layers are completed: the first of `gap layer-robustness`, or the backbone of a drawing."""
     if "classifiers" in context.params:
-        # Behind an option without its value, click leaves the arguments unread.
-        named = context.params["classifiers"] or context.args
-        return named[0] if named else ""
+        # After an option without a value, click does not parse the arguments.
+        names = context.params["classifiers"] or context.args
+        return names[0] if names else ""
     return context.params.get("backbone") or BACKBONE
 
 
 def _layers_of(name: str) -> Iterator[str]:
-    """Layers of one of our own networks. Others are not built: completing a word runs nobody's code."""
+    """Layers of a builtin network. Other networks are not built, so that completion does not run user code."""
     if name not in BUILTIN_DESCRIPTIONS:
         return
     from gap.models.classifiers import BUILTIN
     from gap.models.feature_extractor import layer_aliases
 
     entry = BUILTIN[name]
-    with suppress(GapError):  # its weights may not be installed
+    with suppress(GapError):  # the weights may not be installed
         network = entry.build(entry.channels, entry.classes)
         yield from layer_aliases(network)
         yield from filter(None, dict(network.named_modules()))

@@ -1,4 +1,4 @@
-"""What every drawing verb does around its work: the bar, the preview, and the picture kept on Ctrl-C."""
+"""The parts that all drawing commands share: the progress bar, previews, and saving on Ctrl-C."""
 
 import signal
 import sys
@@ -29,8 +29,7 @@ PREVIEW_SECONDS = 10.0
 
 
 class DrawingProgress:
-    """Shows the progress of a drawing, and every ten seconds hands the images so far (N x C x H x W) to
-    `save_preview`."""
+    """Shows the progress of a drawing, and calls `save_preview` with the images N x C x H x W every ten seconds."""
 
     def __init__(self, save_preview: Callable[[Tensor], object], bar: StepBar, writer: SummaryWriter | None) -> None:
         self.save_preview, self.bar, self.writer = save_preview, bar, writer
@@ -40,7 +39,7 @@ class DrawingProgress:
 
     def __call__(self, progress: OptimizationProgress) -> None:
         self.step, self.steps = progress.step + 1, progress.steps
-        # Not the progress itself, which holds what every layer returned.
+        # Only the images are stored: the progress has references to the outputs of all layers.
         self.images = progress.activations.images.detach()
         objective = progress.values.detach().mean().item()
         self.bar.update(self.step, self.steps, f"objective {objective:.4g}")
@@ -53,7 +52,7 @@ class DrawingProgress:
                 self.writer.add_images("pictures", self.images.cpu(), self.step)
 
     def keep(self) -> None:
-        """Save the images as they are now, and say so."""
+        """Save the present images, with a message."""
         if self.images is not None:
             self.save_preview(self.images)
             sys.stderr.write(f"gap: ended at evaluation {self.step} of {self.steps}; the picture so far is kept\n")
@@ -61,20 +60,20 @@ class DrawingProgress:
 
 @contextmanager
 def progress_display(save_preview: Callable[[Tensor], object], log: Path | None = None) -> Iterator[DrawingProgress]:
-    """Shows the progress of a drawing; where it is interrupted, or fails, the images so far are kept."""
+    """Show the progress of a drawing. If it is interrupted or fails, the present images are saved."""
     with StepBar("drawing") as bar, _event_writer(log) as writer:
         progress = DrawingProgress(save_preview, bar, writer)
         try:
             with _sigterm_as_exit():
                 yield progress
-        except (KeyboardInterrupt, SystemExit, Exception):  # a backbone of the user's own may raise anything
+        except (KeyboardInterrupt, SystemExit, Exception):  # a user's backbone may raise anything
             progress.keep()
             raise
 
 
 @contextmanager
 def _event_writer(log: Path | None) -> Iterator[SummaryWriter | None]:
-    """TensorBoard's writer for a folder, if there is one."""
+    """A writer of TensorBoard for a folder; None without a folder."""
     if log is None:
         yield None
         return
@@ -89,43 +88,42 @@ def _event_writer(log: Path | None) -> Iterator[SummaryWriter | None]:
 
 @contextmanager
 def _sigterm_as_exit() -> Iterator[None]:
-    """Have SIGTERM end the block by an exception, as Ctrl-C does, with the exit status that it asks for."""
+    """Turn SIGTERM inside the block into SystemExit, with the exit status of the signal."""
 
-    def end(number: int, frame: FrameType | None) -> None:
+    def raise_exit(number: int, frame: FrameType | None) -> None:
         raise SystemExit(128 + number)
 
     try:
-        before = signal.signal(signal.SIGTERM, end)
-    except ValueError:  # only the main thread may set handlers; elsewhere the caller keeps its own
+        previous = signal.signal(signal.SIGTERM, raise_exit)
+    except ValueError:  # only the main thread may set handlers
         yield
         return
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run_drawing(out: Path, work: Callable[[DrawingProgress], StyleTransferResult], log: Path | None = None) -> None:
-    """Do a drawing's work beside a progress bar, leave the picture in `out`, and say how the objective ended.
+    """Run a drawing with a progress bar, save the image to `out`, and print the final objective.
 
-    With `log`, TensorBoard gets the objective there and the pictures on the way.
+    With `log`, the objective and intermediate images are written to a TensorBoard folder.
     """
-    with progress_display(lambda pictures: save_image(pictures[0], out), log) as stand:
-        drawn = work(stand)
-        save_image(drawn.image, out)
-    typer.echo(f"{drawn.loss_summary}\n{drawn.evaluations} evaluations\n{out}")
+    with progress_display(lambda images: save_image(images[0], out), log) as progress:
+        result = work(progress)
+        save_image(result.image, out)
+    typer.echo(f"{result.loss_summary}\n{result.evaluations} evaluations\n{out}")
 
 
 def check_not_input(out: Path, pictures: Iterable[Path | None]) -> None:
-    """Raise GapError where a drawing would be left in place of a picture that it is made from."""
-    for picture in pictures:
-        if picture and picture.exists() and out.exists() and out.samefile(picture):
+    """Raise GapError where a drawing would overwrite one of its input images."""
+    for path in pictures:
+        if path and path.exists() and out.exists() and out.samefile(path):
             raise GapError(f"{out} is a picture that is drawn from, and would be lost; leave the drawing elsewhere")
 
 
 def check_output(out: Path, pictures: Iterable[Path | None] = ()) -> None:
-    """Raise GapError where a drawing could not be left, or only in place of one of the pictures that it is made from,
-    before any work is done for it."""
+    """Raise GapError where a drawing cannot be written, or would overwrite one of its input images."""
     check_not_input(out, pictures)
     if out.suffix.lower() != ".png" or out.is_dir():
         raise GapError(f"{out} is not the name of a PNG; end it in .png")
@@ -139,11 +137,11 @@ def load_backbone(
     mean: list[float] | None = None,
     std: list[float] | None = None,
 ) -> Classifier:
-    """The backbone of that name; one that does not say what it takes is tried on color pictures of 224 pixels."""
+    """The backbone of that name. The default input of networks that do not define it is 3 x 224 x 224."""
     (backbone,) = load_classifiers([name], parse_input_shape(input), (3, (224, 224)), mean, std)
     return backbone.to(device)
 
 
 def find_device(options: RuntimeOptions) -> torch.device:
-    """The device that the options name, made ready for drawing; raises GapError where there is no such device."""
+    """The device of the options, set up for drawing; raises GapError where it is not available."""
     return make_accelerator(options).device

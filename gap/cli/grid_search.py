@@ -1,4 +1,4 @@
-"""What `gap stylize --grid-search` leaves: every drawing of a search, a sheet of them, and the best."""
+"""The output of `gap stylize --grid-search`: all drawings, a sheet of them, and the best one."""
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -25,52 +25,54 @@ PREVIEW_FILE = "unfinished.png"
 
 
 def save_grid_search(search: Callable[[DrawingProgress], Iterable[Trial]], metric_network: str, out: Path) -> None:
-    """Save each drawing of a search as it comes, in a folder beside `out` with a sheet and a table of all so far, and
-    the best so far in `out`."""
+    """Save the drawings of a search, and after each of them a sheet and a table, in a folder next to `out`.
+
+    The best drawing so far is saved to `out`.
+    """
     folder = out.with_name(f"{out.stem}-grid")
     prepare_output_dir(folder)
     write_marker(folder)
-    for old in folder.glob("[0-9][0-9].png"):
-        old.unlink()
-    drawn: list[Trial] = []
-    with progress_display(lambda pictures: save_image(pictures[0], folder / PREVIEW_FILE)) as stand:
-        for each in search(stand):
-            drawn.append(each)
-            _keep(drawn, metric_network, folder, out)
-            layers = ",".join(each.layers)
-            typer.echo(f"{len(drawn)}: {each.weight:g}, {layers}, score {each.score:.3g}", err=True)
+    for path in folder.glob("[0-9][0-9].png"):
+        path.unlink()
+    trials: list[Trial] = []
+    with progress_display(lambda images: save_image(images[0], folder / PREVIEW_FILE)) as progress:
+        for trial in search(progress):
+            trials.append(trial)
+            _save_results(trials, metric_network, folder, out)
+            layers = ",".join(trial.layers)
+            typer.echo(f"{len(trials)}: {trial.weight:g}, {layers}, score {trial.score:.3g}", err=True)
     (folder / PREVIEW_FILE).unlink(missing_ok=True)
-    ranked = sorted(_rows(drawn), key=lambda row: float(str(row["score"])))
+    ranked = sorted(_rows(trials), key=lambda row: float(str(row["score"])))
     print_table(ranked, COLUMNS, f"measured by {metric_network}, the best first")
     typer.echo(f"{folder / 'sheet.png'}\n{out}")
 
 
-def _keep(drawn: Sequence[Trial], metric_network: str, folder: Path, out: Path) -> None:
-    rows = _rows(drawn)
-    save_image(drawn[-1].picture, folder / str(rows[-1]["file"]))
-    best = min(drawn, key=lambda each: each.score)
+def _save_results(trials: Sequence[Trial], metric_network: str, folder: Path, out: Path) -> None:
+    rows = _rows(trials)
+    save_image(trials[-1].picture, folder / str(rows[-1]["file"]))
+    best = min(trials, key=lambda trial: trial.score)
     save_image(best.picture, out)
-    shown = [
+    captioned = [
         CaptionedImage(
-            to_image(each.picture),
-            f"{'the best, ' if each is best else ''}{row['file']}: {each.layers[0]} to {each.layers[-1]},"
-            f" weight {each.weight:g}, score {each.score:.3g}",
+            to_image(trial.picture),
+            f"{'the best, ' if trial is best else ''}{row['file']}: {trial.layers[0]} to {trial.layers[-1]},"
+            f" weight {trial.weight:g}, score {trial.score:.3g}",
         )
-        for each, row in zip(drawn, rows, strict=True)
+        for trial, row in zip(trials, rows, strict=True)
     ]
-    save_image(image_grid(shown, columns=3), folder / "sheet.png")
+    save_image(image_grid(captioned, columns=3), folder / "sheet.png")
     write_json(folder / "table.json", {"metric_network": metric_network, "rows": rows})
 
 
-def _rows(drawn: Sequence[Trial]) -> list[dict[str, object]]:
+def _rows(trials: Sequence[Trial]) -> list[dict[str, object]]:
     return [
         {
             "file": f"{number:02}.png",
-            "style_weight": each.weight,
-            "layers": ",".join(each.layers),
-            "content_distance": each.content_distance,
-            "style_distance": each.style_distance,
-            "score": each.score,
+            "style_weight": trial.weight,
+            "layers": ",".join(trial.layers),
+            "content_distance": trial.content_distance,
+            "style_distance": trial.style_distance,
+            "score": trial.score,
         }
-        for number, each in enumerate(drawn, start=1)
+        for number, trial in enumerate(trials, start=1)
     ]

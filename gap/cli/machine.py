@@ -1,4 +1,4 @@
-"""What the command line sets before torch is imported: memory is kept, and threads wait politely on a busy machine."""
+"""Settings of the command line before torch is imported: freed memory, and waiting threads on a busy machine."""
 
 import os
 import sys
@@ -8,18 +8,18 @@ from pathlib import Path
 from gap.core.memory import keep_freed_memory
 from gap.core.process import is_main_process
 
-# Verbs that compute nothing.
+# Commands that compute nothing.
 IDLE = ("classifiers", "data", "attacks", "configs")
 POLICY = "OMP_WAIT_POLICY"
-# The share of the processors that other work uses from which on the machine is busy, and how long it is watched.
+# A machine is busy if other processes use more than this share of the processors, measured for this many seconds.
 BUSY, SECONDS = 0.35, 0.1
 
 
 def prepare_machine(arguments: list[str]) -> None:
-    """Set memory and threads for a verb that computes.
+    """Set memory and threads for a command that computes.
 
-    Threads of OpenMP spin while they wait, which is faster on a quiet machine and three times as slow beside another
-    busy process; there they sleep. A policy that the user set stays.
+    Waiting threads of OpenMP spin by default. That is faster on an idle machine and three times slower on a busy one,
+    where they are set to sleep. A policy that the user set is not changed.
     """
     if arguments[0] in IDLE or "--help" in arguments or arguments[0].startswith("-"):
         return
@@ -31,7 +31,7 @@ def prepare_machine(arguments: list[str]) -> None:
 
 
 def busy_share(seconds: float = SECONDS) -> float:
-    """The share of the processors' time that is in use just now; 0 where the system does not tell."""
+    """The share of the processors' time that is in use at present; 0 where it is unknown."""
     before = _times()
     time.sleep(seconds if before else 0)
     after = _times()
@@ -41,7 +41,7 @@ def busy_share(seconds: float = SECONDS) -> float:
 
 
 def _times() -> tuple[int, int] | None:
-    """Busy and total time of all processors since the start, in ticks."""
+    """The busy and the total time of all processors since the boot, in ticks."""
     try:
         fields = [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):

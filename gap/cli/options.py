@@ -1,4 +1,4 @@
-"""Command-line options made from option classes: each is written once, in the class, and typed everywhere."""
+"""Command-line options from option classes, which define each option once."""
 
 import inspect
 import sys
@@ -23,14 +23,14 @@ Assign = Annotated[
     list[str] | None, typer.Option("--set", help="One option by its path in a config, such as seed=1; repeatable.")
 ]
 
-# Of verbs that train.
+# Options of training commands.
 Out = Annotated[Path, typer.Option("--out", help="Folder for the result.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the unfinished training in --out, with its options.")]
 Overwrite = Annotated[bool, typer.Option("--overwrite", help="Replace the result of an earlier run in --out.")]
 
 
 def _reserve_standard_output(context: typer.Context, path: Path | None) -> Path | None:
-    """Where JSON goes to standard output, everything for people goes to standard error until the verb ends."""
+    """The path of JSON output. If that is standard output, other output goes to standard error."""
     if path == Path("-"):
         path = STANDARD_OUTPUT
     if path and descriptor(path) == 1:
@@ -47,32 +47,32 @@ Json = Annotated[
 
 
 def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the fields of an option class as flags, beside its own parameters.
+    """Add the fields of an option class to a command as flags, in addition to its own parameters.
 
-    The command's first parameter, `read`, gives the options: over any layers handed to it come `--config`, `--set` and
-    the flags. Fields of a section become flags of their own name.
+    The command's first parameter, `read`, is a function that returns the options. `--config`, `--set` and the flags
+    override, in this order, the layers that are passed to it. Fields of a section become flags with their own name.
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        leaves = list(_iter_fields(options))
-        fields = {path[-1]: (path, field) for path, field, _ in leaves}
+        option_fields = list(_iter_fields(options))
+        fields = {path[-1]: (path, field) for path, field, _ in option_fields}
 
-        def run(config: str | None = None, assign: list[str] | None = None, **given: Any) -> None:
-            own = {name: given.pop(name) for name in list(given) if name not in fields}
+        def run(config: str | None = None, assign: list[str] | None = None, **arguments: Any) -> None:
+            command_arguments = {name: arguments.pop(name) for name in list(arguments) if name not in fields}
             assigned = parse_assignments(assign or [])
             flags: dict[str, Any] = {}
-            for name, value in given.items():
+            for name, value in arguments.items():
                 if value is not None and value != []:
                     path, field = fields[name]
                     numbers = isinstance(value, list) and _item_type(field.annotation) in (int, float)
                     flags = deep_merge(flags, _nest(path, _split_commas(value) if numbers else value))
             layers = [read_config(config)] if config else []
-            command(lambda *base: options.read(*base, *layers, assigned, flags), **own)
+            command(lambda *base: options.read(*base, *layers, assigned, flags), **command_arguments)
 
         parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
-        parameters += [_to_typer_option(path[-1], field, group) for path, field, group in leaves]
+        parameters += [_to_typer_option(path[-1], field, group) for path, field, group in option_fields]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
-        # Typer makes the flags from this; `inspect` documents it, and the types of functions lack it.
+        # Typer makes the flags from this attribute. `inspect` documents it, but the type of functions does not have it.
         run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         run.__annotations__ = {p.name: p.annotation for p in parameters}
         run.__name__, run.__doc__ = command.__name__, command.__doc__
@@ -84,7 +84,7 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
 def _iter_fields(
     options: type[Options], path: tuple[str, ...] = ()
 ) -> Iterator[tuple[tuple[str, ...], FieldInfo, str | None]]:
-    """Each field with its path and the group of the class that declared it first."""
+    """The fields with their paths and the group of the class that first declares them."""
     for name, field in options.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, Options):
             yield from _iter_fields(field.annotation, (*path, name))
@@ -94,30 +94,30 @@ def _iter_fields(
 
 
 def _to_typer_option(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
-    """A flag that is None unless given; its default stands in the help, under the heading of its group."""
+    """A flag with the default None; the help shows the field's default, under the heading of its group."""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    shown: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
+    default_text: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
     hint = _typer_type(field.annotation)
-    described = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
+    help_text = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
     completer = completer_of(field)
     option: Any
     if command_line_note(field, "positional"):
-        option = typer.Argument(help=described, show_default=False, autocompletion=completer)
+        option = typer.Argument(help=help_text, show_default=False, autocompletion=completer)
     elif field.annotation is bool:
         option = typer.Option(
-            f"{flag}/--no-{flag[2:]}", help=described, show_default="on" if default else False, rich_help_panel=group
+            f"{flag}/--no-{flag[2:]}", help=help_text, show_default="on" if default else False, rich_help_panel=group
         )
     else:
-        default_shown = str(shown) if shown not in (None, "") else False
+        shown_default = str(default_text) if default_text not in (None, "") else False
         option = typer.Option(
-            flag, help=described, show_default=default_shown, rich_help_panel=group, autocompletion=completer
+            flag, help=help_text, show_default=shown_default, rich_help_panel=group, autocompletion=completer
         )
     return _parameter(name, Annotated[hint, option], None)
 
 
 def _typer_type(annotation: Any) -> Any:
-    """The type that typer parses a flag as; lists are given by repeating the flag, those of numbers also as a,b,c."""
+    """The type of a flag for typer. Flags of lists can be repeated; lists of numbers may also be written a,b,c."""
     annotation = _strip_optional(annotation)
     if get_origin(annotation) in (list, tuple):
         return list[str] | None
@@ -129,14 +129,14 @@ def _typer_type(annotation: Any) -> Any:
 
 
 def _strip_optional(annotation: Any) -> Any:
-    """What a type is besides None."""
+    """A type without None."""
     if get_origin(annotation) in (Union, UnionType):
         return next(part for part in get_args(annotation) if part is not type(None))
     return annotation
 
 
 def _item_type(annotation: Any) -> Any:
-    """What a list or a tuple is of."""
+    """The type of the items of a list or tuple."""
     return get_args(_strip_optional(annotation))[0]
 
 

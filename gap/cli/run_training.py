@@ -1,4 +1,4 @@
-"""What every training verb does around its work: the output folder, resume, callbacks, leaving cleanly."""
+"""The parts that all training commands share: the output folder, resuming, and printing the result."""
 
 import sys
 from collections.abc import Callable
@@ -29,7 +29,7 @@ def run_training(
     resume: bool,
     overwrite: bool,
 ) -> None:
-    """A training verb from its options to its last line."""
+    """Run a training command, from reading its options to printing its result."""
     if resume and (out / CARD).is_file():
         artifact = open_artifact(out)
         _print(f"{out} is finished; there is nothing to resume, and options change nothing\n{_next_argument(artifact)}")
@@ -37,16 +37,16 @@ def run_training(
     options = _options(verb, read, out, resume)
     prepare_run_dir(out, resume=resume, overwrite=overwrite)
     artifact = run_in_folder(verb, work, options, out, logs(out), resume=resume)
-    figures = "  ".join(
+    metrics_text = "  ".join(
         f"{split} {name.replace('_', ' ')} {value:.4g}"
         for split, values in artifact.card["metrics"].items()
         for name, value in values.items()
     )
-    _print(f"{artifact.kind}: {figures}\n{_next_argument(artifact)}")
+    _print(f"{artifact.kind}: {metrics_text}\n{_next_argument(artifact)}")
 
 
 def _next_argument(artifact: Artifact) -> str:
-    """How the next command names this: by the folder, and a network of the user's own by its code too."""
+    """The argument for the next command: the folder, for a network of user code after its factory and an @."""
     architecture = artifact.card.get("classifier", {}).get("architecture", "")
     return f"{architecture}@{artifact.folder}" if runs_user_code(architecture) else str(artifact.folder)
 

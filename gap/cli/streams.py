@@ -1,4 +1,4 @@
-"""Standard output and standard error that never fail, so that what is printed cannot end the work."""
+"""Standard output and standard error that never raise, so that printing cannot end a command."""
 
 import codecs
 import io
@@ -9,14 +9,14 @@ from contextlib import suppress
 from typing import Any, TextIO
 
 REPLACE = "gap.replace"
-ESCAPED_BYTES = range(0xDC80, 0xDD00)  # how Python keeps the bytes of a path that are no text
+ESCAPED_BYTES = range(0xDC80, 0xDD00)  # Python's surrogates of bytes in a path that are not valid text
 
 
 class SafeOutput(io.RawIOBase):
-    """The raw part of a stream. What it cannot write, because a pipe is closed or a disk is full, is given up."""
+    """The raw part of a stream that drops what it cannot write, because a pipe is closed or a disk is full."""
 
     def __init__(self, stream: io.TextIOWrapper) -> None:
-        self.stream = stream  # would close its file when it is collected
+        self.stream = stream  # a reference: the stream would close its file when it is garbage collected
         self.raw = _raw(stream)
         self.name = stream.name
 
@@ -30,15 +30,15 @@ class SafeOutput(io.RawIOBase):
         return self.raw.isatty()
 
     def write(self, content: Any) -> int:
-        rest = memoryview(content)
-        count = len(rest)
+        remaining = memoryview(content)
+        count = len(remaining)
         with suppress(OSError):
-            while rest:
-                rest = rest[self._write_some(rest) :]
+            while remaining:
+                remaining = remaining[self._write_some(remaining) :]
         return count
 
     def _write_some(self, content: memoryview) -> int:
-        """Write what fits. A descriptor that does not block is waited for."""
+        """Write as much as possible. Waits for a non-blocking descriptor that is not ready."""
         count = self.raw.write(content)
         if count is None:
             select.select([], [self.raw.fileno()], [])
@@ -46,9 +46,9 @@ class SafeOutput(io.RawIOBase):
 
 
 def install() -> None:
-    """Put streams that never fail in the place of standard output and standard error.
+    """Replace standard output and standard error by streams that never raise.
 
-    Streams that are no files, such as those of a test, stay as they are.
+    Streams that are not files, such as those of tests, are not replaced.
     """
     codecs.register_error(REPLACE, _replace)
     _open_closed_descriptors()
@@ -57,7 +57,7 @@ def install() -> None:
 
 
 def _safe(stream: TextIO | None) -> TextIO:
-    """The stream with its encoding, its buffering and its width, that gives up what it cannot write."""
+    """A stream with the same encoding and buffering that drops what it cannot write."""
     if stream is None:  # its descriptor was closed when Python started
         return open(os.devnull, "w", encoding="utf-8", errors=REPLACE)
     if not isinstance(stream, io.TextIOWrapper) or not isinstance(_raw(stream), io.RawIOBase):
@@ -73,21 +73,21 @@ def _safe(stream: TextIO | None) -> TextIO:
 
 
 def _raw(stream: io.TextIOWrapper) -> Any:
-    """What is beneath the encoding and the buffer of a stream."""
+    """The raw stream below the encoding and the buffer."""
     return getattr(stream.buffer, "raw", stream.buffer)
 
 
 def _open_closed_descriptors() -> None:
-    """Open the null device on each standard descriptor that is closed, so that no file of the work takes its number."""
+    """Open the null device on every closed standard descriptor, so that no other file gets its number."""
     for number in range(3):
         try:
             os.fstat(number)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # takes the lowest free number, which is this one
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
 
 
 def _replace(error: UnicodeError) -> tuple[str | bytes, int]:
-    """For an encoding that lacks a character: the bytes that a path is made of as they are, ? for anything else."""
+    """The replacement of a character that an encoding does not have: the byte of a path, or else a question mark."""
     assert isinstance(error, UnicodeEncodeError)
     code = ord(error.object[error.start])
     return bytes([code - 0xDC00]) if code in ESCAPED_BYTES else "?", error.start + 1

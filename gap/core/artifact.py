@@ -1,14 +1,14 @@
-"""Artifacts: the folder that a command leaves, and the only thing that the next command needs.
+"""Artifacts: the folders that commands write, each of which is all that the next command needs.
 
-card.yaml           what it is, how it was made, on what, the metrics, the versions
+card.yaml           the kind of the artifact, its options, data, metrics and versions
 model.safetensors   its tensors
-config.yaml         the options it was made with
-metrics.jsonl       metrics along the way
-checkpoint.pt       only while the work is unfinished: where to resume
+config.yaml         the options of the training
+metrics.jsonl       the metrics during the training
+checkpoint.pt       the state to resume from, only while the training is unfinished
 
-A folder of tables or pictures has no card: an empty file, .gap-toolkit, says that gap left it.
+A folder of tables or pictures has no card. An empty file, .gap-toolkit, marks it as written by gap.
 
-Torch is imported by the functions that need it: what a folder is can be said without.
+Only the functions that need torch import it: recognizing a folder does not.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -40,15 +40,16 @@ CARD, TENSORS, CONFIG, CHECKPOINT, METRICS = (
 )
 PERTURBATION = "perturbation.png"
 MARKER_FILE = ".gap-toolkit"
-# What a training run leaves. The config goes last: until then it says whose the rest is.
+# The files that a training run writes, in the order of their removal. The config is the last: until it is removed, it
+# shows that gap wrote the folder.
 RUN_FILES = (CARD, TENSORS, CHECKPOINT, METRICS, PERTURBATION, CONFIG)
 EVENT_FILES = "tensorboard/events.out.tfevents.*"
-# Keys that only a card, and only a config, of gap's has together: one of a training on a classifier, or of a stylizer.
+# Sets of keys that only gap's files contain: cards, configs of a training on a classifier, configs of a stylizer.
 CARD_KEYS = {"kind", "versions"}
 CONFIG_KEYS = {"classifier", "data", "labels", "epochs", "precision", "deterministic"}
 STYLIZER_KEYS = {"backbone", "type", "content", "style", "epochs", "precision", "deterministic"}
 
-# Numbers in a card, as large as anything that works: a damaged one could ask for more memory than there is.
+# Numbers in a card. The bounds are generous, and keep a damaged card from allocating more memory than there is.
 Side = Annotated[int, Field(gt=0, le=2**14)]
 Count = Annotated[int, Field(gt=0, le=2**24)]
 
@@ -64,11 +65,11 @@ class Artifact:
     loaded: "Mapping[str, Tensor] | None" = field(default=None, repr=False, compare=False)
 
     def in_memory(self) -> "Artifact":
-        """The same with its tensors in memory, and its kind for a folder: it outlives the one that it was read from."""
+        """A copy with its tensors in memory and its kind as its folder. It works after the original folder is gone."""
         return replace(self, folder=Path(self.kind), loaded=self.tensors())
 
     def save(self, folder: Path | str) -> "Artifact":
-        """Write it into a folder. Raises GapError where that holds anything that gap did not leave."""
+        """Write the artifact to a folder. Raises GapError where the folder holds files that gap did not write."""
         folder = Path(folder)
         prepare_run_dir(folder, overwrite=True)
         content = {key: value for key, value in self.card.items() if key not in ("kind", "format", "versions")}
@@ -79,7 +80,7 @@ class Artifact:
         return self.card["kind"]
 
     def read(self, model: type[T]) -> T:
-        """What the card says, checked; raises GapError naming the first key that is missing or garbled."""
+        """The card as a validated model; raises GapError naming the first key that is missing or invalid."""
         try:
             return model.model_validate(self.card)
         except ValidationError as error:
@@ -88,7 +89,7 @@ class Artifact:
             raise GapError(f"{self.folder / CARD} is damaged at {key}: {reason}; make {self.folder} again") from error
 
     def tensors(self) -> "dict[str, Tensor]":
-        """The saved tensors by name; raises GapError when the file is missing or cut short."""
+        """The saved tensors by name; raises GapError when the file is missing or truncated."""
         if self.loaded is not None:
             return dict(self.loaded)
         from safetensors.torch import load_file
@@ -97,23 +98,23 @@ class Artifact:
             return load_file(path)
 
     def check_sizes(self, key: str, sizes: Iterable[int]) -> None:
-        """Raise GapError where the card says a size, at a key, that no side of any saved tensor has.
+        """Raise GapError where a size in the card, under `key`, is not the size of any dimension of a saved tensor.
 
-        A network of such a size could ask for more memory than there is.
+        A network of such a size could allocate more memory than there is.
         """
-        if self.loaded is not None:  # it was checked when it was read
+        if self.loaded is not None:  # the sizes were checked when the tensors were read
             return
         with self._reading() as path, safetensors.safe_open(path, "pt") as file:
             sides = {side for name in file.keys() for side in file.get_slice(name).get_shape()}  # noqa: SIM118
-        if strange := [size for size in sizes if size not in sides]:
+        if unmatched := [size for size in sizes if size not in sides]:
             raise GapError(
-                f"{self.folder / CARD} is damaged at {key}: nothing in {path.name} has the size {strange[0]};"
+                f"{self.folder / CARD} is damaged at {key}: nothing in {path.name} has the size {unmatched[0]};"
                 f" make {self.folder} again"
             )
 
     @contextmanager
     def _reading(self) -> Iterator[Path]:
-        """Gives the file of the tensors; turns what reading it raises into a line."""
+        """Yield the path of the tensor file; turn errors of reading it into a GapError."""
         from gap.core.safe_load import READ_ERRORS
 
         path = self.folder / TENSORS
@@ -122,23 +123,23 @@ class Artifact:
         except MemoryError as error:
             raise GapError(f"{path} asks for more memory than there is") from error
         except READ_ERRORS as error:
-            why = first_line(error)
-            raise GapError(f"{path} is missing or cut short ({why}); make {self.folder} again") from error
+            reason = first_line(error)
+            raise GapError(f"{path} is missing or cut short ({reason}); make {self.folder} again") from error
 
     def fit(self, network: "nn.Module") -> None:
-        """Load the saved tensors into a network; raises GapError where they do not fit, or cannot be weights."""
+        """Load the saved tensors into a network; raises GapError where shapes or values are not usable as weights."""
         from gap.core.safe_load import load_state_dict_checked
 
         load_state_dict_checked(network, self.tensors(), self.folder / TENSORS, f"make {self.folder} again")
 
 
 def is_artifact(folder: Path) -> bool:
-    """Whether a finished artifact stands there."""
+    """Whether a folder holds a finished artifact."""
     return is_file(folder / CARD)
 
 
 def open_artifact(folder: Path, *kinds: str) -> Artifact:
-    """The artifact of one of these kinds in a folder; raises GapError saying what is there instead."""
+    """The artifact in a folder, of one of these kinds; raises GapError where the folder holds anything else."""
     if not is_artifact(folder):
         if _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS):
             raise GapError(f"{folder} is unfinished; go on with `resume` `out` {folder}")
@@ -153,7 +154,7 @@ def open_artifact(folder: Path, *kinds: str) -> Artifact:
 
 
 def save_artifact(folder: Path, kind: str, tensors: "Mapping[str, Tensor]", content: Mapping[str, Any]) -> Artifact:
-    """Write tensors and card, the card last: a folder with a card is whole. The checkpoint goes."""
+    """Write the tensors, then the card, so that a folder with a card is complete. Remove the checkpoint."""
     from safetensors.torch import save_file
     from torch import Tensor
 
@@ -161,7 +162,7 @@ def save_artifact(folder: Path, kind: str, tensors: "Mapping[str, Tensor]", cont
     plain = {
         name: tensor.detach().cpu().contiguous().clone()
         for name, tensor in tensors.items()
-        if isinstance(tensor, Tensor)  # modules may keep other things in a state dict besides
+        if isinstance(tensor, Tensor)  # a state dict may also contain other values
     }
     with atomic_write(folder / TENSORS) as part:
         save_file(plain, part)
@@ -171,13 +172,13 @@ def save_artifact(folder: Path, kind: str, tensors: "Mapping[str, Tensor]", cont
 
 
 def update_card(folder: Path, key: str, value: Any) -> None:
-    """Add what was found out about an artifact to its card, in place of what an earlier look found."""
+    """Set a key of an artifact's card, for example to the results of an evaluation. An earlier value is replaced."""
     card = open_artifact(folder).card | {key: value}
     write_text(folder / CARD, yaml.safe_dump(card, sort_keys=False, allow_unicode=True, width=110))
 
 
 def prepare_run_dir(folder: Path, *, resume: bool = False, overwrite: bool = False) -> None:
-    """Make sure that `folder` can be written to; raises GapError when it holds something that must not be lost."""
+    """Prepare `folder` for the files of a run; raises GapError when it holds files that must not be lost."""
     prepare_output_dir(folder)
     if _contents(folder) and not (resume or overwrite):
         state = "a finished piece of work; use" if is_artifact(folder) else "unfinished work; use `resume` to go on,"
@@ -185,43 +186,43 @@ def prepare_run_dir(folder: Path, *, resume: bool = False, overwrite: bool = Fal
 
 
 def prepare_output_dir(folder: Path) -> None:
-    """Make a folder that may be written to; raises GapError when it holds anything and gap did not leave it."""
+    """Create a folder for output; raises GapError when it holds files that gap did not write."""
     make_dir(folder)
     if _contents(folder) and not was_written_by_gap(folder):
         raise GapError(f"{folder} exists and is not a folder that gap left; name another")
 
 
 def _contents(folder: Path) -> set[Path]:
-    """What a folder holds besides the half-written files of a killed run."""
+    """The files in a folder, except incomplete files of a killed run."""
     return set(folder.iterdir()) - set(stale_temp_files(folder, (MARKER_FILE, *RUN_FILES)))
 
 
 def write_marker(folder: Path) -> None:
-    """Say in a folder without a card that gap left it, before anything else is written there."""
+    """Mark a folder without a card as written by gap, before any other file is written there."""
     write_text(folder / MARKER_FILE, "")
 
 
 def was_written_by_gap(folder: Path) -> bool:
-    """Whether gap left this folder: by its mark, or by what its card or its config says, never by a file's name."""
+    """Whether gap wrote this folder, judged by its marker file or by the keys of its card or config."""
     recognized = _has_keys(folder / CARD, CARD_KEYS) or _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS)
     return recognized or is_file(folder / MARKER_FILE)
 
 
 def remove_run_files(folder: Path) -> None:
-    """Take out of a folder what a run leaves in it, and nothing else."""
+    """Remove the files that a run writes from a folder, and no others."""
     for path in [*folder.glob(EVENT_FILES), *(folder / name for name in RUN_FILES)]:
         path.unlink(missing_ok=True)
     with suppress(OSError):
-        (folder / "tensorboard").rmdir()  # only where it is empty
+        (folder / "tensorboard").rmdir()  # fails where the folder is not empty
 
 
 def make_dir(folder: Path) -> None:
-    """Make a folder that files are added to; raises GapError when it cannot be one."""
+    """Create a folder if it does not exist; raises GapError when that fails or the path is a file."""
     if exists(folder) and not is_folder(folder):
         raise GapError(f"{folder} is a file; name a folder for the output")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, ValueError) as error:  # ValueError: no system has such a name
+    except (OSError, ValueError) as error:  # ValueError: not a valid name on any system
         raise GapError(f"cannot write to {folder}: {getattr(error, 'strerror', error)}") from error
 
 
@@ -235,9 +236,9 @@ def _has_keys(path: Path, *sets: set[str]) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """The versions that metrics depend on; gap's own is "source" where a clone runs without being installed."""
-    found = {name: version(name) for name in ("torch", "torchvision", "segmentation-models-pytorch")}
+    """The versions that metrics depend on. Gap's own is "source" where it runs without being installed."""
+    libraries = {name: version(name) for name in ("torch", "torchvision", "segmentation-models-pytorch")}
     try:
-        return {"gap-toolkit": version("gap-toolkit"), **found}
+        return {"gap-toolkit": version("gap-toolkit"), **libraries}
     except PackageNotFoundError:
-        return {"gap-toolkit": "source", **found}
+        return {"gap-toolkit": "source", **libraries}

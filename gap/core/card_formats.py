@@ -1,4 +1,4 @@
-"""Cards of earlier versions in the words of today's."""
+"""Upgrades of cards that earlier versions wrote."""
 
 from typing import Any
 
@@ -31,16 +31,16 @@ _METRICS = {
 }
 _ROBUSTNESS = {"gate": "checks", "unchecked": "not_evaluated", "right": "num_correct", "normaliser": "normalizer"}
 _CHECK = {"check": "name", "evidence": "details"}
-# How a key of format 1 begins that holds what `gap judge` found.
-_JUDGED = "judged at "
+# Keys of format 1 with the results of `gap judge` begin with this.
+_EVALUATION_PREFIX = "judged at "
 
 
 def upgraded(card: dict[str, Any]) -> dict[str, Any]:
-    """A card in today's format. Cards without a `format` are of format 1; what is not understood stays as it is."""
+    """A card in the current format. Cards without a `format` are of format 1; unknown keys stay unchanged."""
     if card.get("format", 1) != 1:
         return card
-    judged = [_renamed(value, _ROBUSTNESS) for key, value in card.items() if _is_judged(key)]
-    new = _renamed({key: value for key, value in card.items() if not _is_judged(key)}, _KEYS)
+    evaluations = [_renamed(value, _ROBUSTNESS) for key, value in card.items() if _is_evaluation(key)]
+    new = _renamed({key: value for key, value in card.items() if not _is_evaluation(key)}, _KEYS)
     new["kind"] = _KINDS.get(new["kind"], new["kind"])
     new["format"] = FORMAT
     if "adversarial_training" in new:
@@ -49,23 +49,23 @@ def upgraded(card: dict[str, Any]) -> dict[str, Any]:
         new["metrics"] = {split: _renamed(values, _METRICS) for split, values in new["metrics"].items()}
     if isinstance(new.get("generator"), dict):
         new["generator"] = _renamed(new["generator"], {"fold": "pixel_unshuffle"})
-    if judged:
+    if evaluations:
         new["robustness_evaluations"] = [
-            each | {"checks": [_renamed(check, _CHECK) for check in each["checks"]]}
-            if isinstance(each.get("checks"), list)
-            else each
-            for each in judged
-            if isinstance(each, dict)
+            evaluation | {"checks": [_renamed(check, _CHECK) for check in evaluation["checks"]]}
+            if isinstance(evaluation.get("checks"), list)
+            else evaluation
+            for evaluation in evaluations
+            if isinstance(evaluation, dict)
         ]
     return new
 
 
-def _is_judged(key: Any) -> bool:
-    return isinstance(key, str) and key.startswith(_JUDGED)
+def _is_evaluation(key: Any) -> bool:
+    return isinstance(key, str) and key.startswith(_EVALUATION_PREFIX)
 
 
 def _renamed(mapping: Any, names: dict[str, str]) -> Any:
-    """A mapping with other keys, in the same order; anything else, as in a damaged card, as it is."""
+    """A mapping with renamed keys, in the same order. Any other value, as in a damaged card, is returned unchanged."""
     if not isinstance(mapping, dict):
         return mapping
     return {names.get(key, key) if isinstance(key, str) else key: value for key, value in mapping.items()}

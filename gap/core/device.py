@@ -6,9 +6,9 @@ from gap.core.errors import GapError
 
 
 def pick_device(name: torch.device | str) -> torch.device:
-    """The device of that name, as torch calls it; "auto" is the first accelerator, or else the CPU.
+    """The torch device of that name; "auto" is the first accelerator, or the CPU where there is none.
 
-    Raises GapError for a device that is not there.
+    Raises GapError for a device that is not available.
     """
     accelerator = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":

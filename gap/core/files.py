@@ -1,6 +1,7 @@
-"""Files that appear whole: written under a temporary name in their own folder, then renamed.
+"""Atomic writes: a file is written under a temporary name in its folder, then renamed.
 
-Links are followed. What is no regular file, such as a pipe or a device, stays in its place and is written through.
+Links are followed. A target that is not a regular file, such as a pipe or a device, is not replaced: the content is
+copied into it.
 """
 
 import errno
@@ -20,18 +21,17 @@ from safetensors import SafetensorError
 from gap.core.errors import GapError
 
 STANDARD_OUTPUT = Path("/dev/stdout")
-# A folder of the open descriptors of this process, or of the process with that number.
+# The folder of the open descriptors of this process, or of the process with that id.
 DESCRIPTORS = re.compile(r"(?:/dev|/proc/(?P<process>\d+)(?:/task/\d+)?)/fd")
-MOST_LINKS = 40  # as many as Linux follows
+MOST_LINKS = 40  # the limit of Linux
 
 
 @contextmanager
 def atomic_write(path: str | Path) -> Iterator[Path]:
-    """Give a name to write to; what was written is moved to `path` when the block ends well, and dropped when not.
+    """Yield a temporary path to write to. It is renamed to `path` at the end of the block, or removed on an error.
 
-    Makes the folder. A file that is replaced keeps its permissions. Where `path` is a pipe, a device or an open
-    descriptor, what was written is copied into it. Raises GapError when the folder cannot be written or the disk is
-    full.
+    Creates the folder. A file that is replaced keeps its permissions. Where `path` is a pipe, a device or an open
+    descriptor, the content is copied into it. Raises GapError when the folder cannot be written or the disk is full.
     """
     with reraise_write_errors(path, SafetensorError, RuntimeError):  # torch.save reports a full disk as RuntimeError
         target = _target(Path(path))
@@ -40,7 +40,7 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def check_writable(path: str | Path) -> None:
-    """Raise GapError where `path` cannot be written, before any work is done for it. Makes the folder."""
+    """Raise GapError where `path` cannot be written. Creates the folder. Meant for the start of long work."""
     with reraise_write_errors(path):
         target = _target(Path(path))
         if _is_special(target):
@@ -55,7 +55,7 @@ def check_writable(path: str | Path) -> None:
 
 
 def descriptor(path: str | Path) -> int | None:
-    """The number of this process's descriptor that a path such as /dev/stdout names; None for any other path."""
+    """The number of the descriptor of this process at a path such as /dev/stdout; None for any other path."""
     target = _target(Path(path))
     if target == STANDARD_OUTPUT:
         return 1
@@ -64,7 +64,7 @@ def descriptor(path: str | Path) -> int | None:
 
 
 def _target(path: Path) -> Path:
-    """Where the links of a path end. The name of a descriptor is an end: what it is open on may have no name."""
+    """The path with its links followed, up to the name of a descriptor: its open file may have no name."""
     target = path
     for _ in range(MOST_LINKS):
         if target == STANDARD_OUTPUT or _process(target) is not None or not target.is_symlink():
@@ -74,7 +74,7 @@ def _target(path: Path) -> Path:
 
 
 def _process(path: Path) -> int | None:
-    """The number of the process that a path names a descriptor of; None where it names no descriptor."""
+    """The id of the process whose descriptor is at a path; None where the path is not one of a descriptor."""
     folder = DESCRIPTORS.fullmatch(os.path.realpath(path.parent))
     if folder is None or not path.name.isdecimal():
         return None
@@ -82,7 +82,7 @@ def _process(path: Path) -> int | None:
 
 
 def _is_special(target: Path) -> bool:
-    """Whether a target must not be replaced: a descriptor, or what is there and is neither a file nor a folder."""
+    """Whether a target must not be replaced: a descriptor, or anything other than a file or a folder."""
     if target == STANDARD_OUTPUT or _process(target) is not None:
         return True
     return target.exists() and not target.is_file() and not target.is_dir()
@@ -98,12 +98,12 @@ def _check_special(target: Path) -> None:
 
 @contextmanager
 def _renamed(target: Path) -> Iterator[Path]:
-    """A name beside the target, renamed to it at the end."""
+    """Yield a path in the folder of the target, renamed to the target at the end."""
     part = _part(target)
     target.parent.mkdir(parents=True, exist_ok=True)
     try:
         yield part
-        part.chmod(_mode(target))  # safetensors writes for its owner alone
+        part.chmod(_mode(target))  # safetensors creates files that only their owner can read
         os.replace(part, target)
     finally:
         part.unlink(missing_ok=True)
@@ -111,7 +111,7 @@ def _renamed(target: Path) -> Iterator[Path]:
 
 @contextmanager
 def _copied(target: Path) -> Iterator[Path]:
-    """A name in a temporary folder, copied into the target at the end. A reader that leaves early gets no more."""
+    """Yield a path in a temporary folder, copied into the target at the end. A closed pipe is ignored."""
     with TemporaryDirectory() as folder:
         part = Path(folder) / target.name
         yield part
@@ -120,7 +120,7 @@ def _copied(target: Path) -> Iterator[Path]:
 
 
 def _opened(target: Path) -> BinaryIO:
-    """A descriptor is duplicated: opened by its name, a file that a shell redirects to would be cut to nothing."""
+    """The target opened for writing. A descriptor is duplicated: opening its name would truncate a redirected file."""
     number = descriptor(target)
     return target.open("ab") if number is None else os.fdopen(os.dup(number), "wb")
 
@@ -130,7 +130,7 @@ def _part(target: Path) -> Path:
 
 
 def _mode(target: Path) -> int:
-    """The permissions of the file that is there, or of a new one."""
+    """The permissions of the existing file, or those of a new one."""
     return stat.S_IMODE(target.stat().st_mode) if target.exists() else 0o666 & ~_umask()
 
 
@@ -142,7 +142,7 @@ def _umask() -> int:
 
 @contextmanager
 def reraise_write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[None]:
-    """Turn an OSError, or an error of these kinds, into a GapError that says that `path` cannot be written."""
+    """Turn an OSError, or an error of these classes, into a GapError with the message that `path` cannot be written."""
     caught: tuple[type[Exception], ...] = (OSError, *kinds)
     try:
         yield
@@ -152,23 +152,23 @@ def reraise_write_errors(path: str | Path, *kinds: type[Exception]) -> Iterator[
 
 
 def stale_temp_files(folder: Path, names: Iterable[str]) -> list[Path]:
-    """What a killed process left in a folder of files of these names that were not whole yet."""
+    """The incomplete temporary files of these names that a killed process left in a folder."""
     patterns = [re.compile(rf"\.{re.escape(name)}\.\d+\.part") for name in names]
     return [path for path in folder.iterdir() if any(pattern.fullmatch(path.name) for pattern in patterns)]
 
 
 def write_bytes(path: str | Path, content: bytes) -> Path:
-    """Write a file whole and return its path."""
+    """Write a file atomically and return its path."""
     with atomic_write(path) as part:
         part.write_bytes(content)
     return Path(path)
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a text file whole."""
+    """Write a text file atomically."""
     write_bytes(path, text.encode())
 
 
 def write_json(path: str | Path, content: object) -> None:
-    """Write a JSON file whole."""
+    """Write a JSON file atomically."""
     write_text(path, json.dumps(content, indent=2, allow_nan=False) + "\n")

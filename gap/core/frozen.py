@@ -1,4 +1,4 @@
-"""A network held still: eval mode, no gradients for its weights, and put back as it was."""
+"""Networks in eval mode without gradients of their weights, for the length of a block."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,7 @@ from torch import nn
 
 @contextmanager
 def frozen(*networks: nn.Module) -> Iterator[None]:
-    """Hold networks in eval mode with frozen weights; on leaving, each module and weight is as it was before."""
+    """Set networks to eval mode and freeze their weights; restore every module and weight at the end of the block."""
     modules = [(module, module.training) for network in networks for module in network.modules()]
     weights = [(weight, weight.requires_grad) for network in networks for weight in network.parameters()]
     try:

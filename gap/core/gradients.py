@@ -1,4 +1,4 @@
-"""The gradient of a value by the images it was computed from, on any network."""
+"""The gradient of a value with respect to images, for any network."""
 
 import warnings
 
@@ -12,17 +12,17 @@ NO_GRADIENT = "the classifier passes no gradient to its input; attack it with no
 
 
 def check_differentiable(value: Tensor) -> None:
-    """Raise GapError when a value computed by a classifier carries no gradient."""
+    """Raise GapError when a value that a classifier computed does not require a gradient."""
     if not value.requires_grad:
         raise GapError(NO_GRADIENT)
 
 
 def input_gradient(value: Tensor, images: Tensor, *, retain_graph: bool = False) -> Tensor:
-    """The gradient of a scalar by the leaf tensor `images`, in its shape.
+    """The gradient of a scalar with respect to the leaf tensor `images`, in its shape.
 
-    It is taken by `backward`: networks with reentrant checkpoints refuse `torch.autograd.grad`. Hold the networks
-    frozen meanwhile, or their weights collect gradients. Raises GapError where no gradient reaches the images, and
-    NetworkError where the backward pass of the network fails.
+    It is computed by `backward`, because networks with reentrant checkpoints do not support `torch.autograd.grad`. The
+    networks must be frozen, or their weights accumulate gradients. Raises GapError where no gradient reaches the
+    images, and NetworkError where the backward pass of the network fails.
     """
     check_differentiable(value)
     images.grad = None
@@ -43,8 +43,8 @@ def input_gradient(value: Tensor, images: Tensor, *, retain_graph: bool = False)
 
 
 def zero_where_undefined(gradient: Tensor) -> tuple[Tensor, Tensor]:
-    """The gradient with NaN and infinity as 0, and for which of N images it has any: N booleans."""
-    # A sum is finite only where all its parts are. On the CPU that is the cheap test; elsewhere it would wait.
+    """The gradient with 0 in place of NaN and infinity, and N booleans: which images had such values."""
+    # A sum is finite only where all its terms are. This is cheap on the CPU; on an accelerator it would synchronize.
     if gradient.device.type == "cpu" and gradient.sum().isfinite():
         return gradient, torch.zeros(len(gradient), dtype=torch.bool)
     undefined = ~gradient.flatten(1).isfinite().all(dim=1)
@@ -52,7 +52,7 @@ def zero_where_undefined(gradient: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def warn_if_undefined(attack: str, undefined: Tensor) -> None:
-    """Warn for how many of N images (booleans) an attack met a gradient that is NaN or infinite."""
+    """Warn that an attack's gradient is NaN or infinite for some images. `undefined` holds N booleans."""
     count = int(undefined.sum())
     if count:
         warnings.warn(

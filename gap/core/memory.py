@@ -1,18 +1,19 @@
-"""Keep the memory that torch frees on the CPU, where the C library can: new tensors cost page faults otherwise."""
+"""Let the C library keep the memory that torch frees on the CPU, which saves the page faults of new tensors."""
 
 import ctypes
 import platform
 
-# glibc's parameters of mallopt, and their values. Activations of 224 pixels are larger than glibc keeps by default.
+# Parameters of glibc's mallopt, and their values. By default, glibc does not keep blocks as large as the activations of
+# images of 224 pixels.
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3
 TRIM_BYTES, PAD_BYTES, LARGEST_BYTES = 2**31 - 1, 64 * 2**20, 32 * 2**20
 
 
 def keep_freed_memory() -> bool:
-    """Tell the C library to keep freed memory for the next tensors; returns whether it does.
+    """Make the C library keep freed memory for the next tensors. Returns whether that worked.
 
-    The command line does so by itself. In Python it is the user's choice: it changes the whole process, which then
-    holds more memory at its peak. It works with glibc (Linux) and does nothing elsewhere.
+    The command line calls this. In Python the user decides, because it affects the whole process, whose peak memory
+    rises. It works with glibc (Linux) and does nothing elsewhere.
     """
     if platform.libc_ver()[0] != "glibc":
         return False

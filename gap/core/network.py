@@ -1,4 +1,4 @@
-"""Calling a network that somebody else wrote: its own copy of the images, its logits, its device, its errors."""
+"""Calls of networks that the user wrote: copies of the images, logits, devices and errors."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -11,15 +11,15 @@ from gap.core.errors import GapError, first_line, is_out_of_memory
 
 
 class NetworkError(GapError):
-    """A network raised an error of its own, which is the cause of this one."""
+    """A network raised an error, which is the cause of this one."""
 
 
 def run_network(network: Callable[[Tensor], Any], images: Tensor, name: str | None = None) -> Tensor:
-    """The logits, N x K, that a network gives for images N x C x H x W.
+    """The logits, N x K, of a network for images N x C x H x W.
 
-    The images are the network's to change: pass a copy where the caller still needs them. `name` is how errors call
-    the network, by default its class. Raises NetworkError where the network raises anything, and GapError where its
-    output holds no logits.
+    The network may change the images in place: pass a copy where they are still needed. `name` is the name of the
+    network in errors, by default its class. Raises NetworkError where the network raises an error, and GapError where
+    its output has no logits.
     """
     name = name or type(network).__name__
     try:
@@ -38,7 +38,7 @@ def run_network(network: Callable[[Tensor], Any], images: Tensor, name: str | No
 
 
 def call(network: nn.Module, images: Tensor) -> Tensor:
-    """The logits of any network, which gets a copy of the images, laid out row by row, and may change it in place."""
+    """The logits of any network, for a contiguous copy of the images, which the network may change in place."""
     if getattr(network, "copies_images", False):
         return run_network(network, images)
     return run_network(network, images.clone(memory_format=torch.contiguous_format))
@@ -56,10 +56,10 @@ def check_images(images: Tensor) -> None:
 
 
 def take_logits(output: Any, images: Tensor, name: str) -> Tensor:
-    """The logits in what a network returns for images.
+    """The logits in the output of a network for images.
 
-    They are the output itself, its attribute or key `logits`, or the first of a tuple or list. A network that squeezes
-    the one image of a batch away gets it back. Raises GapError for anything else.
+    They are the output itself, its attribute or key `logits`, or the first item of a tuple or list. Where a network
+    squeezes the batch dimension of one image away, it is added again. Raises GapError for any other output.
     """
     logits = output
     if isinstance(logits, Mapping):
@@ -87,15 +87,15 @@ def device_of(network: nn.Module) -> torch.device:
 
 
 def is_on(network: nn.Module, device: torch.device | str) -> bool:
-    """Whether a network is on that device, where "cuda" is the current one of several."""
+    """Whether a network is on that device; "cuda" is the current one of several."""
     return device_of(network) == torch.empty(0, device=device).device
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
-    """Load tensors by their names; those that are not given stay.
+    """Load tensors by their names; the other tensors of the network stay unchanged.
 
-    The versions of the network's own modules go with them, which a plain mapping does not hold: some networks of
-    torchvision refuse a state dict without.
+    The tensors are put into the network's own state dict, because that also holds the versions of its modules: some
+    networks of torchvision do not load a state dict without them.
     """
     state = network.state_dict()
     state.update(weights)
@@ -104,8 +104,10 @@ def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:
 
 @contextmanager
 def output_types(network: nn.Module) -> Iterator[list[type]]:
-    """The types of what a network returns at each call inside the block; none of a TorchScript network, which takes no
-    hooks and returns what it declares."""
+    """A list that collects the type of the network's output at each call inside the block.
+
+    It stays empty for a TorchScript network, which supports no hooks and has a declared output type.
+    """
     types: list[type] = []
     if isinstance(network, torch.jit.ScriptModule):
         yield types

@@ -1,4 +1,4 @@
-"""Options: typed, read from YAML, overridden by `--set a.b=c`, and plain about what is wrong with them."""
+"""Options: typed, read from YAML, overridden by `--set a.b=c`, with errors that name the option and the problem."""
 
 import re
 from importlib import resources
@@ -12,14 +12,14 @@ from pydantic.fields import FieldInfo
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.paths import is_file
 
-# What reading YAML raises: its own errors, and those of Python's types at values such as `!!int x` and 2001-13-32.
+# Errors of reading YAML: its own, and those of Python's types for values such as `!!int x` and 2001-13-32.
 YAML_FAULTS = (yaml.YAMLError, ValueError, LookupError, TypeError, AttributeError, OverflowError, RecursionError)
 
 
 class Options(BaseModel):
-    """Options of one command. Unknown keys are refused, with the nearest known one.
+    """Options of one command. An unknown key is an error, which names the most similar known key.
 
-    `group` is the heading over what a class itself declares, where help shows it apart.
+    `group` is the heading of the options that a class itself declares, where the help lists them separately.
     """
 
     group: ClassVar[str | None] = None
@@ -27,7 +27,7 @@ class Options(BaseModel):
 
     @classmethod
     def read(cls, *layers: dict[str, Any]) -> Self:
-        """Options from nested layers, later ones first in rank; raises GapError in one line."""
+        """Options from nested layers, of which later ones override earlier ones; raises GapError of one line."""
         merged: dict[str, Any] = {}
         for layer in layers:
             merged = deep_merge(merged, layer)
@@ -37,12 +37,12 @@ class Options(BaseModel):
             raise _to_gap_error(cls, error) from error
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for YAML."""
+        """The options as plain values for YAML."""
         return self.model_dump(mode="json")
 
 
 def split_names(given: Any) -> Any:
-    """Names given as "a,b,c" or as ["a,b", "c"], one by one; anything else unchanged, for pydantic to check."""
+    """A list of names from "a,b,c" or ["a,b", "c"]. Any other value is returned unchanged: pydantic checks it."""
     names = [given] if isinstance(given, str) else given
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         return given
@@ -50,20 +50,20 @@ def split_names(given: Any) -> Any:
 
 
 def command_line_note(field: FieldInfo, key: str) -> Any:
-    """What a field tells the command line beside its type, in `json_schema_extra`, or None.
+    """The value of a key in `json_schema_extra`, where fields hold notes for the command line; None without one.
 
-    `positional` is whether it has no flag; `complete` is what its values are names of.
+    `positional` says that the option has no flag; `complete` says which names complete its values.
     """
     return field.json_schema_extra.get(key) if isinstance(field.json_schema_extra, dict) else None
 
 
 def named_configs() -> list[str]:
-    """The experiments that come with gap."""
+    """The names of the configs that are part of gap."""
     return sorted(path.name[:-5] for path in resources.files("gap.configs").iterdir() if path.name.endswith(".yaml"))
 
 
 def read_config(name: str) -> dict[str, Any]:
-    """A config by name (one of ours) or by path; raises GapError when there is none or it is not a mapping."""
+    """A config by its name in gap or by path; raises GapError when it does not exist or is not a mapping."""
     if name in named_configs():
         return read_yaml(resources.files("gap.configs").joinpath(f"{name}.yaml").read_text(encoding="utf-8"), name)
     if is_file(name):
@@ -74,7 +74,7 @@ def read_config(name: str) -> dict[str, Any]:
 
 
 def read_yaml_file(path: Path) -> dict[str, Any]:
-    """A YAML mapping out of a file, read safely."""
+    """A YAML mapping from a file, read safely."""
     return _mapping(load_yaml_file(path), str(path))
 
 
@@ -84,7 +84,7 @@ def read_yaml(text: str, where: str) -> dict[str, Any]:
 
 
 def load_yaml_file(path: Path) -> Any:
-    """What a YAML file says, read safely; raises GapError for a file that is no YAML or cannot be read."""
+    """The content of a YAML file, read safely; raises GapError where the file cannot be read or is not YAML."""
     try:
         text = path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
@@ -95,7 +95,7 @@ def load_yaml_file(path: Path) -> Any:
 
 
 def load_yaml(text: str, where: str) -> Any:
-    """What a YAML text says, read safely; raises GapError for one that is no YAML."""
+    """The content of a YAML text, read safely; raises GapError where it is not YAML."""
     try:
         return yaml.safe_load(text)
     except YAML_FAULTS as error:
@@ -127,7 +127,7 @@ def parse_assignments(assignments: list[str]) -> dict[str, Any]:
 
 
 def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
-    """`under` with what `over` says, section by section."""
+    """`under` updated with the values of `over`, section by section."""
     merged = dict(under)
     for key, value in over.items():
         both = isinstance(value, dict) and isinstance(merged.get(key), dict)
@@ -136,8 +136,8 @@ def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
 
 
 def _to_gap_error(options: type[BaseModel], error: ValidationError) -> GapError:
-    # A name that is not known first: what it was meant to be may be what is missing.
-    first = min(error.errors(), key=lambda each: each["type"] != "extra_forbidden")
+    # Unknown names come first: the option that is missing may be a misspelled one.
+    first = min(error.errors(), key=lambda details: details["type"] != "extra_forbidden")
     path = ".".join(str(part) for part in first["loc"] if not isinstance(part, int))
     if first["type"] == "extra_forbidden":
         return unknown_name_error("option", path, _paths(options))
@@ -155,7 +155,7 @@ def _to_gap_error(options: type[BaseModel], error: ValidationError) -> GapError:
 
 
 def _missing(options: type[BaseModel], path: str) -> GapError:
-    """The error for an option that has no default and was not given; `path` leads to it through sections."""
+    """The error for a required option without a value; `path` is its name, after those of its sections."""
     field = options.model_fields.get(path)
     if field is None:
         return GapError(f"option {path} is missing")

@@ -1,4 +1,4 @@
-"""What stands at a path that a user wrote: names that no file can have are names of nothing."""
+"""Tests of paths that the user wrote. A path that is not a valid name is one where nothing exists."""
 
 import os
 import stat
@@ -8,33 +8,33 @@ from gap.core.errors import GapError
 
 
 def is_file(path: Path | str) -> bool:
-    """Whether a file stands at a path; raises GapError where that may not be looked at."""
+    """Whether a path is a regular file; raises GapError where permissions do not allow the test."""
     return stat.S_ISREG(_mode(path))
 
 
 def is_folder(path: Path | str) -> bool:
-    """Whether a folder stands at a path; raises GapError where that may not be looked at."""
+    """Whether a path is a folder; raises GapError where permissions do not allow the test."""
     return stat.S_ISDIR(_mode(path))
 
 
 def exists(path: Path | str) -> bool:
-    """Whether anything stands at a path; raises GapError where that may not be looked at."""
+    """Whether a path exists; raises GapError where permissions do not allow the test."""
     return _mode(path) != 0
 
 
 def expanded(path: Path | str) -> Path:
-    """A path with the home folder in place of ~; raises GapError where nobody has that home folder."""
+    """A path with the home folder in place of ~; raises GapError where that home folder does not exist."""
     try:
         return Path(path).expanduser()
-    except (RuntimeError, ValueError) as error:  # ValueError: no system has such a name
+    except (RuntimeError, ValueError) as error:  # ValueError: not a valid name on any system
         raise GapError(f"there is no home folder for {path}; write the whole path, or ./{path}") from error
 
 
 def _mode(path: Path | str) -> int:
-    """The mode of what stands at a path, 0 where nothing does."""
+    """The mode of the file at a path, 0 where there is none."""
     try:
         return os.stat(path).st_mode
     except PermissionError as error:
         raise GapError(f"cannot look at {path}: {error.strerror}; change the permissions of its folder") from error
-    except (OSError, ValueError):  # also a name that is too long, or holds what no name can
+    except (OSError, ValueError):  # includes names that are too long or have invalid characters
         return 0

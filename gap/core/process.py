@@ -1,11 +1,11 @@
-"""The process as a whole: whether it is the one that talks, and how a signal ends it. Without torch, for `main`."""
+"""The main-process check, and the exception for an interrupted training. Does not import torch."""
 
 import os
 from pathlib import Path
 
 
-class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user asked, and the work is saved
-    """A signal came, the work is saved. `code` is the exit status it asks for, `advice` what to do next."""
+class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user stopped the training, and its state is saved
+    """A signal stopped a training, whose state is saved. `code` is the exit status, `advice` says how to go on."""
 
     def __init__(self, step: int, steps: int, folder: Path, signal_number: int) -> None:
         super().__init__(step, steps, folder)
@@ -18,5 +18,5 @@ class TrainingInterrupted(Exception):  # noqa: N818  # not an error: the user as
 
 
 def is_main_process() -> bool:
-    """Whether this process is the one, of those that torchrun started, that talks to the user."""
+    """Whether this process, of those that torchrun started, is the one that prints for the user."""
     return os.environ.get("RANK", "0") == "0"

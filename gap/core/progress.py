@@ -1,4 +1,4 @@
-"""The one progress display: a bar on a terminal, a plain line now and then elsewhere."""
+"""The progress display: a bar on a terminal, and otherwise a plain line from time to time."""
 
 import sys
 import time
@@ -14,7 +14,7 @@ LINE_SECONDS = 10.0
 
 
 class StepBar:
-    """Shows the steps of long work, with the figures that matter. Of several processes, one shows anything."""
+    """Shows the steps of long work and its metrics. Of several processes, only the main process prints."""
 
     def __init__(self, description: str, every: float = LINE_SECONDS) -> None:
         self.description, self.every = description, every
@@ -41,7 +41,7 @@ class StepBar:
         self.bar.stop()
 
     def update(self, step: int, steps: int, figures: str = "", milestone: str = "") -> None:
-        """Show a step. A milestone, such as the figures at the end of an epoch, gets a line that stays."""
+        """Show a step. A milestone, such as the metrics at the end of an epoch, is printed on a line of its own."""
         if self.quiet:
             return
         self.bar.update(self.task, completed=step, total=steps, figures=figures)

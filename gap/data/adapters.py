@@ -1,4 +1,4 @@
-"""Data out of whatever a user holds: a name, two tensors, a torch Dataset, a DataLoader, a Hugging Face dataset."""
+"""Conversion of tensors, torch Datasets, DataLoaders and Hugging Face datasets to gap's Dataset."""
 
 import hashlib
 import re
@@ -44,19 +44,19 @@ from gap.data.items import (
     stack,
 )
 
-# So many items of a dataset, spread over it, say how many channels it has and whether its column of labels is right.
-PROBES = 16
-# How torchvision's MNIST calls its classes; elsewhere they are "0" to "9".
+# About this many items of a dataset are read to find its number of channels and to check its column of labels.
+NUM_SAMPLES = 16
+# The class names of torchvision's MNIST; elsewhere they are "0" to "9".
 DIGIT_NAME = re.compile(r"(\d) - [a-z]+")
 
 
 @dataclass
 class DatasetSplit:
-    """Images of a map-style dataset of the user's own, read when they are needed.
+    """Images of a user's map-style dataset, read when they are needed.
 
-    Each item is an image and its label: a tuple, or a mapping with keys such as "image" and "label". `shape` is the
-    C x H x W of the images. `transform` makes of each batch, uint8, the images that are wanted: other channels or
-    another size. `workers` processes read ahead.
+    An item is an image and its label: a tuple, or a mapping with keys such as "image" and "label". `shape` is the
+    C x H x W of the images. `transform` converts each uint8 batch to other channels or another size. `workers` is the
+    number of processes that read ahead.
     """
 
     dataset: Any
@@ -73,16 +73,16 @@ class DatasetSplit:
     def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         """As `gap.data.dataset.Split.batches`."""
         order = list(order) if self.workers else order
-        taken: list[Tensor] = []
+        pending: list[Tensor] = []
 
-        def positions() -> Iterator[list[int]]:
+        def item_indices() -> Iterator[list[int]]:
             for indices in order:
-                taken.append(indices)
+                pending.append(indices)
                 yield self.indices[indices].tolist()
 
         loader = DataLoader(
             self.dataset,
-            batch_sampler=positions(),
+            batch_sampler=item_indices(),
             num_workers=self.workers,
             collate_fn=partial(_stack_images, shape=self.shape),
         )
@@ -92,7 +92,7 @@ class DatasetSplit:
             pixels = self.transform(images) if self.transform else images
             yield (
                 as_floats(pixels, torch.device(device)),
-                take_labels(self.labels, taken.pop(0)).to(device),
+                take_labels(self.labels, pending.pop(0)).to(device),
             )
 
     def with_labels(self, labels: Tensor) -> "DatasetSplit":
@@ -102,12 +102,12 @@ class DatasetSplit:
         return self if self.labels is None else replace(self, labels=mapping[self.labels])
 
     def part(self, positions: Tensor) -> "DatasetSplit":
-        """Some of these images."""
+        """The images at these positions."""
         labels = None if self.labels is None else self.labels[positions]
         return replace(self, indices=self.indices[positions], labels=labels)
 
     def fingerprint(self) -> str:
-        """A sha256 of what the dataset is called, which of its images are meant, and their labels."""
+        """A sha256 of the dataset's class, the indices of the images, and their original labels."""
         digest = hashlib.sha256(type(self.dataset).__qualname__.encode())
         digest.update(self.indices.numpy().tobytes())
         if self.labels is not None and self.labels_are_original:
@@ -119,8 +119,8 @@ class DatasetSplit:
 
 
 @dataclass(frozen=True)
-class _Images:
-    """What an object of the user's holds: all its images in one split."""
+class _UserImages:
+    """All images of an object of the user, in one split."""
 
     name: str
     split: InMemorySplit | DatasetSplit
@@ -167,33 +167,32 @@ def is_data_name(data: Any) -> bool:
 
 
 def data_name(data: Any) -> str:
-    """The name of data as cards have it: the name itself, or the type of an object."""
+    """The name of data for cards: the name itself, or the type of an object."""
     return str(data) if is_data_name(data) else type(data).__name__
 
 
 def training_data(data: Any) -> Dataset:
-    """The dataset that an object stands for, to train on: a twentieth of its images is held out for validation.
+    """A Dataset of a user's data for training: 5% of the images, at random, are for validation.
 
-    Images are uint8 or floats in [0, 1], which are rounded to 8 bits. A tensor is C x H x W, and a batch of them
-    N x C x H x W. In arrays the channels may also come last where only that can be meant: 1, 3 or 4 of them, after a
-    height that is none of these. PIL images become 8-bit and opaque as files do. All images have one size; gray ones
-    among RGB ones become RGB.
+    Images are uint8 or floats in [0, 1], which are rounded to 8 bits. A tensor is C x H x W, and a batch of tensors
+    N x C x H x W. In arrays the channels may also be last if the shape is unambiguous: 1, 3 or 4 channels, with a
+    height that is not one of these numbers. PIL images are converted to 8 bits without transparency, as files are. All
+    images must have one size. If some images are RGB, gray ones are converted to RGB.
 
-    A label is the index of a class: a whole number, alone or in an array of one, or a vector with a single 1. Where the
-    dataset has names for its classes (`.classes`, or Hugging Face's `ClassLabel`), these are matched with those of the
+    A label is the index of a class: a whole number, alone or in an array with one value, or a one-hot vector. If the
+    dataset has class names (`.classes`, or Hugging Face's `ClassLabel`), these are matched with those of the
     classifier.
 
     Args:
         data: a pair (N images, N labels), a torch Dataset or DataLoader, a Hugging Face `datasets.Dataset`, or a
             `gap.data.dataset.Dataset`. Items and batches are sequences that begin with image and label, or mappings
-            with keys such as "image" and "label"; a DataLoader may also give lists of items, or single items.
+            with keys such as "image" and "label"; a DataLoader may also yield lists of items, or single items.
 
     Returns:
         A dataset whose test split is empty.
 
     Raises:
-        GapError: for an object that is none of these, for pixels outside of [0, 1], and for tensors with the channels
-            last.
+        GapError: for an object of any other type, for pixels outside of [0, 1], and for tensors with the channels last.
     """
     if isinstance(data, Dataset):
         return data
@@ -208,20 +207,22 @@ def training_data(data: Any) -> Dataset:
 
 
 def evaluation_data(data: Any) -> Dataset:
-    """The dataset that an object stands for, to measure on: all its images are test images.
+    """A Dataset of a user's data for evaluation: all images are test images.
 
-    Takes and raises the same as `training_data`. The training and validation splits are empty.
+    The arguments and errors are those of `training_data`. The training and validation splits are empty.
     """
     if isinstance(data, Dataset):
         return data
     images = _find_images(data)
-    none = torch.arange(0)
-    # In a fixed random order: the first so many of data that is sorted by class would be of one class.
+    no_indices = torch.arange(0)
+    # Shuffled with a fixed seed: the first images of data that is sorted by class would all be of one class.
     (order,) = random_split_indices(len(images.split))
-    return images.dataset(images.part(none), images.part(none), images.part(order), "all of them are test images")
+    return images.dataset(
+        images.part(no_indices), images.part(no_indices), images.part(order), "all of them are test images"
+    )
 
 
-def _find_images(data: Any) -> _Images:
+def _find_images(data: Any) -> _UserImages:
     if isinstance(data, DataLoader):
         return _from_loader(data)
     if isinstance(data, TensorDataset):
@@ -245,8 +246,8 @@ def _find_images(data: Any) -> _Images:
     return _from_dataset(data)
 
 
-def _from_loader(loader: DataLoader[Any]) -> _Images:
-    """The dataset behind a loader, or all its batches where it has none that can be read by index."""
+def _from_loader(loader: DataLoader[Any]) -> _UserImages:
+    """The images of a loader's dataset, or of all its batches where the dataset cannot be read by index."""
     if not isinstance(loader.dataset, IterableDataset) and _reads_by_index(loader):
         images = _find_images(loader.dataset if _reads_all(loader) else Subset(loader.dataset, list(loader.sampler)))
         if isinstance(images.split, DatasetSplit):
@@ -255,51 +256,51 @@ def _from_loader(loader: DataLoader[Any]) -> _Images:
     batches = [read_batch(batch) for batch in loader]
     if not batches:
         raise GapError("the DataLoader gives no batch")
-    stack([images[0] for images, _ in batches if len(images)])  # refuses batches of several shapes
+    stack([images[0] for images, _ in batches if len(images)])  # raises for batches of different shapes
     pixels, labels = (torch.cat(column) for column in zip(*batches, strict=True))
     return _from_tensors(type(_root(loader.dataset)).__name__, pixels, labels, _find_class_names(loader.dataset))
 
 
 def _reads_by_index(loader: DataLoader[Any]) -> bool:
-    """Whether a loader only puts items of its dataset together, one index after another."""
-    plain = loader.collate_fn is torch.utils.data.default_collate
-    return plain and type(loader.batch_sampler) is BatchSampler
+    """Whether a loader uses torch's default batches, so that its dataset can be read instead."""
+    has_default_collate = loader.collate_fn is torch.utils.data.default_collate
+    return has_default_collate and type(loader.batch_sampler) is BatchSampler
 
 
 def _reads_all(loader: DataLoader[Any]) -> bool:
-    """Whether a loader reads each item of its dataset once, in whatever order."""
+    """Whether a loader reads every item of its dataset exactly once, in any order."""
     sampler: Any = loader.sampler
     if not isinstance(sampler, SequentialSampler | RandomSampler) or getattr(sampler, "replacement", False):
         return False
     return len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
 
 
-def _from_tensors(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...] | None = None) -> _Images:
+def _from_tensors(name: str, images: Tensor, labels: Tensor, class_names: tuple[str, ...] | None = None) -> _UserImages:
     if len(images) != len(labels):
         raise GapError(f"{len(images)} images need as many labels, one number each, not {len(labels)}")
     split = InMemorySplit(images.cpu().contiguous(), labels)
-    return _Images(name, split, images.shape[1], (images.shape[2], images.shape[3]), class_names)
+    return _UserImages(name, split, images.shape[1], (images.shape[2], images.shape[3]), class_names)
 
 
-def _from_dataset(dataset: Any) -> _Images:
+def _from_dataset(dataset: Any) -> _UserImages:
     name, count = type(_root(dataset)).__name__, len(dataset)
     if not count:
         raise GapError(f"{name} holds no images")
-    probes = {index: image_and_label(dataset[index]) for index in range(0, count, -(-count // PROBES))}
-    shapes = [tuple(image_levels(image).shape) for image, _ in probes.values()]
+    samples = {index: image_and_label(dataset[index]) for index in range(0, count, -(-count // NUM_SAMPLES))}
+    shapes = [tuple(image_levels(image).shape) for image, _ in samples.values()]
     channels, (_, height, width) = max(shape[0] for shape in shapes), shapes[0]
-    labels = _find_labels(dataset, {index: label_index(label) for index, (_, label) in probes.items()})
+    labels = _find_labels(dataset, {index: label_index(label) for index, (_, label) in samples.items()})
     split = DatasetSplit(dataset, torch.arange(count), labels, (channels, height, width))
-    return _Images(name, split, channels, (height, width), _find_class_names(dataset))
+    return _UserImages(name, split, channels, (height, width), _find_class_names(dataset))
 
 
 def _root(dataset: Any) -> Any:
-    """The dataset that a Subset, or a Subset of one, is part of."""
+    """The dataset inside a Subset, or inside nested Subsets."""
     return _root(dataset.dataset) if isinstance(dataset, Subset) else dataset
 
 
 def _indices_in_root(dataset: Any) -> Tensor | None:
-    """Which items of its root a Subset, or a Subset of one, has, in its order; None for the root itself."""
+    """The indices in the root dataset of the items of a Subset, or of nested Subsets; None for the root itself."""
     if not isinstance(dataset, Subset):
         return None
     indices, outer = torch.as_tensor(dataset.indices), _indices_in_root(dataset.dataset)
@@ -318,7 +319,7 @@ def _find_class_names(dataset: Any) -> tuple[str, ...] | None:
     if not isinstance(names, list | tuple) or not names:
         return None
     if isinstance(identifiers, list) and all(isinstance(name, tuple) and name for name in names):
-        # The sets of ImageNet in torchvision have several synonyms for each class, and a WordNet ID.
+        # ImageNet in torchvision has a tuple of synonyms and a WordNet ID for each class.
         names = [f"{identifier}_{name[0]}" for identifier, name in zip(identifiers, names, strict=False)]
     if not all(isinstance(name, str) for name in names):
         return None
@@ -326,36 +327,36 @@ def _find_class_names(dataset: Any) -> tuple[str, ...] | None:
     return tuple(digit[1] for digit in digits if digit) if all(digits) else tuple(names)
 
 
-def _find_labels(dataset: Any, known: Mapping[int, int]) -> Tensor:
-    """The labels of all items: from where datasets keep them, else by reading every item.
+def _find_labels(dataset: Any, sampled_labels: Mapping[int, int]) -> Tensor:
+    """The labels of all items, from a column of labels if there is one, or else by reading every item.
 
-    A column is believed where it has the labels that are known of some items; a transform of the labels may change
-    these.
+    A column is used only if it agrees with the labels of some items, because the dataset may transform its labels.
+    `sampled_labels` are these labels by index.
     """
     indices = _indices_in_root(dataset)
     for column in _label_columns(_root(dataset)):
         labels = column if indices is None else column[indices]
-        if all(int(labels[index]) == label for index, label in known.items()):
+        if all(int(labels[index]) == label for index, label in sampled_labels.items()):
             return labels
     return label_indices([label_index(image_and_label(dataset[index])[1]) for index in range(len(dataset))])
 
 
 def _label_columns(dataset: Any) -> Iterator[Tensor]:
-    """The labels of all items, from each place where a dataset may keep them."""
+    """The labels of all items, from each attribute or column where a dataset may have them."""
     for name in ("targets", "labels"):
         if (labels := _as_column(getattr(dataset, name, None), len(dataset))) is not None:
             yield labels
     columns = getattr(dataset, "column_names", None)
     key = next((key for key in LABEL_KEYS if key in columns), None) if isinstance(columns, list) else None
     if key:
-        # A format, or a transform of whole rows, would be asked for labels without their images.
-        plain = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
-        if (labels := _as_column(list(plain[key]), len(dataset))) is not None:
+        # A format, or a transform of whole rows, may fail without the images.
+        unformatted = dataset.with_format(None) if hasattr(dataset, "with_format") else dataset
+        if (labels := _as_column(list(unformatted[key]), len(dataset))) is not None:
             yield labels
 
 
 def _as_column(labels: Any, count: int) -> Tensor | None:
-    """Labels, where there is one for each of so many items; None where these are none."""
+    """Labels as indices, if there are `count` of them; None for anything else."""
     try:
         indices = label_indices(labels)
     except GapError:
@@ -364,8 +365,10 @@ def _as_column(labels: Any, count: int) -> Tensor | None:
 
 
 def _stack_images(items: list[Any], shape: tuple[int, int, int]) -> Tensor | GapError:
-    """The images of items as uint8, N x C x H x W, or why there are none: an error loses its type on the way from
-    another process."""
+    """The images of items as uint8, N x C x H x W.
+
+    A GapError is returned, not raised: one that another process raises arrives with another type.
+    """
     try:
         return stack([_with_channels(image_levels(image_and_label(item)[0]), shape) for item in items])
     except GapError as error:
@@ -373,12 +376,14 @@ def _stack_images(items: list[Any], shape: tuple[int, int, int]) -> Tensor | Gap
 
 
 def _with_channels(image: Tensor, shape: tuple[int, int, int]) -> Tensor:
-    """An image of that shape; a gray one among RGB ones becomes RGB."""
+    """An image in that shape: a gray image is converted to RGB if needed."""
     if image.shape[0] == 1 and shape[0] == 3:
         image = image.expand(3, -1, -1)
     if tuple(image.shape) == shape:
         return image
-    found, expected = ("x".join(map(str, each)) for each in (image.shape, shape))
+    actual, expected = ("x".join(map(str, sizes)) for sizes in (image.shape, shape))
     if image.shape[0] != shape[0]:
-        raise GapError(f"the images of the data differ in channels ({expected} and {found}); convert all to RGB")
-    raise GapError(f"the images of the data differ in size ({expected} and {found}); add a transform that resizes them")
+        raise GapError(f"the images of the data differ in channels ({expected} and {actual}); convert all to RGB")
+    raise GapError(
+        f"the images of the data differ in size ({expected} and {actual}); add a transform that resizes them"
+    )

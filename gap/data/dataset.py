@@ -1,4 +1,4 @@
-"""What a dataset is: three disjoint splits, each handing out batches of pictures in the order asked for."""
+"""Datasets: three disjoint splits of images, which yield batches for given indices."""
 
 import hashlib
 import os
@@ -16,50 +16,53 @@ from gap.core.errors import GapError
 from gap.data.images import load_image
 
 SEED = 0
-# Fewer images say little about a classifier's accuracy.
+# With fewer images, an accuracy is too noisy to be compared.
 MIN_IMAGES = 20
 BATCHES_AHEAD = 2
 DECODERS = min(16, os.cpu_count() or 1)
 
 
 class Split(Protocol):
-    """Pictures with labels (int64, N) or without (None)."""
+    """Images with labels (int64, N) or without (None)."""
 
     labels: Tensor | None
 
     def __len__(self) -> int: ...
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
-        """For each tensor of indices: images, float32 N x C x H x W in [0, 1], channels last, and their int64
-        labels (-1 where unlabeled), both on the device. `order` may be read a few batches ahead."""
+        """Yield images and labels on the device for each tensor of indices in `order`.
+
+        Images are float32 N x C x H x W in [0, 1], channels last; labels are int64, -1 without labels. `order` may be
+        consumed a few batches ahead.
+        """
         ...
 
     def with_labels(self, labels: Tensor) -> "Split":
-        """The same pictures with labels that someone made of them, one for each picture."""
+        """The same images with other labels, such as predictions, one for each image."""
         ...
 
     def renumbered(self, mapping: Tensor) -> "Split":
-        """The same pictures, their own labels numbered otherwise: `mapping[label]` is in place of each label."""
+        """The same images with `mapping[label]` in place of each label."""
         ...
 
     def fingerprint(self) -> str:
-        """A sha256 that tells this selection of pictures from another, and the labels that they came with from others.
+        """A sha256 of the selection of images and of their original labels.
 
-        It is the same for a copy of the pictures elsewhere.
+        It is the same for a copy of the images in another folder.
         """
         ...
 
     def file_fingerprint(self) -> str:
-        """A sha256 that changes with the fingerprint, and also when a picture on this disk is written again."""
+        """A sha256 that changes with the fingerprint, and also when an image file is written again."""
         ...
 
 
 @dataclass
 class InMemorySplit:
-    """Pictures held in memory: uint8, N x C x H x W. On a CUDA device with room for them they are moved there once.
+    """Images in memory: uint8, N x C x H x W. They are copied to a CUDA device once, if they fit into its memory.
 
-    `transform` makes of each batch, still uint8, the pictures that are wanted: other channels or another size.
-    Without `labels_are_original` the labels are someone's reading of the pictures, and no part of the digest.
+    `transform` converts each uint8 batch to other channels or another size. Labels that are not original, such as
+    predictions, are not part of the fingerprint.
     """
 
     images: Tensor
@@ -73,12 +76,12 @@ class InMemorySplit:
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         device = torch.device(device)
-        images = self._images_near(device)
+        images = self._images_on(device)
         for indices in order:
-            pictures = images[indices.to(images.device)]
+            batch = images[indices.to(images.device)]
             if self.transform is not None:
-                pictures = self.transform(pictures.to(device))
-            yield as_floats(pictures, device), take_labels(self.labels, indices).to(device)
+                batch = self.transform(batch.to(device))
+            yield as_floats(batch, device), take_labels(self.labels, indices).to(device)
 
     def with_labels(self, labels: Tensor) -> "InMemorySplit":
         return replace(self, labels=validate_labels(labels, len(self)), labels_are_original=False)
@@ -92,7 +95,7 @@ class InMemorySplit:
     def file_fingerprint(self) -> str:
         return self.fingerprint()
 
-    def _images_near(self, device: torch.device) -> Tensor:
+    def _images_on(self, device: torch.device) -> Tensor:
         if device.type != "cuda":
             return self.images
         if device not in self.device_cache:
@@ -103,11 +106,11 @@ class InMemorySplit:
 
 @dataclass
 class ImageFolderSplit:
-    """Picture files, decoded by a few threads while earlier batches are used; never held all at once.
+    """Image files, decoded in threads a few batches ahead; they are never all in memory.
 
-    `size` is (H, W); each picture is resized to cover it and cropped at the center. Batches raise GapError, with the
-    file's name, for a file that cannot be read. `root` only shortens the names that the fingerprint is made of.
-    Labels that are not the pictures' own, by `labels_are_original`, are no part of it.
+    `size` is (H, W); images are resized to cover it and cropped at the center. Batches raise GapError, with the file's
+    name, for a file that cannot be read. The fingerprint is made of file names relative to `root`. Labels that are not
+    original, such as predictions, are not part of it.
     """
 
     paths: tuple[Path, ...]
@@ -128,9 +131,9 @@ class ImageFolderSplit:
             for indices in order:
                 decoding.append((indices, [pool.submit(self._open, index) for index in indices.tolist()]))
                 if len(decoding) > BATCHES_AHEAD:
-                    yield self._decoded(*decoding.popleft(), device)
+                    yield self._collect(*decoding.popleft(), device)
             while decoding:
-                yield self._decoded(*decoding.popleft(), device)
+                yield self._collect(*decoding.popleft(), device)
         finally:
             pool.shutdown(cancel_futures=True)
 
@@ -150,18 +153,18 @@ class ImageFolderSplit:
         digest = hashlib.sha256(self.fingerprint().encode())
         for path in self.paths:
             try:
-                written = path.stat()
+                status = path.stat()
             except OSError as error:
                 raise GapError(f"{path} cannot be read: {error.strerror}") from error
-            digest.update(f"{written.st_size} {written.st_mtime_ns}\n".encode())
+            digest.update(f"{status.st_size} {status.st_mtime_ns}\n".encode())
         return digest.hexdigest()
 
     def _open(self, index: int) -> Tensor:
         return load_image(self.paths[index], self.channels, self.size)
 
-    def _decoded(self, indices: Tensor, pictures: list[Future[Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
-        if pictures:
-            images = torch.stack([picture.result() for picture in pictures])
+    def _collect(self, indices: Tensor, futures: list[Future[Tensor]], device: torch.device) -> tuple[Tensor, Tensor]:
+        if futures:
+            images = torch.stack([future.result() for future in futures])
         else:
             images = torch.empty(0, self.channels, *self.size, dtype=torch.uint8)
         return as_floats(images, device), take_labels(self.labels, indices).to(device)
@@ -169,13 +172,24 @@ class ImageFolderSplit:
 
 @dataclass(frozen=True)
 class Dataset:
-    """Three disjoint splits of pictures, and what is known about them.
+    """Three disjoint splits of images, with metadata.
 
-    `size` is (H, W). `class_names` and `classes` are None where unknown. With `labels_index_model` the labels are class
-    indices of a classifier, as far as it has no other names for them, and `classes` only says how many classes that has
-    at least; with `labels_may_be_names` these numbers are its class names if it has such names. With `sorted_classes`
-    the classes are numbered in the order of their names, which a classifier need not follow. `split_description` says
-    how the splits were made; `source` says where the pictures are from and their terms.
+    Attributes:
+        name: the name of the data in tables and errors.
+        train: the images for training.
+        validation: the images for validation during training.
+        test: the images for evaluation.
+        channels: 1 or 3.
+        size: (H, W).
+        class_names: the names of the classes; None where unknown.
+        classes: the number of classes; None where unknown.
+        source: the origin and the license of the images.
+        split_description: how the splits were made.
+        labels_index_model: whether the labels are class indices of a classifier, unless its class names say otherwise.
+            `classes` is then only a lower bound for its number of classes.
+        sorted_classes: whether the classes are numbered in the order of their names. The order of a classifier may be
+            another one.
+        labels_may_be_names: whether the labels, which are numbers, may also be class names of a classifier.
     """
 
     name: str
@@ -199,8 +213,7 @@ class Dataset:
 
     @property
     def trial_split(self) -> Split:
-        """What a classifier is tried on before work begins: the validation images, or where they are few the test
-        images."""
+        """The images on which a classifier is checked before a training: validation, or test where these are few."""
         return (
             self.validation
             if len(self.validation) >= MIN_IMAGES or len(self.test) < len(self.validation)
@@ -208,10 +221,7 @@ class Dataset:
         )
 
     def describe(self) -> dict[str, object]:
-        """What a card says about the data: plain values, with a sha256 for each split.
-
-        That is of file names or of images, and of the labels that came with them.
-        """
+        """The metadata for a card: plain values, with the fingerprint of each split."""
         return {
             "name": self.name,
             "source": self.source,
@@ -227,44 +237,46 @@ class Dataset:
 def sequential_batches(
     split: Split, batch_size: int, rank: int = 0, world: int = 1, *, first: int | None = None
 ) -> list[Tensor]:
-    """Batches of indices of one rank's share of the split, or of its `first` pictures, in order; over all ranks every
-    one of these comes exactly once."""
+    """Batches of the indices of one rank, in order.
+
+    The indices of the split, or of its `first` images, are distributed over the ranks, each to exactly one.
+    """
     share = torch.arange(len(split))[:first][rank::world]
     return [indices for indices in torch.split(share, batch_size) if len(indices)]
 
 
 def random_split_indices(count: int, *sizes: int) -> list[Tensor]:
-    """`count` indices in an order fixed by SEED, cut into disjoint parts of these sizes; the rest is the last part."""
+    """`count` indices, shuffled with a fixed seed and split into parts of these sizes and a last part of the others."""
     order = torch.randperm(count, generator=torch.Generator().manual_seed(SEED))
     return list(torch.split(order, [*sizes, count - sum(sizes)]))
 
 
 def validation_count(count: int) -> int:
-    """How many of `count` pictures are held out for validation: 5%, one at least where one remains to train on."""
+    """The number of validation images of `count` images: 5%, and at least 1, but 0 of a single image."""
     return max(round(count / 20), 1) if count > 1 else 0
 
 
 def as_floats(pictures: Tensor, device: torch.device) -> Tensor:
-    """uint8 pictures as float32 in [0, 1], channels last, on the device."""
+    """uint8 images as float32 in [0, 1], channels last, on the device."""
     if device.type == "cuda" and pictures.device.type == "cpu":
         pictures = pictures.pin_memory().to(device, non_blocking=True)
     return pictures.to(device, torch.float32, memory_format=torch.channels_last).div_(255)
 
 
 def take_labels(labels: Tensor | None, indices: Tensor) -> Tensor:
-    """The labels at these indices, -1 for each where there are none."""
+    """The labels at these indices, -1 without labels."""
     return torch.full((len(indices),), -1) if labels is None else labels[indices.to(labels.device)]
 
 
-def _digest(pictures: bytes | memoryview, labels: Tensor | None) -> str:
-    digest = hashlib.sha256(pictures)
+def _digest(content: bytes | memoryview, labels: Tensor | None) -> str:
+    digest = hashlib.sha256(content)
     if labels is not None:
         digest.update(b"\0" + labels.to("cpu", torch.int64).numpy().tobytes())
     return digest.hexdigest()
 
 
 def validate_labels(labels: Tensor, count: int) -> Tensor:
-    """The labels as int64 on the CPU. Raises ValueError where they are not one for each picture."""
+    """The labels as int64 on the CPU. Raises ValueError unless there is one for each image."""
     if labels.shape != (count,):
         raise ValueError(f"{count} pictures need {count} labels, not {tuple(labels.shape)}")
     return labels.to("cpu", torch.int64)

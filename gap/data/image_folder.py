@@ -1,4 +1,4 @@
-"""`folder:PATH`: a dataset out of a folder of pictures, its splits and labels read from how it is laid out."""
+"""`folder:PATH`: a dataset of a folder of images, with splits and labels from its structure."""
 
 import csv
 import warnings
@@ -35,126 +35,129 @@ class _LabeledFiles:
 
 
 def load_folder(path: str | Path, channels: int, size: tuple[int, int]) -> Dataset:
-    """The pictures of a folder, streamed at the channels and size (H, W) asked for.
+    """The images of a folder, loaded in batches with these channels and this size (H, W).
 
-    Three layouts: `train/` and `test/` or `val/`, each with a folder for each class; a folder for each class; pictures,
-    with a `labels.csv` of `file,label` rows (a label is a class name, or the index of a class of the classifier) or
-    unlabeled. `SPLIT_NAMES` are the names of splits, in any case. Classes are numbered in the order of their names, by
-    value where all are whole numbers. A class folder without pictures is left out, with a warning. With `train/` and
-    `val/` alone, `val/` is the test set. Where the folder names no test pictures 20% are held out for testing, all
-    where there are fewer than five; where it names no validation pictures besides, 5% of the training ones.
+    The folder has one of three structures:
 
-    Raises GapError for a folder that is missing or holds no pictures, for classes or labels that do not fit them, and
-    for two folders of the same split.
+    - `train/` and `test/` or `val/`, each with a folder for each class. `SPLIT_NAMES` has further names of splits, in
+      upper or lower case. Without `test/`, `val/` is the test set.
+    - A folder for each class.
+    - Images, with or without a `labels.csv` of `file,label` rows. A label is a class name, or a class index of the
+      classifier.
+
+    Classes are numbered in the order of their names, by value if all names are whole numbers. A class folder without
+    images is left out, with a warning. Without a test folder, 20% of the images are the test set, or all if there are
+    fewer than five. Without a validation folder, 5% of the training images are the validation set.
+
+    Raises GapError for a folder that is missing or has no images, for classes or labels that do not match the images,
+    and for two folders of the same split.
     """
     root = expanded(path)
     if not is_folder(root):
         raise GapError(f"{root} is {'not a folder' if exists(root) else 'missing'}; name a folder of pictures")
     parts = _find_splits(root)
     if parts:
-        pictures, (train, validation, test), split_description = _split_by_folders(parts)
+        images, (train, validation, test), split_description = _split_by_folders(parts)
     else:
-        pictures = _read_flat(root) if (root / "labels.csv").exists() or not _folders(root) else _read_classes(root)
-        train, validation, test = _random_split(len(pictures.paths))
+        images = _read_flat(root) if (root / "labels.csv").exists() or not _folders(root) else _read_classes(root)
+        train, validation, test = _random_split(len(images.paths))
         split_description = f"test 20%, validation 5% of the rest, by seed {SEED}"
 
-    def split(indices: Tensor) -> ImageFolderSplit:
-        labels = None if pictures.labels is None else pictures.labels[indices]
-        return ImageFolderSplit(
-            tuple(pictures.paths[index] for index in indices.tolist()), labels, channels, size, root
-        )
+    def make_split(indices: Tensor) -> ImageFolderSplit:
+        labels = None if images.labels is None else images.labels[indices]
+        return ImageFolderSplit(tuple(images.paths[index] for index in indices.tolist()), labels, channels, size, root)
 
     return Dataset(
         name=f"folder:{path}",
-        train=split(train),
-        validation=split(validation),
-        test=split(test),
+        train=make_split(train),
+        validation=make_split(validation),
+        test=make_split(test),
         channels=channels,
         size=size,
-        class_names=pictures.class_names,
-        classes=pictures.classes,
+        class_names=images.class_names,
+        classes=images.classes,
         source=f"picture files of {root}; their owner's terms",
         split_description=split_description,
-        labels_index_model=pictures.labels_index_model,
-        labels_may_be_names=pictures.labels_index_model,
-        sorted_classes=pictures.class_names is not None,
+        labels_index_model=images.labels_index_model,
+        labels_may_be_names=images.labels_index_model,
+        sorted_classes=images.class_names is not None,
     )
 
 
 def _find_splits(root: Path) -> dict[str, Path]:
-    """The folder of each split, in the order train, val, test; none where the pictures are not divided by folders.
+    """The folder of each split, in the order train, val, test; empty if the folders are not splits.
 
-    Raises GapError where a split is missing, or two folders hold the same.
+    Raises GapError where a split is missing, or two folders are the same split.
     """
     folders = _folders(root)
     candidates = {
         part: [folder for folder in folders if folder.name.lower() in names] for part, names in SPLIT_NAMES.items()
     }
-    parts = {part: same[0] for part, same in candidates.items() if same}
+    parts = {part: matches[0] for part, matches in candidates.items() if matches}
     complete = "train" in parts and len(parts) > 1
-    beside = len(folders) > sum(map(len, candidates.values()))
-    if not parts or (not complete and _are_no_splits(root, parts, beside)):
+    has_others = len(folders) > sum(map(len, candidates.values()))
+    if not parts or (not complete and _are_no_splits(root, parts, has_others)):
         return {}
     if not complete:
         folder = next(iter(parts.values()))
         missing = "neither test/ nor val/; add one" if "train" in parts else "no train/; add it"
         raise GapError(f"{root} has {folder.name}/ but {missing}, or name {folder}")
-    for part, same in candidates.items():
-        if len(same) > 1:
-            raise GapError(f"{same[0]} and {same[1]} both hold the {part} pictures; put them into one folder")
+    for part, matches in candidates.items():
+        if len(matches) > 1:
+            raise GapError(f"{matches[0]} and {matches[1]} both hold the {part} pictures; put them into one folder")
     return parts
 
 
-def _are_no_splits(root: Path, parts: dict[str, Path], beside: bool) -> bool:
-    """Whether folders that only have the names of splits are class folders, or lie beside a table of labels.
+def _are_no_splits(root: Path, parts: dict[str, Path], has_others: bool) -> bool:
+    """Whether folders with names of splits are class folders, or folders of images with a table of labels.
 
-    `train` alone is a class (a vehicle) if it has other folders `beside` it and none in it.
+    A single `train` is a class (the vehicle) if the root has other folders and it has no subfolders.
     """
     if "train" in parts:
-        return beside and not _folders(parts["train"])
-    return beside or (root / "labels.csv").exists()
+        return has_others and not _folders(parts["train"])
+    return has_others or (root / "labels.csv").exists()
 
 
 def _split_by_folders(parts: dict[str, Path]) -> tuple[_LabeledFiles, list[Tensor], str]:
-    by_class = {part: _pictures_by_class(folder) for part, folder in parts.items()}
+    by_class = {part: _images_by_class(folder) for part, folder in parts.items()}
     class_names = sort_names(by_class["train"])
     for part, folder in parts.items():
         for name in by_class[part]:
             if name not in class_names:
                 raise GapError(f"{folder / name} is a class that the training pictures do not have")
-    read = [_labeled(each, class_names) for each in by_class.values()]
-    pictures = _LabeledFiles(
-        paths=[path for paths, _ in read for path in paths],
-        labels=torch.cat([labels for _, labels in read]),
+    labeled = [_labeled(class_paths, class_names) for class_paths in by_class.values()]
+    images = _LabeledFiles(
+        paths=[path for paths, _ in labeled for path in paths],
+        labels=torch.cat([labels for _, labels in labeled]),
         class_names=class_names,
         classes=len(class_names),
     )
-    numbers = torch.split(torch.arange(len(pictures.paths)), [len(paths) for paths, _ in read])
-    shuffled = [part[random_split_indices(len(part))[0]] for part in numbers]
+    indices = torch.split(torch.arange(len(images.paths)), [len(paths) for paths, _ in labeled])
+    shuffled = [part[random_split_indices(len(part))[0]] for part in indices]
     if len(parts) == 3:
-        return pictures, shuffled, "the folder's own train, val and test"
+        return images, shuffled, "the folder's own train, val and test"
     train, test = shuffled
     held_out = validation_count(len(train))
     validation, train = train[:held_out], train[held_out:]
-    tested = "val" if "val" in parts else "test"
-    return pictures, [train, validation, test], f"the folder's own train and {tested}; 5% of train by seed {SEED}"
+    test_folder = "val" if "val" in parts else "test"
+    return images, [train, validation, test], f"the folder's own train and {test_folder}; 5% of train by seed {SEED}"
 
 
 def _random_split(count: int) -> list[Tensor]:
-    tested = round(count * TEST_SHARE) if count >= MIN_IMAGES_TO_SPLIT else count
-    test, validation, train = random_split_indices(count, tested, validation_count(count - tested))
+    num_test = round(count * TEST_SHARE) if count >= MIN_IMAGES_TO_SPLIT else count
+    test, validation, train = random_split_indices(count, num_test, validation_count(count - num_test))
     return [train, validation, test]
 
 
 def _read_classes(root: Path) -> _LabeledFiles:
-    """Pictures in a folder for each class."""
-    by_class = _pictures_by_class(root)
+    """The images of a root with a folder for each class."""
+    by_class = _images_by_class(root)
     class_names = sort_names(by_class)
     return _LabeledFiles(*_labeled(by_class, class_names), class_names, len(class_names))
 
 
 def _labeled(by_class: dict[str, list[Path]], class_names: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """All the pictures, and for each the number of its class."""
+    """The paths of all images, and the number of the class of each."""
     numbers = {name: number for number, name in enumerate(class_names)}
     labels = [numbers[name] for name, paths in by_class.items() for _ in paths]
     return [path for paths in by_class.values() for path in paths], torch.tensor(labels)
@@ -165,14 +168,14 @@ def _read_flat(root: Path) -> _LabeledFiles:
     if not (root / "labels.csv").exists():
         return _LabeledFiles(paths)
     by_name = _read_labels(root / "labels.csv")
-    named = {root / name: name for name in by_name}
-    missing = next((path for path in paths if path not in named), None)
+    name_of_path = {root / name: name for name in by_name}
+    missing = next((path for path in paths if path not in name_of_path), None)
     if missing:
         raise GapError(f"{root / 'labels.csv'} has no label for {missing.relative_to(root)}; add a row for it")
-    absent = next(iter(named.keys() - set(paths)), None)
+    absent = next(iter(name_of_path.keys() - set(paths)), None)
     if absent:
-        raise GapError(f"{root / 'labels.csv'} labels {named[absent]}, which is not among the pictures")
-    labels = [by_name[named[path]] for path in paths]
+        raise GapError(f"{root / 'labels.csv'} labels {name_of_path[absent]}, which is not among the pictures")
+    labels = [by_name[name_of_path[path]] for path in paths]
     if are_numbers(labels):
         numbers = [int(label) for label in labels]
         if max(numbers) > LARGEST_INDEX:
@@ -187,7 +190,7 @@ def _read_flat(root: Path) -> _LabeledFiles:
 
 
 def _read_labels(table: Path) -> dict[str, str]:
-    """Labels by what the table says is the file."""
+    """The labels of a table by file name."""
     try:
         with table.open(newline="", encoding="utf-8-sig") as file:
             rows = list(csv.DictReader(file))
@@ -201,14 +204,14 @@ def _read_labels(table: Path) -> dict[str, str]:
     return labels
 
 
-def _pictures_by_class(root: Path) -> dict[str, list[Path]]:
-    """The pictures of each class folder that has any, by its name. A warning names the folders that have none."""
+def _images_by_class(root: Path) -> dict[str, list[Path]]:
+    """The images of each class folder by its name. Folders without images are left out, with a warning."""
     folders = _folders(root)
     if not folders:
         raise GapError(f"{root} has no folders in it; it must hold one for each class")
-    loose = next((path for path in root.iterdir() if path.is_file() and is_image(path)), None)
-    if loose:
-        raise GapError(f"{root} holds both folders and pictures ({loose.name}); move the pictures into class folders")
+    stray = next((path for path in root.iterdir() if path.is_file() and is_image(path)), None)
+    if stray:
+        raise GapError(f"{root} holds both folders and pictures ({stray.name}); move the pictures into class folders")
     by_class = {folder.name: list_pictures(folder) for folder in folders}
     empty = [name for name, paths in by_class.items() if not paths]
     if len(empty) == len(folders):

@@ -1,4 +1,4 @@
-"""Picture files: found, opened as 8-bit tensors whatever they hold."""
+"""Image files: listing them, and loading any format as 8-bit tensors."""
 
 import os
 import struct
@@ -15,14 +15,15 @@ from gap.core.errors import GapError, GapWarning
 from gap.core.paths import exists, is_folder
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-# What operating systems, notebooks and network drives leave in a folder, in lower case.
+# Folders of operating systems, notebooks and network drives, in lower case.
 SYSTEM_FOLDERS = (
     "__macosx", "__pycache__", "@eadir", "@recycle", "#recycle", "$recycle.bin", "lost+found", "recycler",
     "system volume information",
 )  # fmt: skip
 MODES = {1: "L", 3: "RGB"}
-# Pillow's modes of gray images; those of 16 and 32 bits have more names, which begin with I or F.
+# Pillow's modes of gray images with 8 bits or fewer; the modes with 16 and 32 bits begin with I or F.
 GRAY_MODES = ("1", "L", "LA", "La")
+# The possible values of white, by the kind of a numpy type; the smallest that no pixel exceeds is taken.
 WHITE_LEVELS = {"u": (65535,), "i": (65535, 2**31 - 1), "f": (1.0, 255.0, 65535.0)}
 READ_ERRORS = (
     OSError, SyntaxError, ValueError, TypeError, IndexError, KeyError, EOFError, OverflowError, MemoryError,
@@ -34,25 +35,24 @@ ImageLike = str | Path | Image.Image | np.ndarray[Any, Any] | Tensor
 
 
 def load_image(path: str | Path, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """A picture file as uint8 C x H x W, C being 1 (gray) or 3 (RGB).
+    """An image file as uint8 C x H x W, where C is 1 (gray) or 3 (RGB).
 
-    With `size` (H, W) the picture is resized, antialiased, to cover it and cropped at the center; without, it keeps its
-    own. Its EXIF orientation is applied. Transparent pixels are laid over white. Of several frames the first is
-    taken, with a warning. Deeper pixels are scaled to 8 bits, not clipped: white is 65535 for 16-bit pixels and for
-    32-bit integers (2**31 - 1 where they go beyond it); for floats it is the smallest of 1, 255, 65535 that none
-    exceeds.
+    With `size` (H, W) the image is resized, antialiased, to cover it and cropped at the center. The EXIF orientation is
+    applied. Transparent pixels are blended with white. Of several frames the first is used, with a warning. Pixels of
+    more than 8 bits are scaled, not clipped: white is 65535 for 16-bit pixels and for 32-bit integers (2**31 - 1 if any
+    is larger). For floats it is the smallest of 1, 255 and 65535 that no pixel exceeds.
 
-    Raises GapError, with the file's name, for what is missing, empty, a folder, not a picture, damaged, or larger than
-    Pillow's limit for decompression bombs.
+    Raises GapError, with the file's name, for a path that is missing, empty, a folder, not an image, damaged, or larger
+    than Pillow's limit for decompression bombs.
     """
     mode = _mode(channels)
     try:
-        with Image.open(path) as picture:
-            _check_bomb(picture)
-            frames = getattr(picture, "n_frames", 1)
+        with Image.open(path) as image:
+            _check_bomb(image)
+            frames = getattr(image, "n_frames", 1)
             if frames > 1:
                 warnings.warn(f"{path} has {frames} frames; only the first is used", GapWarning, stacklevel=2)
-            flat = _flatten_alpha(_eight_bit(ImageOps.exif_transpose(picture))).convert(mode)
+            flat = _flatten_alpha(_eight_bit(ImageOps.exif_transpose(image))).convert(mode)
             if size is not None:
                 flat = ImageOps.fit(flat, (size[1], size[0]), Image.Resampling.BILINEAR)
     except READ_ERRORS as error:
@@ -62,13 +62,13 @@ def load_image(path: str | Path, channels: int, size: tuple[int, int] | None = N
 
 
 def as_image(image: ImageLike, channels: int, size: tuple[int, int] | None = None) -> Tensor:
-    """An image that the user holds as float32 C x H x W in [0, 1].
+    """An image in any form as float32 C x H x W in [0, 1].
 
     Args:
         image: a path, a PIL image, an array H x W x C or H x W, or a tensor C x H x W, H x W or 1 x C x H x W; uint8 or
             floats in [0, 1].
         channels: 1 (gray) or 3 (RGB): the image is converted.
-        size: (H, W): the image is resized to cover it and cropped at the center; None keeps its own.
+        size: (H, W): the image is resized to cover it and cropped at the center. By default it is not resized.
 
     Raises:
         GapError: for a file that cannot be read, another shape, and pixels outside of [0, 1].
@@ -89,10 +89,9 @@ def as_image(image: ImageLike, channels: int, size: tuple[int, int] | None = Non
 
 
 def flatten(picture: Image.Image) -> Image.Image:
-    """A PIL image with 8 bits a channel and no transparency, as `load_image` makes of a file: gray ones of mode L, all
-    others of mode RGB.
+    """A PIL image converted to 8 bits per channel without transparency: gray images to mode L, others to mode RGB.
 
-    Raises GapError for pixels that cannot be decoded, or that have no known scale.
+    Raises GapError for pixels that cannot be decoded, or whose scale is unknown.
     """
     try:
         gray = picture.mode in GRAY_MODES or _is_deep(picture)
@@ -128,38 +127,40 @@ def _levels(pixels: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def find_pictures(path: str | Path) -> list[Path]:
-    """The picture files of a folder and the folders in it, as `list_pictures` lists them; or the one file.
+    """The image files of a folder and its subfolders, as in `list_pictures`, or the single file.
 
-    Raises GapError where there is no such path, or no picture in the folder.
+    Raises GapError where the path does not exist, or the folder has no images.
     """
     path = Path(path)
     if not exists(path):
         raise GapError(f"{path} does not exist; name a picture file or a folder of pictures")
     if not is_folder(path):
         return [path]
-    pictures = list_pictures(path)
-    if not pictures:
+    paths = list_pictures(path)
+    if not paths:
         raise GapError(f"{path} holds no pictures ({' '.join(SUFFIXES)})")
-    return pictures
+    return paths
 
 
 def list_pictures(folder: Path) -> list[Path]:
-    """The picture files of a folder and the folders in it, by suffix, sorted; hidden files and folders, and those of
-    operating systems, are left out."""
-    pictures = []
+    """The image files of a folder and its subfolders, by suffix, sorted.
+
+    Hidden files and folders, and folders of operating systems, are left out.
+    """
+    paths = []
     for parent, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not is_system_file(name)]
-        pictures += [path for name in names if is_image(path := Path(parent, name))]
-    return sorted(pictures)
+        paths += [path for name in names if is_image(path := Path(parent, name))]
+    return sorted(paths)
 
 
 def is_system_file(folder: str) -> bool:
-    """Whether a folder of this name holds no pictures of the user's: it is hidden, or of an operating system."""
+    """Whether a folder of this name is hidden, or one of operating systems, so that its images are not the user's."""
     return folder.startswith(".") or folder.lower() in SYSTEM_FOLDERS
 
 
 def is_image(path: Path) -> bool:
-    """Whether a file is taken for a picture by its name: a known suffix, not hidden."""
+    """Whether the name of a file is that of an image: a known suffix, not hidden."""
     return path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
 
 
@@ -169,32 +170,32 @@ def _mode(channels: int) -> str:
     return MODES[channels]
 
 
-def _check_bomb(picture: Image.Image) -> None:
+def _check_bomb(image: Image.Image) -> None:
     limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and picture.width * picture.height > limit:
+    if limit is not None and image.width * image.height > limit:
         raise Image.DecompressionBombError
 
 
-def _eight_bit(picture: Image.Image) -> Image.Image:
-    """Pixels of 16 or 32 bits scaled to 8; other pictures as they are."""
-    if not _is_deep(picture):
-        return picture
-    pixels = np.asarray(picture)
+def _eight_bit(image: Image.Image) -> Image.Image:
+    """Images of 16 or 32 bits scaled to 8 bits; other images unchanged."""
+    if not _is_deep(image):
+        return image
+    pixels = np.asarray(image)
     white = next((white for white in WHITE_LEVELS[pixels.dtype.kind] if pixels.max() <= white), None)
     if white is None or not pixels.min() >= 0:
         raise ValueError(f"pixels from {pixels.min()} to {pixels.max()}, no known scale")
     return Image.fromarray(np.rint(pixels * (255 / white)).astype(np.uint8))
 
 
-def _is_deep(picture: Image.Image) -> bool:
-    """Whether pixels are gray levels of 16 or 32 bits."""
-    return picture.mode.startswith(("I", "F"))
+def _is_deep(image: Image.Image) -> bool:
+    """Whether an image has gray levels of 16 or 32 bits."""
+    return image.mode.startswith(("I", "F"))
 
 
-def _flatten_alpha(picture: Image.Image) -> Image.Image:
-    if not picture.has_transparency_data:
-        return picture
-    opaque = picture.convert("RGBA")
+def _flatten_alpha(image: Image.Image) -> Image.Image:
+    if not image.has_transparency_data:
+        return image
+    opaque = image.convert("RGBA")
     return Image.alpha_composite(Image.new("RGBA", opaque.size, "white"), opaque).convert("RGB")
 
 

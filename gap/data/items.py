@@ -1,4 +1,4 @@
-"""What an item, or a batch, of a user's own data holds: images as 8-bit tensors, labels as class indices."""
+"""Conversion of items and batches of a user's data: images to 8-bit tensors, labels to class indices."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -11,12 +11,12 @@ from torch import Tensor
 from gap.core.errors import GapError, first_line
 from gap.data.images import flatten
 
-# Keys under which a mapping holds its image and its label, the first that it has.
+# The possible keys of the image and of the label in a mapping; the first existing one is used.
 IMAGE_KEYS = ("image", "img", "images", "pixel_values")
 LABEL_KEYS = ("label", "labels", "fine_label", "target", "class")
-# How many channels an image may have; a fourth is transparency.
+# The possible numbers of channels of an image; the fourth channel is transparency.
 CHANNELS = (1, 3, 4)
-# How far a float may be outside of [0, 1] by rounding.
+# The largest rounding error of floats outside of [0, 1].
 TOLERANCE = 1e-4
 
 
@@ -37,7 +37,7 @@ def image_and_label(item: Any) -> tuple[Any, Any]:
 
 
 def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
-    """The images, uint8 N x C x H x W, and the labels, int64, of what a DataLoader gives.
+    """The images, uint8 N x C x H x W, and the labels, int64, of a value that a DataLoader yields.
 
     That is a batch of images with their labels, a list of items, or a single item.
     """
@@ -60,9 +60,10 @@ def is_columns(data: Any) -> bool:
 
 
 def image_levels(image: Any) -> Tensor:
-    """One image as uint8 C x H x W: a tensor C x H x W or H x W, an array, which may also be H x W x C, or a PIL image.
+    """An image as uint8 C x H x W, from a tensor C x H x W or H x W, an array, also H x W x C, or a PIL image.
 
-    PIL images become 8-bit and opaque as files do. Raises GapError for other shapes and for pixels outside of [0, 1].
+    PIL images are converted to 8 bits without transparency, as files are. Raises GapError for other shapes and for
+    pixels outside of [0, 1].
     """
     if isinstance(image, Image.Image):
         pixels = torch.from_numpy(np.array(flatten(image)))
@@ -88,8 +89,11 @@ def image_levels(image: Any) -> Tensor:
 
 
 def batch_levels(images: Any) -> Tensor:
-    """Images as uint8 N x C x H x W: a tensor of that shape, an array, which may also be N x H x W x C, or a list of
-    images of one shape as `image_levels` takes them."""
+    """Images as uint8 N x C x H x W.
+
+    `images` is a tensor of that shape, an array, which may also be N x H x W x C, or a list of images of one shape for
+    `image_levels`.
+    """
     if isinstance(images, tuple | list):
         return stack([image_levels(image) for image in images])
     if not _is_array(images):
@@ -109,7 +113,7 @@ def batch_levels(images: Any) -> Tensor:
 
 
 def stack(images: Sequence[Tensor]) -> Tensor:
-    """Images of one shape as one tensor. Raises GapError where they differ."""
+    """Images of one shape as one tensor. Raises GapError where the shapes differ."""
     shapes = {tuple(image.shape) for image in images}
     if len(shapes) > 1:
         sizes = " and ".join(_by(shape) for shape in sorted(shapes)[:2])
@@ -118,7 +122,7 @@ def stack(images: Sequence[Tensor]) -> Tensor:
 
 
 def label_index(label: Any) -> int:
-    """The class index that one label means: a whole number, alone or in an array, or a vector with a single 1."""
+    """The class index of a label: a whole number, alone or in an array, or a one-hot vector."""
     if isinstance(label, int | float | list | tuple | np.generic | np.ndarray | Tensor):
         values = as_tensor(label, "labels")
         return int(label_indices(values.reshape(1) if values.numel() == 1 else values[None])[0])
@@ -126,9 +130,9 @@ def label_index(label: Any) -> int:
 
 
 def label_indices(labels: Any) -> Tensor:
-    """The class index that each label means, int64: N whole numbers, N x 1, or N x K with a single 1 in each row.
+    """The class indices of labels as int64: N whole numbers, N x 1, or N x K with one-hot rows.
 
-    Raises GapError for labels that mean no class, as shares of several.
+    Raises GapError for other labels, such as probabilities of several classes.
     """
     if isinstance(labels, tuple | list) and not all(isinstance(label, int) for label in labels):
         return torch.tensor([label_index(label) for label in labels], dtype=torch.int64)
@@ -151,7 +155,7 @@ def label_indices(labels: Any) -> Tensor:
 
 
 def as_tensor(value: Any, description: str) -> Tensor:
-    """Numbers as a tensor; arrays of any strides, which may be read-only. Raises GapError for what is no numbers."""
+    """Numbers, or an array with any strides, as a tensor. Raises GapError for any other value."""
     if isinstance(value, np.ndarray) and not (value.flags.writeable and value.flags.c_contiguous):
         value = value.copy()
     try:
@@ -161,7 +165,7 @@ def as_tensor(value: Any, description: str) -> Tensor:
 
 
 def _is_item(value: Any) -> bool:
-    """Whether a part of a list is an item, and not all the images or labels of the others."""
+    """Whether an entry of a list is an item, and not all images or all labels of a batch."""
     if isinstance(value, Mapping):
         return True
     return isinstance(value, tuple | list) and len(value) >= 2 and _is_image(value[0]) and not _is_image(value[1])
@@ -172,7 +176,7 @@ def _is_image(value: Any) -> bool:
 
 
 def _is_single(image: Any, label: Any) -> bool:
-    """Whether these are one image and its label, and not images without channels and theirs."""
+    """Whether these are one image and its label, and not a batch of images without channels and their labels."""
     if isinstance(image, Image.Image):
         return True
     count = len(label) if isinstance(label, tuple | list) or (_is_array(label) and label.ndim) else 1
@@ -193,7 +197,7 @@ def _by(sizes: Iterable[int]) -> str:
 
 
 def _as_levels(images: Tensor) -> Tensor:
-    """Pixels as uint8: uint8 as it is, floats in [0, 1] rounded to 8 bits, true as white."""
+    """Pixels as uint8: floats in [0, 1] are rounded to 8 bits, and true is white."""
     if images.dtype == torch.uint8:
         return images
     if images.dtype == torch.bool:

@@ -1,4 +1,4 @@
-"""The names of data sets, and where downloaded ones live. Importing this does not import torch."""
+"""The names of data sets, and the folder of downloaded ones. Importing this does not import torch."""
 
 import os
 from pathlib import Path
@@ -9,7 +9,7 @@ FOLDER = "folder:"
 
 
 def list_datasets() -> dict[str, str]:
-    """Every name that `load_data` knows, with a line about it."""
+    """The names of all data sets of `load_data`, with a description of one line."""
     return {
         "mnist-5k": "5,000 MNIST digits that come with a dependency: 28 x 28, gray, 10 classes",
         "mnist": "MNIST digits, 60,000 and 10,000: 28 x 28, gray, 10 classes",
@@ -22,5 +22,5 @@ def list_datasets() -> dict[str, str]:
 
 
 def default_root() -> Path:
-    """Where downloaded sets are kept: the variable GAP_DATA, else ~/.cache/gap."""
+    """The folder of downloaded data sets: the variable GAP_DATA, or else ~/.cache/gap."""
     return expanded(os.environ.get("GAP_DATA") or "~/.cache/gap")

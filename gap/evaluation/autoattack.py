@@ -1,4 +1,4 @@
-"""AutoAttack (Croce and Hein, 2020), as pyautoattack runs it, attack by attack."""
+"""AutoAttack (Croce and Hein, 2020), by pyautoattack, one attack at a time."""
 
 import logging
 from collections.abc import Callable, Iterator
@@ -18,42 +18,45 @@ from gap.threat import Budget
 
 STANDARD = ("apgd-ce", "apgd-t", "fab-t", "square")
 FAST = ("apgd-ce", "apgd-t")
-# The loss of targeted APGD means nothing with fewer classes; targeted FAB stands in for it.
-LEAST_CLASSES, STAND_IN = 4, "fab-t"
-# Of those, the one that never looks at a gradient, and how often it asks the classifier.
+# The loss of targeted APGD needs this many classes. With fewer, targeted FAB replaces it.
+MIN_TARGETED_CLASSES, TARGETED_FALLBACK = 4, "fab-t"
+# The attack of AutoAttack that uses no gradients, and its number of queries.
 BLACK_BOX, QUERIES = "square", 5000
-# Where it lowers the accuracy by more than this, AutoAttack doubts its own result.
+# Where Square lowers the accuracy by more than this, AutoAttack warns that gradients may be masked.
 SQUARE_WARNING_THRESHOLD = 0.002
 
 
 def supports_targeted(classes: int) -> bool:
-    """Whether targeted APGD can aim at one of so many classes."""
-    return classes >= LEAST_CLASSES
+    """Whether targeted APGD works with this number of classes."""
+    return classes >= MIN_TARGETED_CLASSES
 
 
 def fast_attacks(classes: int) -> tuple[str, ...]:
-    """FAST; the cross-entropy alone would be blind to a classifier that is merely sure."""
-    return FAST if supports_targeted(classes) else ("apgd-ce", STAND_IN)
+    """The attacks of the fast suite. One is targeted: cross-entropy alone fails on overconfident classifiers."""
+    return FAST if supports_targeted(classes) else ("apgd-ce", TARGETED_FALLBACK)
 
 
 def supports_square(budget: Budget, height: int, width: int) -> bool:
-    """Whether Square can search such pictures: in L2 and L1 it covers them with tiles, which do not fit every size."""
+    """Whether Square works with images of this size: in L2 and L1 it covers them with tiles."""
     tile = height // 5
-    fits = tile > 0 and all(_covered(side, tile, height) <= side for side in (height, width))
+    fits = tile > 0 and all(_covered_side(side, tile, height) <= side for side in (height, width))
     return budget.norm.per_value or tile == 1 or fits
 
 
-def _covered(side: int, tile: int, height: int) -> int:
-    """How far tiles reach that begin where pyautoattack begins them, which depends on the height alone."""
+def _covered_side(side: int, tile: int, height: int) -> int:
+    """The part of a side that pyautoattack's tiles cover. Their start depends on the height alone."""
     return (height - 5 * tile) // 2 + side // tile * tile
 
 
 @dataclass
 class AutoAttackResult:
-    """What is left of a classifier: which images (N booleans), the accuracy after each attack, which images each
-    attack broke and those before it had not, AutoAttack's flags.
+    """The robustness of a classifier to AutoAttack.
 
-    `doubt` is its flag about black-box search: how often that finds what gradients missed.
+    Attributes:
+        right: which images are classified correctly under all attacks so far, N booleans.
+        accuracy: the accuracy after each attack, by its name.
+        broken: for each attack, which images it fooled of those that the earlier attacks did not fool.
+        flags: the warnings of AutoAttack.
     """
 
     right: Tensor
@@ -63,10 +66,11 @@ class AutoAttackResult:
 
     @property
     def doubt(self) -> str | None:
-        found = self.broken[BLACK_BOX].double().mean().item() if BLACK_BOX in self.broken else 0.0
+        """AutoAttack's warning that black-box search fools images which gradients did not; None without it."""
+        share = self.broken[BLACK_BOX].double().mean().item() if BLACK_BOX in self.broken else 0.0
         return (
-            f"{BLACK_BOX} lowers the accuracy by {found:.1%}, more than {SQUARE_WARNING_THRESHOLD:.1%}"
-            if found > SQUARE_WARNING_THRESHOLD
+            f"{BLACK_BOX} lowers the accuracy by {share:.1%}, more than {SQUARE_WARNING_THRESHOLD:.1%}"
+            if share > SQUARE_WARNING_THRESHOLD
             else None
         )
 
@@ -83,22 +87,22 @@ def auto_attack(
     seed: int = 0,
     tell: Callable[[str, float], None] = lambda name, accuracy: None,
 ) -> AutoAttackResult:
-    """Run AutoAttack on images N x C x H x W in [0, 1]; each attack takes the images that those before it left.
+    """Run AutoAttack on images N x C x H x W in [0, 1]; each attack gets the images that no earlier attack fooled.
 
-    The attacks look at the classifier with its norms folded, and count an image that either of the two misclassifies.
-    `accuracy` begins with `clean`. Targeted attacks aim at no more classes than there are; with fewer than four, where
-    their loss has no meaning, they are left out, and so is Square where it cannot search. It asks `queries` times.
-    `tell` hears the accuracy after each attack. Raises NetworkError where a network does not allow AutoAttack's way to
-    ask for gradients.
+    The attacks run on a copy of the classifier with fused norms. An image counts as fooled if the classifier or the
+    copy misclassifies it. The first entry of `accuracy` is `clean`. Targeted APGD is left out with fewer than four
+    classes, and Square where it does not support the image size. Square makes `queries` queries. `tell` is called with
+    the name of each attack and the accuracy after it. Raises NetworkError where a network does not support the gradient
+    computation of AutoAttack.
     """
     with frozen(classifier):
         with torch.no_grad():
             predicted = torch.cat([classifier(part).argmax(dim=1) for part in images.split(batch_size)])
-        found = AutoAttackResult(predicted == labels)
-        _note(found, "clean", tell)
-        lean = fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size)
+        result = AutoAttackResult(predicted == labels)
+        _record_accuracy(result, "clean", tell)
+        fused = fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size)
         runner = AutoAttack(
-            _ContiguousGradients(lean),
+            _ContiguousGradients(fused),
             norm=budget.norm.title,
             eps=budget.epsilon,
             seed=seed,
@@ -113,26 +117,28 @@ def auto_attack(
                 continue
             if name == BLACK_BOX and not supports_square(budget, images.shape[2], images.shape[3]):
                 continue
-            before = found.right.clone()
-            standing = before.nonzero().squeeze(1)
-            if len(standing):
+            before = result.right.clone()
+            active = before.nonzero().squeeze(1)
+            if len(active):
                 runner.attacks_to_run = [name]
-                with _flags() as flags, _errors_told(classifier.name):
+                with _collect_flags() as flags, _reraise_torch_errors(classifier.name):
                     adversarial, _ = runner.run_standard_evaluation(
-                        images[standing].contiguous(), labels[standing], batch_size=batch_size
+                        images[active].contiguous(), labels[active], batch_size=batch_size
                     )
-                found.flags += [flag for flag in flags if flag not in found.flags]
+                result.flags += [flag for flag in flags if flag not in result.flags]
                 with torch.no_grad():
-                    for reader in (classifier, lean):
-                        after = torch.cat([reader(part).argmax(dim=1) for part in adversarial.split(batch_size)])
-                        found.right[standing] &= after == labels[standing]
-            found.broken[name] = before & ~found.right
-            _note(found, name, tell)
-    return found
+                    for network in (classifier, fused):
+                        predicted_after = torch.cat(
+                            [network(part).argmax(dim=1) for part in adversarial.split(batch_size)]
+                        )
+                        result.right[active] &= predicted_after == labels[active]
+            result.broken[name] = before & ~result.right
+            _record_accuracy(result, name, tell)
+    return result
 
 
 class _ContiguousGradients(nn.Module):
-    """A classifier whose gradients lie row by row, as pyautoattack takes them to in L2, whatever its own layout."""
+    """A classifier with contiguous gradients, which pyautoattack expects in L2."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -140,20 +146,20 @@ class _ContiguousGradients(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         if images.requires_grad:
-            images = images.clone()  # a hook on what was handed in would stay with it
+            images = images.clone()  # a hook on the caller's tensor would stay there
             images.register_hook(lambda gradient: gradient.contiguous())
         logits: Tensor = self.classifier(images)
         return logits
 
 
-def _note(found: AutoAttackResult, name: str, tell: Callable[[str, float], None]) -> None:
-    found.accuracy[name] = found.right.double().mean().item()
-    tell(name, found.accuracy[name])
+def _record_accuracy(result: AutoAttackResult, name: str, callback: Callable[[str, float], None]) -> None:
+    result.accuracy[name] = result.right.double().mean().item()
+    callback(name, result.accuracy[name])
 
 
 @contextmanager
-def _errors_told(name: str) -> Iterator[None]:
-    """Turn an error of torch's, such as a reentrant checkpoint's at `torch.autograd.grad`, into a NetworkError."""
+def _reraise_torch_errors(name: str) -> Iterator[None]:
+    """Turn errors of torch into a NetworkError, such as that of a reentrant checkpoint in `torch.autograd.grad`."""
     try:
         yield
     except RuntimeError as error:
@@ -166,24 +172,24 @@ def _errors_told(name: str) -> Iterator[None]:
 
 
 class _WarningCollector(logging.Handler):
-    def __init__(self, heard: list[str]) -> None:
+    def __init__(self, messages: list[str]) -> None:
         super().__init__(logging.WARNING)
-        self.heard = heard
+        self.messages = messages
 
     def emit(self, record: logging.LogRecord) -> None:
-        self.heard.append(record.getMessage())
+        self.messages.append(record.getMessage())
 
 
 @contextmanager
-def _flags() -> Iterator[list[str]]:
-    """What AutoAttack warns of: randomised, dynamic, zero gradients, probabilities for logits."""
-    heard: list[str] = []
-    handler = _WarningCollector(heard)
+def _collect_flags() -> Iterator[list[str]]:
+    """Collect the warnings of AutoAttack: randomized or dynamic classifiers, zero gradients, probabilities."""
+    messages: list[str] = []
+    handler = _WarningCollector(messages)
     logger = logging.getLogger("auto-attack")
     propagate, logger.propagate = logger.propagate, False
     logger.addHandler(handler)
     try:
-        yield heard
+        yield messages
     finally:
         logger.removeHandler(handler)
         logger.propagate = propagate

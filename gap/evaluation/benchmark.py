@@ -1,4 +1,4 @@
-"""Attacks, by name, by folder or as objects, against classifiers: one row for each pair."""
+"""Benchmarks: attacks, given by name, by folder or as objects, against classifiers."""
 
 import math
 import warnings
@@ -36,10 +36,10 @@ AttackLike = Attack | str | Path
 
 @dataclass(frozen=True)
 class AttackEntry:
-    """One attack of a benchmark: a spec such as `pgd:steps=100`, what `gap train` left, or an attack object.
+    """One attack of a benchmark: a spec such as `pgd:steps=100`, a folder of `gap train`, or an attack object.
 
-    `text` is what the user wrote, `name` what tells it from the others. `init` is the trained attack that an untrained
-    one begins at.
+    `text` is the user's text, `name` is unique in the benchmark. `init` is the trained attack whose images are the
+    initial points of an untrained attack.
     """
 
     text: str
@@ -50,13 +50,13 @@ class AttackEntry:
 
     @property
     def budget(self) -> Budget | None:
-        """The budget that it was trained at, or that the object has."""
+        """The budget that the attack was trained with, or that of the object."""
         if self.attack:
             return self.attack.budget
         return trained_budget(self.artifact) if self.artifact else None
 
     def is_adaptive_to(self, classifier: Classifier) -> bool:
-        """Whether it was trained against this very classifier, or is fitted to the one that it attacks."""
+        """Whether it was trained against this classifier, or is fitted to the classifier that it attacks."""
         trained = self.artifact or self.init
         return (
             trained.read(AttackCard).was_trained_on(classifier)
@@ -66,26 +66,26 @@ class AttackEntry:
 
 
 def parse_attacks(attacks: Sequence[AttackLike]) -> list[AttackEntry]:
-    """The entries of a benchmark; raises GapError for what is no attack, no attack's name and no trained artifact.
+    """The entries of a benchmark; raises GapError for anything but an attack, its name or a trained artifact.
 
-    Artifacts are named after their folders, and where two would have one name, as they were written. Where names are
-    still the same, later ones are numbered.
+    The name of an artifact is that of its folder, or its full text where two would have the same name. Names that are
+    still equal are numbered.
     """
-    found = [_parse_attack(attack) for attack in attacks]
-    counts = Counter(entry.name for entry in found)
-    names = unique_names(entry.text if counts[entry.name] > 1 else entry.name for entry in found)
-    return [replace(entry, name=name) for entry, name in zip(found, names, strict=True)]
+    entries = [_parse_attack(attack) for attack in attacks]
+    counts = Counter(entry.name for entry in entries)
+    names = unique_names(entry.text if counts[entry.name] > 1 else entry.name for entry in entries)
+    return [replace(entry, name=name) for entry, name in zip(entries, names, strict=True)]
 
 
 def common_budget(entries: Sequence[AttackEntry], asked: Budget | str | None) -> Budget | None:
-    """The budget asked for, else the first entry's own; raises GapError when one is needed and there is none."""
+    """The requested budget, or else that of the first entry with one; raises GapError when a needed one is missing."""
     if asked:
         return as_budget(asked)
-    own = next((entry.budget for entry in entries if entry.budget), None)
-    needy = next((entry for entry in entries if not entry.artifact and not entry.attack), None)
-    if own is None and needy is not None:
-        raise GapError(f"{needy.text} needs a budget; give `budget`, for example linf:8/255")
-    return own
+    trained = next((entry.budget for entry in entries if entry.budget), None)
+    without_budget = next((entry for entry in entries if not entry.artifact and not entry.attack), None)
+    if trained is None and without_budget is not None:
+        raise GapError(f"{without_budget.text} needs a budget; give `budget`, for example linf:8/255")
+    return trained
 
 
 def evaluate(
@@ -102,42 +102,44 @@ def evaluate(
     callback: Callable[[Evaluation], None] = lambda evaluation: None,
     **options: Any,
 ) -> EvaluationResult:
-    """Measure attacks on one or several classifiers; every figure is of 8-bit images.
+    """Evaluate attacks on one or several classifiers. All metrics are those of 8-bit images.
 
     Args:
-        attacks: one attack or several: objects such as `gap.attacks.PGD("linf:8/255")` or what `gap.train_generator`
-            returns, names with options such as "pgd:steps=100", folders of trained attacks.
+        attacks: one attack or several: objects such as `gap.attacks.PGD("linf:8/255")` or the result of
+            `gap.train_generator`, names with options such as "pgd:steps=100", folders of trained attacks.
         models: one classifier or several, each a name, a folder, a `gap.Classifier` or any `nn.Module`.
-        data: a name such as "cifar10" or "folder:PATH", of which the test images are taken; or images with labels: a
-            pair of tensors, a torch Dataset or DataLoader, a Hugging Face dataset.
-        budget: the largest perturbation, such as "linf:8/255", or several. Attack objects keep their own. Without one,
-            trained attacks keep theirs, and names take the first of those.
-        images: how many images, drawn once for all tables; None takes all.
-        batch_size: images a batch.
-        transfer: whether each named attack is made on every classifier and measured on every one.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the first model is on.
-        callback: is called with each row as it comes.
-        **options: more options of data by name: data_root, labels, input, mean, std.
+        data: a name such as "cifar10" or "folder:PATH", whose test images are used; or images with labels: a pair of
+            tensors, a torch Dataset or DataLoader, a Hugging Face dataset.
+        budget: the largest perturbation, such as "linf:8/255", or several. Attack objects use their own budgets.
+            Without this argument, trained attacks use the budgets of their training, and named attacks the first of
+            these.
+        images: the number of images, a random sample that is the same in all tables; by default all.
+        batch_size: images per batch.
+        transfer: whether the adversarial images of every named attack on every classifier are evaluated on all
+            classifiers.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the first model.
+        callback: a function that is called with each row as soon as it is complete.
+        **options: further options of data by name: data_root, labels, input, mean, std.
 
     Returns:
-        A table that prints itself, with `to_dict`, `to_markdown`, `to_csv`, `to_latex`, `plot` and `pictures`.
+        A table with `to_dict`, `to_markdown`, `to_csv`, `to_latex`, `plot` and `pictures`, which prints itself.
 
     Raises:
-        GapError: for attacks, classifiers, data and budgets that do not fit.
+        GapError: for attacks, classifiers, data and budgets that do not match.
     """
     entries = parse_attacks(attacks if isinstance(attacks, list | tuple) else [cast(AttackLike, attacks)])
     classifiers = models if isinstance(models, list | tuple) else [cast(ClassifierLike, models)]
     check_at_least(1, images=images, batch_size=batch_size)
     budgets = list(budget) if isinstance(budget, list | tuple) else [cast(Budget | str | None, budget)]
-    typed = [common_budget(entries, each) for each in budgets]
+    entry_budgets = [common_budget(entries, item) for item in budgets]
     with torch.random.fork_rng():
         task = make_task(classifiers, evaluation_data, data, device=device, **options)
         evaluations = []
         for evaluation in run_benchmark(
             entries,
             task,
-            typed,
+            entry_budgets,
             own_budgets=budget is None,
             transfer=transfer,
             images=images,
@@ -160,26 +162,27 @@ def run_benchmark(
     batch_size: int = 250,
     seed: int = 0,
 ) -> Iterator[Evaluation]:
-    """Evaluate every entry at every budget on every classifier's test images, yielding as they come.
+    """Evaluate every entry at every budget on the test images for every classifier, and yield the results one by one.
 
-    `own_budgets` leaves trained entries at the budget they were trained at. An untrained attack looks at the
-    classifier it is judged on; with `transfer`, at each classifier in turn (a transfer matrix). Classifiers of the same
-    name are numbered in the rows. Raises GapError when an artifact cannot take these images.
+    With `own_budgets`, trained entries use the budgets of their training. The adversarial images of an untrained attack
+    are computed on the classifier they are evaluated on; with `transfer`, on every classifier (a transfer matrix).
+    Classifiers with the same name are numbered in the rows. Raises GapError when an artifact cannot be applied to these
+    images.
     """
-    for asked in filter(None, budgets):
-        asked.check(task.data.channels, *task.data.size)
+    for checked_budget in filter(None, budgets):
+        checked_budget.check(task.data.channels, *task.data.size)
     check_entries(entries, task)
     names = unique_names(classifier.name for classifier in task.classifiers)
     for budget in budgets:
         for entry in entries:
-            at = entry.budget if entry.attack or (own_budgets and entry.artifact) else budget
-            for first, judged in _pairs(entry, len(task.classifiers), transfer):
-                source = task.classifiers[first]
-                attack = make_attack(entry, at, source, task, seed)
-                for index in judged:
+            attack_budget = entry.budget if entry.attack or (own_budgets and entry.artifact) else budget
+            for source_index, target_indices in _pairs(entry, len(task.classifiers), transfer):
+                source = task.classifiers[source_index]
+                attack = make_attack(entry, attack_budget, source, task, seed)
+                for index in target_indices:
                     classifier = task.classifiers[index]
-                    found = evaluate_attack(
-                        attack if index == first else for_transfer(attack),
+                    evaluation = evaluate_attack(
+                        attack if index == source_index else for_transfer(attack),
                         classifier,
                         task.data.test,
                         images=images,
@@ -192,15 +195,15 @@ def run_benchmark(
                     labels = {
                         "attack": entry.name,
                         "classifier": names[index],
-                        "source": names[index if entry.artifact else first],
+                        "source": names[index if entry.artifact else source_index],
                     }
-                    yield replace(found, row=found.row | labels | _trained_source(entry, index, task, names))
+                    yield replace(evaluation, row=evaluation.row | labels | _trained_source(entry, index, task, names))
 
 
 def make_attack(entry: AttackEntry, budget: Budget | None, source: Classifier, task: AttackTask, seed: int) -> Attack:
-    """The attack that an entry stands for, at a budget; one that is fitted is fitted to `source` on training images.
+    """The attack of an entry at a budget. A universal attack by name is fitted to `source` on the training images.
 
-    Raises GapError where an untrained one has no budget.
+    Raises GapError where an untrained attack has no budget.
     """
     if entry.attack:
         return entry.attack
@@ -219,26 +222,28 @@ def make_attack(entry: AttackEntry, budget: Budget | None, source: Classifier, t
 
 
 def for_transfer(attack: Attack) -> Attack:
-    """An attack on its way to another classifier: a search goes on past the boundary of the one that it looks at."""
+    """An attack for transfer: PGD does not stop at the decision boundary of its source classifier."""
     return replace(attack, confidence=math.inf) if isinstance(attack, PGD) else attack
 
 
 def check_entries(entries: Sequence[AttackEntry], task: AttackTask) -> None:
-    """As `check_artifact`, for what was trained in a benchmark and what its searches begin at."""
+    """Run `check_artifact` on the trained attacks of a benchmark, also those that give initial points."""
     for artifact in filter(None, (entry.artifact or entry.init for entry in entries)):
         check_artifact(artifact, task)
 
 
 def check_artifact(artifact: Artifact, task: AttackTask) -> None:
-    """Warn where a trained attack meets images of another size, or other classifiers; raise GapError where it cannot
-    be applied."""
+    """Warn where a trained attack is applied to images of another size or to other classifiers than in its training.
+
+    Raises GapError where it cannot be applied.
+    """
     card, first, size = artifact.read(AttackCard), task.classifiers[0], task.data.size
     if card.channels != first.spec.channels:
         raise GapError(
             f"{artifact.folder} takes {card.channels}-channel images, {first.name} takes {first.spec.channels}"
         )
     if card.size != size:
-        sizes = ["x".join(map(str, each)) for each in (card.size, size)]
+        sizes = ["x".join(map(str, sides)) for sides in (card.size, size)]
         warnings.warn(
             f"{artifact.folder} was trained at {sizes[0]} pixels and meets {sizes[1]}", GapWarning, stacklevel=2
         )
@@ -273,7 +278,7 @@ def _parse_attack(attack: AttackLike) -> AttackEntry:
 
 
 def _pairs(entry: AttackEntry, classifiers: int, transfer: bool) -> list[tuple[int, list[int]]]:
-    """The classifiers, by index, that an attack is made on, each with those that it is judged on."""
+    """Pairs of the index of a source classifier and the indices of the classifiers that it is evaluated on."""
     indices = list(range(classifiers))
     if entry.artifact:
         return [(0, indices)]
@@ -281,21 +286,20 @@ def _pairs(entry: AttackEntry, classifiers: int, transfer: bool) -> list[tuple[i
 
 
 def _criterion(entry: AttackEntry, classifier: Classifier) -> CriterionFactory | None:
-    """What a trained attack aimed at; None where that cannot be read off this classifier, as the least likely class of
-    others."""
+    """The criterion of a trained attack; None where it depends on the logits of other classifiers."""
     if entry.artifact is None:
         return None
     card = entry.artifact.read(AttackCard)
     criterion = find_criterion(card.criterion, classifier.spec.classes)
-    alone = len(card.classifiers) == 1 and card.was_trained_on(classifier)
-    return criterion if alone or not criterion.needs_clean else None
+    is_only_source = len(card.classifiers) == 1 and card.was_trained_on(classifier)
+    return criterion if is_only_source or not criterion.needs_clean else None
 
 
 def _trained_source(entry: AttackEntry, index: int, task: AttackTask, names: Sequence[str]) -> dict[str, str]:
-    """What a row is to say in place of its source: whom a trained attack that meets another classifier was made on."""
+    """The `source` of a row, if a trained attack is evaluated on a classifier that it was not trained against."""
     card = entry.artifact.read(AttackCard) if entry.artifact else None
     if card is None or card.was_trained_on(task.classifiers[index]):
         return {}
-    own = zip(names, task.classifiers, strict=True)
-    known = next((name for name, classifier in own if card.was_trained_on(classifier)), None)
-    return {"source": known if known and len(card.classifiers) == 1 else card.source_names}
+    named = zip(names, task.classifiers, strict=True)
+    source_name = next((name for name, classifier in named if card.was_trained_on(classifier)), None)
+    return {"source": source_name if source_name and len(card.classifiers) == 1 else card.source_names}

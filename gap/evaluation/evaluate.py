@@ -1,4 +1,4 @@
-"""How well an attack does: every figure is of the 8-bit pictures that would be saved."""
+"""Evaluation of an attack by its 8-bit images."""
 
 import time
 import warnings
@@ -19,15 +19,15 @@ from gap.evaluation.interval import wilson
 from gap.threat import NORMS, quantize_towards, to_8bit
 
 EXAMPLES = 8
-# The images that stand for a split are the same in every table, whatever the seed of the attack.
+# The sample of a split is the same in every table, independent of the seed of the attack.
 SAMPLE_SEED = 0
-# The window of SSIM (Wang et al., 2004) is 11 pixels wide; smaller pictures have no such figure.
+# The width of the window of SSIM (Wang et al., 2004); smaller images have no SSIM.
 SSIM_WINDOW = 11
 
 
 @dataclass(frozen=True)
 class Example:
-    """Pictures to look at: clean and adversarial, N x C x H x W in [0, 1], and a caption for each."""
+    """Example images: clean and adversarial, N x C x H x W in [0, 1], with a caption for each."""
 
     clean: Tensor
     adversarial: Tensor
@@ -36,7 +36,7 @@ class Example:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One row of a table, ready for JSON, and a few pictures."""
+    """One row of a table as plain values, and a few example images."""
 
     row: dict[str, Any]
     example: Example
@@ -44,7 +44,7 @@ class Evaluation:
 
 @dataclass
 class _Counts:
-    """Sums over images. Counts are whole numbers; norms and SSIM are kept image by image."""
+    """Counts over images, and lists of the norms and SSIM of each image."""
 
     images: int = 0
     seconds: float = 0.0
@@ -72,38 +72,38 @@ def evaluate_attack(
     data: str = "",
     seed: int = 0,
 ) -> Evaluation:
-    """Attack the images of a split and count what a classifier makes of them.
+    """Attack the images of a split and count the predictions of a classifier.
 
-    `images` limits how many, drawn once and for all. `source`, where given, is the classifier that the attack
-    looks at while `classifier` is the one judged: a transfer. `criterion` adds the success of a targeted attack, among
-    images whose label is not the target already. `accuracy_before_rounding` is that under the attack's own images,
-    before 8 bits; all other figures are of 8-bit images. Rates are shares of [0, 1] with 95% Wilson intervals; norms
-    are in pixels of [0, 1]. `seconds_per_image` is the attack alone, after one batch that is not timed. Raises GapError
-    when there is no image, or an attack leaves its budget.
+    `images` limits their number; the sample is always the same. `source`, if given, is the classifier that the attack
+    uses, while `classifier` is the one that is evaluated (transfer). `criterion` adds the success rate of a targeted
+    attack, over images whose label is not the target. `accuracy_before_rounding` is that of the adversarial images
+    before rounding to 8 bits; all other metrics are those of 8-bit images. Rates are in [0, 1] with 95% Wilson
+    intervals, norms are in pixels of [0, 1]. `seconds_per_image` is the time of the attack alone, after one batch of
+    warmup. Raises GapError when there is no image, or an attack exceeds its budget.
     """
     if len(split) == 0:
         raise GapError(f"there are no images to evaluate on in {data or 'this split'}")
     count = min(images or len(split), len(split))
-    drawn = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
-    chosen = drawn[:count].sort().values
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(SAMPLE_SEED))
+    indices = order[:count].sort().values
     device = classifier.device
     counts, example = _Counts(), None
     with frozen(classifier, *([source] if source else [])):
-        for batch, labels in split.batches(chosen.split(batch_size), device):
+        for batch, labels in split.batches(indices.split(batch_size), device):
             clean = to_8bit(batch)
             if example is None:
                 with warnings.catch_warnings():
-                    warnings.simplefilter("ignore", GapWarning)  # the same is said of the call that counts
-                    _timed(attack, source or classifier, clean, labels)
+                    warnings.simplefilter("ignore", GapWarning)  # the call below gives the same warnings
+                    _time_attack(attack, source or classifier, clean, labels)
                 torch.manual_seed(seed)
-            unrounded, seconds = _timed(attack, source or classifier, clean, labels)
+            unrounded, seconds = _time_attack(attack, source or classifier, clean, labels)
             counts.seconds += seconds
             adversarial = quantize_checked(attack, clean, unrounded)
             with torch.no_grad():
-                before, after = classifier(clean), classifier(adversarial)
+                clean_logits, adversarial_logits = classifier(clean), classifier(adversarial)
                 counts.correct_before_rounding += int((classifier(unrounded).argmax(dim=1) == labels).sum())
-            _count(counts, clean, adversarial, before, after, labels, criterion)
-            example = example or _example(classifier, clean, adversarial, before, after)
+            _count(counts, clean, adversarial, clean_logits, adversarial_logits, labels, criterion)
+            example = example or _example(classifier, clean, adversarial, clean_logits, adversarial_logits)
     assert example is not None
     if counts.undefined:
         warnings.warn(
@@ -115,13 +115,13 @@ def evaluate_attack(
     return Evaluation(_row(counts, attack, classifier, source, data, criterion), example)
 
 
-def _timed(attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """An attack's images, and the seconds it took."""
+def _time_attack(attack: Attack, classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+    """The adversarial images of an attack, and its time in seconds."""
     _synchronize(images.device)
-    started = time.perf_counter()
+    start = time.perf_counter()
     adversarial = attack(classifier, images, labels)
     _synchronize(images.device)
-    return adversarial, time.perf_counter() - started
+    return adversarial, time.perf_counter() - start
 
 
 def _synchronize(device: torch.device) -> None:
@@ -130,14 +130,14 @@ def _synchronize(device: torch.device) -> None:
 
 
 def quantize_checked(attack: Attack, clean: Tensor, adversarial: Tensor) -> Tensor:
-    """The 8-bit pictures of an attack's images; raises GapError when they are not inside its budget and [0, 1]."""
+    """The 8-bit versions of adversarial images; raises GapError when these are outside of the budget or [0, 1]."""
     if not adversarial.isfinite().all():
         raise GapError(f"{attack.name} made pixels that are not numbers")
     if attack.budget is None:
         return quantize_towards(clean, adversarial)
-    over = attack.budget.norm_of(adversarial - clean).max().item()
-    if over > attack.budget.epsilon * (1 + 1e-4) + 1e-6 or adversarial.min() < -1e-6 or adversarial.max() > 1 + 1e-6:
-        raise GapError(f"{attack.name} left its budget {attack.budget} or the pixels' range: {over:g}")
+    largest = attack.budget.norm_of(adversarial - clean).max().item()
+    if largest > attack.budget.epsilon * (1 + 1e-4) + 1e-6 or adversarial.min() < -1e-6 or adversarial.max() > 1 + 1e-6:
+        raise GapError(f"{attack.name} left its budget {attack.budget} or the pixels' range: {largest:g}")
     return attack.budget.quantize(clean, adversarial)
 
 
@@ -145,29 +145,29 @@ def _count(
     counts: _Counts,
     clean: Tensor,
     adversarial: Tensor,
-    before: Tensor,
-    after: Tensor,
+    clean_logits: Tensor,
+    adversarial_logits: Tensor,
     labels: Tensor,
     criterion: CriterionFactory | None,
 ) -> None:
-    was, now = before.argmax(dim=1), after.argmax(dim=1)
+    clean_predicted, predicted = clean_logits.argmax(dim=1), adversarial_logits.argmax(dim=1)
     counts.images += len(labels)
-    counts.undefined += int((before.isnan() | after.isnan()).any(dim=1).sum())
-    counts.clean_correct += int((was == labels).sum())
-    counts.correct += int((now == labels).sum())
-    counts.prediction_changed += int((now != was).sum())
-    counts.newly_misclassified += int(((was == labels) & (now != labels)).sum())
+    counts.undefined += int((clean_logits.isnan() | adversarial_logits.isnan()).any(dim=1).sum())
+    counts.clean_correct += int((clean_predicted == labels).sum())
+    counts.correct += int((predicted == labels).sum())
+    counts.prediction_changed += int((predicted != clean_predicted).sum())
+    counts.newly_misclassified += int(((clean_predicted == labels) & (predicted != labels)).sum())
     perturbation = adversarial - clean
     for name, norm in NORMS.items():
         counts.lengths[name].append(norm.length(perturbation).cpu())
     if min(clean.shape[-2:]) >= SSIM_WINDOW:
         counts.ssim.append(ssim(adversarial, clean, SSIM_WINDOW, eps=0.0).mean(dim=(1, 2, 3)).cpu())
     if criterion is not None:
-        aim = criterion(before, labels)
-        if aim.targeted:
-            is_open = aim.classes != labels
-            counts.target_eligible += int(is_open.sum())
-            counts.target_success += int((aim.is_adversarial(after) & is_open).sum())
+        batch_criterion = criterion(clean_logits, labels)
+        if batch_criterion.targeted:
+            is_eligible = batch_criterion.classes != labels
+            counts.target_eligible += int(is_eligible.sum())
+            counts.target_success += int((batch_criterion.is_adversarial(adversarial_logits) & is_eligible).sum())
 
 
 def _row(
@@ -207,10 +207,14 @@ def _row(
     }
 
 
-def _example(classifier: Classifier, clean: Tensor, adversarial: Tensor, before: Tensor, after: Tensor) -> Example:
-    few = slice(0, EXAMPLES)
+def _example(
+    classifier: Classifier, clean: Tensor, adversarial: Tensor, clean_logits: Tensor, adversarial_logits: Tensor
+) -> Example:
+    selection = slice(0, EXAMPLES)
     captions = [
-        f"{classifier.label(int(was))} \N{RIGHTWARDS ARROW} {classifier.label(int(now))}"
-        for was, now in zip(before[few].argmax(dim=1), after[few].argmax(dim=1), strict=True)
+        f"{classifier.label(int(clean_class))} \N{RIGHTWARDS ARROW} {classifier.label(int(adversarial_class))}"
+        for clean_class, adversarial_class in zip(
+            clean_logits[selection].argmax(dim=1), adversarial_logits[selection].argmax(dim=1), strict=True
+        )
     ]
-    return Example(clean[few].cpu(), adversarial[few].cpu(), captions)
+    return Example(clean[selection].cpu(), adversarial[selection].cpu(), captions)

@@ -1,4 +1,4 @@
-"""Trained attacks on picture files."""
+"""Trained attacks on image files."""
 
 import warnings
 from collections.abc import Sequence
@@ -31,36 +31,39 @@ def perturb_files(
     budget: str | None = None,
     keep_size: bool = False,
 ) -> list[dict[str, Any]]:
-    """Perturb pictures into `out` and return a row for each: names, predictions, norms in pixels of [0, 1].
+    """Write perturbed images to `out`. Returns a row for each: names, predictions, norms in pixels of [0, 1].
 
-    `mean` and `std` are for a `classifier` without a normalizer. A file that cannot be read is warned about and left
-    out. Raises GapError when no picture could be read.
+    `mean` and `std` are for a `classifier` without a normalizer. A file that cannot be read is left out, with a
+    warning. Raises GapError when no image could be read.
     """
     card = artifact.read(AttackCard)
     channels, size = card.channels, card.size
-    asked = Budget.parse(budget) if budget else None
-    if asked:
-        asked.check(channels, *size)
-    attack = load_attack_artifact(artifact, asked)
+    given_budget = Budget.parse(budget) if budget else None
+    if given_budget:
+        given_budget.check(channels, *size)
+    attack = load_attack_artifact(artifact, given_budget)
     if classifier is None and (mean is not None or std is not None):
         raise GapError("`mean` and `std` go with `classifier`")
-    reader = _load_training_classifier(artifact) if classifier is None else _load_named(artifact, classifier, mean, std)
+    predictor = (
+        _load_training_classifier(artifact) if classifier is None else _load_named(artifact, classifier, mean, std)
+    )
     rows: list[dict[str, Any]] = []
-    taken: set[str] = set()
-    for path in [picture for given in paths for picture in find_pictures(given)]:
+    used_names: set[str] = set()
+    for path in [image_path for given_path in paths for image_path in find_pictures(given_path)]:
         try:
             clean = load_image(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
         except GapError as error:
             warnings.warn(f"left out: {error}", GapWarning, stacklevel=2)
             continue
         labels = torch.zeros(1, dtype=torch.int64)
-        adversarial = quantize_checked(attack, clean, attack(reader or torch.nn.Identity(), clean, labels))
-        name = _unique_name(path.stem, taken)
+        adversarial = quantize_checked(attack, clean, attack(predictor or torch.nn.Identity(), clean, labels))
+        name = _unique_name(path.stem, used_names)
         write_marker(out)
         save_image(adversarial[0], out / f"{name}.png")
-        before, after = _read(reader, clean), _read(reader, adversarial)
+        before, after = _predict(predictor, clean), _predict(predictor, adversarial)
         save_image(
-            side_by_side(clean[0], adversarial[0], _words(before), _words(after)), out / f"{_comparison_name(name)}.png"
+            side_by_side(clean[0], adversarial[0], _caption(before), _caption(after)),
+            out / f"{_comparison_name(name)}.png",
         )
         rows.append(
             {
@@ -77,18 +80,18 @@ def perturb_files(
 
 
 def _load_named(artifact: Artifact, name: str, mean: Sequence[float] | None, std: Sequence[float] | None) -> Classifier:
-    """The classifier that the user named to read the pictures."""
+    """The classifier of that name, for the predictions."""
     metadata = artifact.read(AttackCard).classifiers[0]
-    reader = load_classifier(
+    classifier = load_classifier(
         name, channels=metadata.channels, size=metadata.size, classes=metadata.classes, mean=mean, std=std
     )
-    if reader.spec.channels != metadata.channels:
-        raise GapError(f"{name} takes {reader.spec.channels} channels, {artifact.folder} makes {metadata.channels}")
-    return reader
+    if classifier.spec.channels != metadata.channels:
+        raise GapError(f"{name} takes {classifier.spec.channels} channels, {artifact.folder} makes {metadata.channels}")
+    return classifier
 
 
 def _load_training_classifier(artifact: Artifact) -> Classifier | None:
-    """The classifier that the attack was trained against, where it is still there."""
+    """The classifier that the attack was trained against; None, with a warning, if it cannot be loaded."""
     metadata = artifact.read(AttackCard).classifiers[0]
     if runs_user_code(metadata.architecture) or runs_user_code(split_name(metadata.name)[0]):
         warnings.warn(
@@ -99,7 +102,7 @@ def _load_training_classifier(artifact: Artifact) -> Classifier | None:
         )
         return None
     try:
-        reader = load_classifier(
+        classifier = load_classifier(
             metadata.name,
             channels=metadata.channels,
             size=metadata.size,
@@ -110,32 +113,32 @@ def _load_training_classifier(artifact: Artifact) -> Classifier | None:
     except GapError as error:
         warnings.warn(f"no labels: {error}; name one with `classifier`", GapWarning, stacklevel=3)
         return None
-    if not metadata.matches(reader):
+    if not metadata.matches(classifier):
         warnings.warn(
             f"{metadata.name} has changed since {artifact.folder} was trained against it", GapWarning, stacklevel=3
         )
-    return reader
+    return classifier
 
 
 @torch.no_grad()
-def _read(reader: Classifier | None, image: Tensor) -> dict[str, Any]:
-    if reader is None:
+def _predict(classifier: Classifier | None, image: Tensor) -> dict[str, Any]:
+    if classifier is None:
         return {"": None, "_confidence": None}
-    with frozen(reader):
-        confidence, label = reader(image).softmax(dim=1).max(dim=1)
-    return {"": reader.label(int(label)), "_confidence": confidence.item()}
+    with frozen(classifier):
+        confidence, label = classifier(image).softmax(dim=1).max(dim=1)
+    return {"": classifier.label(int(label)), "_confidence": confidence.item()}
 
 
-def _words(reading: dict[str, Any]) -> str:
-    return "" if reading[""] is None else f"{reading['']} ({reading['_confidence']:.0%})"
+def _caption(prediction: dict[str, Any]) -> str:
+    return "" if prediction[""] is None else f"{prediction['']} ({prediction['_confidence']:.0%})"
 
 
-def _unique_name(stem: str, taken: set[str]) -> str:
-    """A name for a picture that is free, and so is that of what is written beside it; both are then taken."""
+def _unique_name(stem: str, used: set[str]) -> str:
+    """An unused name for an image, whose comparison has an unused name too. Adds both to `used`."""
     name, number = stem, 2
-    while not taken.isdisjoint((name, _comparison_name(name))):
+    while not used.isdisjoint((name, _comparison_name(name))):
         name, number = f"{stem}-{number}", number + 1
-    taken.update((name, _comparison_name(name)))
+    used.update((name, _comparison_name(name)))
     return name
 
 

@@ -1,4 +1,4 @@
-"""How robust a classifier is, from whatever the user holds to a report."""
+"""Evaluation of the robustness of a classifier, from models and data of the user to a report."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -25,7 +25,7 @@ from gap.training.options import RuntimeOptions
 from gap.training.runtime import preserve_process_state
 from gap.training.trainer import Callback
 
-# The key of a card under which reports are kept.
+# The key of reports in a card.
 EVALUATIONS = "robustness_evaluations"
 
 Display = Callable[[str], AbstractContextManager[Callback]]
@@ -56,25 +56,25 @@ def judge(
         data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
             DataLoader, a Hugging Face dataset.
         budget: the largest perturbation, such as "linf:8/255".
-        images: how many test images, from the first on.
+        images: the number of test images, which are the first ones.
         fast: whether only the two white-box attacks of AutoAttack run.
-        surrogate: a classifier trained without hardening, for attacks that transfer from it.
-        attacks: more attacks: objects, names with options, folders.
-        training: data in the same forms, for attacks that learn. Where `data` is a name, it has training images.
-        adaptive_images: how many training images a generator and a universal perturbation learn from, to attack the
-            model. None takes 128,000 where there are training images, and 0 with `fast`.
-        batch_size: images a batch.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the model is on.
-        progress: whether the training of attacks shows its progress.
-        callback: is called with the name of each attack and the accuracy under it.
-        **options: more options of data by name: data_root, labels, input, mean, std.
+        surrogate: a classifier without adversarial training, for transfer attacks.
+        attacks: further attacks: objects, names with options, folders.
+        training: data in the same forms, for the training of attacks. It is not needed if `data` is a name.
+        adaptive_images: the number of training images for the training of a generator and a universal perturbation
+            against the model. By default 128,000 if there are training images, and 0 with `fast`.
+        batch_size: images per batch.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the model.
+        progress: whether the training of attacks shows a progress bar.
+        callback: a function that is called with the name of each attack and the accuracy under it.
+        **options: further options of data by name: data_root, labels, input, mean, std.
 
     Returns:
-        A report that prints itself, with `robust_accuracy`, `interval`, `checks`, `verdict` and `to_dict`.
+        A report with `robust_accuracy`, `interval`, `checks`, `verdict` and `to_dict`, which prints itself.
 
     Raises:
-        GapError: for a model, data and a budget that do not fit.
+        GapError: for a model, data and a budget that do not match.
 
     References:
         AutoAttack: Croce and Hein, 2020. Wilson, 1927, for the interval.
@@ -85,10 +85,10 @@ def judge(
     with preserve_process_state():
         task = make_task(models, evaluation_data, data, device=device, **options)
         if training is not None:
-            given = training_data(load_data(str(training)) if is_data_name(training) else training)
-            given = converted(given, task.data.channels, task.data.size)
-            given = with_labels_of(task, given, predicted=options.get("labels") == "predicted")
-            task = replace(task, data=replace(task.data, train=given.train))
+            training_set = training_data(load_data(str(training)) if is_data_name(training) else training)
+            training_set = converted(training_set, task.data.channels, task.data.size)
+            training_set = with_labels_of(task, training_set, predicted=options.get("labels") == "predicted")
+            task = replace(task, data=replace(task.data, train=training_set.train))
         machine = RuntimeOptions.read({"seed": seed, "device": str(task.classifiers[0].device)})
         display: Display = ProgressBar if progress else lambda name: nullcontext(lambda progress: None)
         return judge_task(
@@ -118,10 +118,10 @@ def judge_task(
     batch_size: int,
     callback: Callable[[str, float], None],
 ) -> RobustnessReport:
-    """Judge the first classifier of a task; the second, where there is one, is the surrogate.
+    """Evaluate the robustness of the first classifier of a task; the second, if any, is the surrogate.
 
-    `display` makes, of a name, what shows the progress of a training. The report is also noted in the card of a folder
-    that gap left with this very classifier.
+    `display` makes the progress callback of a training from its name. If the classifier was loaded from a folder that
+    gap wrote, the report is also added to the card there.
     """
     classifier, surrogate = task.classifiers[0], task.classifiers[1] if len(task.classifiers) > 1 else None
     budget.check(classifier.spec.channels, *classifier.spec.size)
@@ -131,13 +131,15 @@ def judge_task(
         [
             make_attack(entry, budget, classifier, task, machine.seed)
             for entry in entries
-            if entry.is_adaptive_to(classifier) == learns
+            if entry.is_adaptive_to(classifier) == is_adaptive
         ]
-        for learns in (False, True)
+        for is_adaptive in (False, True)
     )
     if adaptive_images is None:
         adaptive_images = 0 if fast else DEFAULT_TRAINING_IMAGES
-    learning = adaptive_attacks(classifier, task, budget, adaptive_images, machine, display) if adaptive_images else ()
+    trained_here = (
+        adaptive_attacks(classifier, task, budget, adaptive_images, machine, display) if adaptive_images else ()
+    )
     report = evaluate_robustness(
         classifier,
         task.data.test,
@@ -146,7 +148,7 @@ def judge_task(
         fast=fast,
         surrogate=surrogate,
         others=others,
-        adaptive=chain(adaptive, learning),
+        adaptive=chain(adaptive, trained_here),
         batch_size=batch_size,
         seed=machine.seed,
         data=task.data.name,
@@ -158,11 +160,15 @@ def judge_task(
 
 
 def noted(report: Mapping[str, Any], earlier: Any) -> list[Any]:
-    """The reports of a card with a new one, in place of an earlier one of the same budget, suite, images and data."""
-    kept = [each for each in earlier if _question(each) != _question(report)] if isinstance(earlier, list) else []
-    return [*kept, dict(report)]
+    """The reports of a card with a new one, which replaces those with the same budget, suite, images and data."""
+    remaining = (
+        [evaluation for evaluation in earlier if _setting_of(evaluation) != _setting_of(report)]
+        if isinstance(earlier, list)
+        else []
+    )
+    return [*remaining, dict(report)]
 
 
-def _question(report: Any) -> list[Any] | None:
+def _setting_of(report: Any) -> list[Any] | None:
     keys = ("budget", "suite", "images", "data")
     return [report.get(key) for key in keys] if isinstance(report, Mapping) else None

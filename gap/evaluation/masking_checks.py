@@ -1,4 +1,4 @@
-"""The masking checks: signs that a classifier only hides its gradients (Athalye et al., 2018; Carlini et al., 2019)."""
+"""Checks for signs of gradient masking (Athalye et al., 2018; Carlini et al., 2019)."""
 
 import math
 from collections.abc import Iterator
@@ -17,18 +17,18 @@ from gap.core.frozen import frozen
 from gap.core.gradients import zero_where_undefined
 from gap.threat import LINF, Budget
 
-# By how much an accuracy may be on the wrong side before it is a sign: that of 2 in 100 images.
-SLACK = 0.02
-# What a budget that allows (nearly) any picture may leave.
-NOTHING = 0.05
-# How far a gradient is followed, in shares of epsilon, to see whether what it foretells comes, and how much of it must.
-# The longest goes beyond one level of 8-bit pictures, to which some classifiers round with gradients of their own.
-FOLLOWED, KEPT = (0.01, 0.1, 0.3), 0.5
+# The share of images on the wrong side above which a check fails.
+TOLERANCE = 0.02
+# The largest accuracy under a budget that allows nearly every image.
+MAX_REMAINING_ACCURACY = 0.05
+# Step sizes along the gradient, in epsilons, and the share of the predicted decrease of the margin that must occur. The
+# largest step exceeds one 8-bit level, because some classifiers round their input and replace the gradient of that.
+STEP_SIZES, MIN_RATIO = (0.01, 0.1, 0.3), 0.5
 
 
 @dataclass(frozen=True)
 class CheckResult:
-    """One sign looked for, whether it was absent, and what was seen."""
+    """The result of a check: its name, whether it passed, and details."""
 
     name: str
     passed: bool
@@ -40,7 +40,7 @@ class CheckResult:
 
 @dataclass(frozen=True)
 class EvaluationBatch:
-    """The images N x C x H x W in [0, 1] that a classifier is tried on, with their labels, so many at a time."""
+    """Images N x C x H x W in [0, 1] and labels on which a classifier is evaluated, `batch_size` at a time."""
 
     classifier: Classifier
     images: Tensor
@@ -56,23 +56,25 @@ class EvaluationBatch:
         return torch.cat([self.classifier(images) for images, _ in self.batches()])
 
     def correct(self, attack: Attack | None = None) -> Tensor:
-        """Which images are read as labeled, after an attack if one is given: N booleans."""
-        kept = []
+        """Which images are classified correctly, under an attack if one is given: N booleans."""
+        correct = []
         for images, labels in self.batches():
-            attacked = attack(self.classifier, images, labels) if attack else images
+            adversarial = attack(self.classifier, images, labels) if attack else images
             with torch.no_grad():
-                kept.append(self.classifier(attacked).argmax(dim=1) == labels)
-        return torch.cat(kept)
+                correct.append(self.classifier(adversarial).argmax(dim=1) == labels)
+        return torch.cat(correct)
 
     def num_correct(self, attack: Attack) -> int:
-        """How many of the images are read as labeled after an attack."""
+        """The number of images that are classified correctly under an attack."""
         return int(self.correct(attack).sum())
 
 
 @dataclass(frozen=True)
 class SurrogatePGD:
-    """What PGD makes of another classifier than the one it meets: a transfer. It does not stop where the other one is
-    fooled: how far past the boundary an image lies there is what carries over."""
+    """A transfer attack: PGD on a surrogate classifier.
+
+    It does not stop at the surrogate's decision boundary: images further past the boundary transfer better.
+    """
 
     surrogate: Classifier
     budget: Budget
@@ -86,7 +88,7 @@ class SurrogatePGD:
 
 
 def run_masking_checks(batch: EvaluationBatch, surrogate: Classifier | None = None) -> list[CheckResult]:
-    """The checks that need attacks of their own."""
+    """Run the checks that do not use the results of AutoAttack."""
     with frozen(batch.classifier, *([surrogate] if surrogate else [])):
         checks = [check_deterministic(batch), check_nonzero_gradient(batch)]
         if not differentiable(batch.classifier, batch.images):
@@ -98,12 +100,12 @@ def run_masking_checks(batch: EvaluationBatch, surrogate: Classifier | None = No
 
 
 def exceeds_tolerance(count: int, images: int) -> bool:
-    """Whether so many of the images, on the wrong side, are a sign; one alone never is."""
-    return count > max(1, SLACK * images)
+    """Whether a count of `images` exceeds the tolerance; a count of 1 never does."""
+    return count > max(1, TOLERANCE * images)
 
 
 def check_deterministic(batch: EvaluationBatch) -> CheckResult:
-    """The same images get the same logits each time."""
+    """Check that the same images get the same logits at every call."""
     first, second = batch.logits(), batch.logits()
     difference = (first - second).abs().max().item()
     scale = first.std().item()
@@ -115,16 +117,16 @@ def check_deterministic(batch: EvaluationBatch) -> CheckResult:
 
 
 def differentiable(classifier: Classifier, images: Tensor) -> bool:
-    """Whether the logits carry a gradient to the images, be it 0."""
+    """Whether the logits have a gradient with respect to the images, which may be 0."""
     with frozen(classifier), torch.enable_grad():
         return classifier(images[:1].detach().requires_grad_()).requires_grad
 
 
 def check_nonzero_gradient(batch: EvaluationBatch) -> CheckResult:
-    """The margin changes with the image, for those that are classified rightly."""
+    """Check that the margin has a nonzero gradient for correctly classified images."""
     name = "losses are not flat"
-    right = batch.correct()
-    if not right.any():
+    correct = batch.correct()
+    if not correct.any():
         return CheckResult(name, True, "no image is classified rightly")
     if not differentiable(batch.classifier, batch.images):
         return CheckResult(name, False, "the logits carry no gradient to the images")
@@ -132,77 +134,85 @@ def check_nonzero_gradient(batch: EvaluationBatch) -> CheckResult:
         LINF.length(loss_gradient(batch.classifier, images, None, Criterion(labels), margin)[1])
         for images, labels in batch.batches()
     ]
-    slope = torch.cat(slopes)[right]
-    still, undefined = slope == 0, ~slope.isfinite()
-    details = f"the gradient of the margin is exactly 0 for {still.double().mean():.1%} of the images"
+    slope = torch.cat(slopes)[correct]
+    zero, undefined = slope == 0, ~slope.isfinite()
+    details = f"the gradient of the margin is exactly 0 for {zero.double().mean():.1%} of the images"
     if undefined.any():
         details += f", and NaN or infinite for {undefined.double().mean():.1%}"
-    return CheckResult(name, not exceeds_tolerance(int((still | undefined).sum()), len(slope)), details)
+    return CheckResult(name, not exceeds_tolerance(int((zero | undefined).sum()), len(slope)), details)
 
 
 def check_gradient_fidelity(batch: EvaluationBatch) -> CheckResult:
-    """The margin decreases along its gradient: at some step size by half of the first-order prediction, for half of the
-    images."""
+    """Check that the margin decreases along its gradient.
+
+    At one of the step sizes, half of the images must have at least half of the first-order prediction.
+    """
     name = "gradients tell how the margin changes"
-    kept = torch.cat([_linearization_ratio(batch, images, labels) for images, labels in batch.batches()])
-    kept = kept[~kept.isnan().any(dim=1)]
-    if not len(kept):
+    ratios = torch.cat([_linearization_ratio(batch, images, labels) for images, labels in batch.batches()])
+    ratios = ratios[~ratios.isnan().any(dim=1)]
+    if not len(ratios):
         return CheckResult(name, True, "no image has a gradient to follow")
-    undefined = int((~kept.isfinite().all(dim=1)).sum())
-    if exceeds_tolerance(undefined, len(kept)):
-        return CheckResult(name, False, f"the gradient is NaN or infinite for {undefined} of {len(kept)} images")
-    shares = kept.median(dim=0).values.tolist()
-    drops = ", ".join(f"{share:.0%} within {length:.0%}" for length, share in zip(FOLLOWED, shares, strict=True))
+    undefined = int((~ratios.isfinite().all(dim=1)).sum())
+    if exceeds_tolerance(undefined, len(ratios)):
+        return CheckResult(name, False, f"the gradient is NaN or infinite for {undefined} of {len(ratios)} images")
+    medians = ratios.median(dim=0).values.tolist()
+    drops = ", ".join(
+        f"{median:.0%} within {step_size:.0%}" for step_size, median in zip(STEP_SIZES, medians, strict=True)
+    )
     return CheckResult(
-        name, max(shares) >= KEPT, f"of the predicted decrease occurs, by step size in epsilons: {drops}"
+        name, max(medians) >= MIN_RATIO, f"of the predicted decrease occurs, by step size in epsilons: {drops}"
     )
 
 
 def _linearization_ratio(batch: EvaluationBatch, images: Tensor, labels: Tensor) -> Tensor:
-    """How far the margin falls along its gradient, as a share of what that foretells, for each of FOLLOWED: N x
-    lengths, NaN where the prediction is 0, and infinite where the gradient itself is NaN or infinite."""
+    """The decrease of the margin along its gradient, divided by the first-order prediction: N x STEP_SIZES.
+
+    It is NaN where the prediction is 0, and infinite where the gradient is NaN or infinite.
+    """
     criterion, budget = Criterion(labels), batch.budget
     logits, gradient = loss_gradient(batch.classifier, images, None, criterion, margin)
     gradient, undefined = zero_where_undefined(gradient)
-    shares = []
-    for length in FOLLOWED:
-        there = (images - length * budget.epsilon * budget.norm.steepest(gradient)).clamp(0, 1)
-        predicted = ((there - images) * gradient).sum(dim=(1, 2, 3))
+    ratios = []
+    for step_size in STEP_SIZES:
+        stepped = (images - step_size * budget.epsilon * budget.norm.steepest(gradient)).clamp(0, 1)
+        predicted = ((stepped - images) * gradient).sum(dim=(1, 2, 3))
         with torch.no_grad():
-            fall = margin(batch.classifier(there), None, criterion) - margin(logits, None, criterion)
-        share = torch.where(predicted == 0, torch.nan, fall / predicted)
-        shares.append(share.masked_fill(undefined, torch.inf))
-    return torch.stack(shares, dim=1)
+            decrease = margin(batch.classifier(stepped), None, criterion) - margin(logits, None, criterion)
+        ratio = torch.where(predicted == 0, torch.nan, decrease / predicted)
+        ratios.append(ratio.masked_fill(undefined, torch.inf))
+    return torch.stack(ratios, dim=1)
 
 
 def check_epsilon_curve(batch: EvaluationBatch) -> CheckResult:
-    """Accuracy falls as epsilon grows, and next to nothing is left where any picture is allowed."""
+    """Check that accuracy falls as epsilon grows, to nearly 0 where the budget allows every image."""
     budget = batch.budget
-    everything = budget.norm.covering_radius(batch.images[0].numel())
-    epsilons = [share * budget.epsilon for share in (0.5, 1.0, 1.5) if share * budget.epsilon < everything]
-    epsilons.append(everything)
+    covering_radius = budget.norm.covering_radius(batch.images[0].numel())
+    epsilons = [share * budget.epsilon for share in (0.5, 1.0, 1.5) if share * budget.epsilon < covering_radius]
+    epsilons.append(covering_radius)
     images = len(batch.labels)
-    left = [batch.num_correct(PGD(Budget(budget.norm, epsilon), steps=20)) for epsilon in epsilons]
-    falls = not any(exceeds_tolerance(after - before, images) for before, after in pairwise(left))
-    curve = ", ".join(f"{e:.3g}: {count / images:.1%}" for e, count in zip(epsilons, left, strict=True))
-    passed = falls and left[-1] <= max(1, NOTHING * images)  # one image alone is no sign
+    num_correct = [batch.num_correct(PGD(Budget(budget.norm, epsilon), steps=20)) for epsilon in epsilons]
+    is_decreasing = not any(exceeds_tolerance(after - before, images) for before, after in pairwise(num_correct))
+    curve = ", ".join(f"{e:.3g}: {count / images:.1%}" for e, count in zip(epsilons, num_correct, strict=True))
+    passed = is_decreasing and num_correct[-1] <= max(
+        1, MAX_REMAINING_ACCURACY * images
+    )  # a single image never fails the check
     return CheckResult("accuracy falls to nothing as epsilon grows", passed, f"PGD leaves {curve}")
 
 
 def check_more_steps(batch: EvaluationBatch) -> CheckResult:
-    """More steps and restarts do not help the classifier."""
+    """Check that more steps and restarts do not make the attack weaker."""
     images = len(batch.labels)
-    few = batch.num_correct(PGD(batch.budget, steps=5, relative_step_sizes=(0.25,)))
-    many = batch.num_correct(PGD(batch.budget, steps=50, restarts=2))
+    weak = batch.num_correct(PGD(batch.budget, steps=5, relative_step_sizes=(0.25,)))
+    strong = batch.num_correct(PGD(batch.budget, steps=50, restarts=2))
     return CheckResult(
         "more steps and restarts do not hurt the attack",
-        not exceeds_tolerance(many - few, images),
-        f"PGD with 5 steps leaves {few / images:.1%}, with 50 steps and restarts {many / images:.1%}",
+        not exceeds_tolerance(strong - weak, images),
+        f"PGD with 5 steps leaves {weak / images:.1%}, with 50 steps and restarts {strong / images:.1%}",
     )
 
 
 def check_transfer(batch: EvaluationBatch, surrogate: Classifier) -> CheckResult:
-    """What fools the surrogate does not fool the classifier where attacks that look at it fail."""
+    """Check that transfer from a surrogate does not fool images that white-box attacks do not fool."""
     fooled = ~batch.correct(SurrogatePGD(surrogate, batch.budget))
     robust = batch.correct(PGD(batch.budget))
     count, clean = int((fooled & robust).sum()), replace(batch, classifier=surrogate).correct().double().mean()

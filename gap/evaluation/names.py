@@ -1,4 +1,4 @@
-"""Names that tell things apart: in one table no two attacks and no two classifiers have the same."""
+"""Unique names of attacks and classifiers in a table."""
 
 from collections.abc import Container, Iterable
 
@@ -12,7 +12,7 @@ def unique_names(names: Iterable[str]) -> list[str]:
 
 
 def unused_name(name: str, used: Container[str]) -> str:
-    """The name itself, or with the first number from 2 on that makes it differ from those in use."""
+    """The name, or the name with the first number from 2 on that makes it unused."""
     candidate, number = name, 2
     while candidate in used:
         candidate, number = f"{name} ({number})", number + 1

@@ -1,4 +1,4 @@
-"""What evaluations return: rows of figures that print themselves in several forms."""
+"""Results of evaluations: rows of metrics, with tables and plots."""
 
 import base64
 import io
@@ -22,9 +22,9 @@ TARGET = Column("target_success_rate", "target reached", ".2%")
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """How well attacks do: one evaluation for each attack, budget and classifier.
+    """The results of attacks: one evaluation for each attack, budget and classifier.
 
-    Printed, it is a table; as the last value of a notebook cell, a table with pictures.
+    It is printed as a table. As the last value of a notebook cell, it is shown as a table with images.
     """
 
     evaluations: Sequence[Evaluation]
@@ -32,16 +32,16 @@ class EvaluationResult:
 
     @property
     def rows(self) -> list[dict[str, Any]]:
-        """The figures of each evaluation as plain values: shares of [0, 1], norms in pixels of [0, 1], seconds."""
+        """The metrics of each evaluation as plain values: rates in [0, 1], norms in pixels of [0, 1], seconds."""
         return [evaluation.row for evaluation in self.evaluations]
 
     @property
     def title(self) -> str:
-        """The data and how many of its images were used."""
+        """The name of the data and the number of images."""
         return f"{self.data['name']}, {self.rows[0]['images']} test images"
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything but the pictures, as plain values ready for JSON."""
+        """All values except the images, as plain values for JSON."""
         return {"rows": self.rows, "data": self.data}
 
     def to_text(self) -> str:
@@ -57,12 +57,12 @@ class EvaluationResult:
         return latex_table(*self._table(), caption=self.title)
 
     def to_csv(self, path: str | Path) -> None:
-        """Save all figures of all rows, unrounded, as CSV."""
+        """Save all rows, unrounded, as CSV."""
         csv_table(self.rows, Path(path))
 
     def pictures(self) -> Image.Image:
-        """A few images of each attack: clean, perturbation and perturbed."""
-        names = _with_what_differs(self.rows, curve_names(self.rows), ["budget"])
+        """A contact sheet of some images of each attack: clean, perturbation and adversarial."""
+        names = _add_differences(self.rows, curve_names(self.rows), ["budget"])
         return contact_sheet(
             [
                 ContactRow(name, example.clean, example.adversarial, example.captions)
@@ -72,8 +72,8 @@ class EvaluationResult:
         )
 
     def plot(self) -> Image.Image:
-        """Accuracy against epsilon where there are several budgets of one norm, else a bar for each attack."""
-        from gap.report.plots import accuracy_curves, grouped_bars  # imports matplotlib, which few need
+        """Curves of accuracy against epsilon if there are several budgets of one norm, else a bar for each attack."""
+        from gap.report.plots import accuracy_curves, grouped_bars  # imported here because it imports matplotlib
 
         budgets = {row["budget"] for row in self.rows if row["budget"]}
         norms = {Budget.parse(budget).norm for budget in budgets}
@@ -87,7 +87,7 @@ class EvaluationResult:
         return self.to_text()
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         png = base64.b64encode(to_png_bytes(self.pictures())).decode()
         return f'{html_table(*self._table(), caption=self.title)}<img src="data:image/png;base64,{png}">'
 
@@ -96,31 +96,31 @@ class EvaluationResult:
 
 
 def _bars_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:
-    """Accuracy under attack with its interval, for each classifier and attack."""
+    """The accuracy under attack and its interval, by classifier and attack."""
     groups: dict[str, dict[str, tuple[float, float, float]]] = {}
-    names = _with_what_differs(rows, [row["attack"] for row in rows], ["source", "budget"])
+    names = _add_differences(rows, [row["attack"] for row in rows], ["source", "budget"])
     for name, row in zip(names, rows, strict=True):
         bar = (row["accuracy_under_attack"], *row["accuracy_under_attack_interval"])
         groups.setdefault(row["classifier"], {})[name] = bar
     return groups
 
 
-def _with_what_differs(rows: list[dict[str, Any]], names: list[str], columns: Sequence[str]) -> list[str]:
-    """Names of rows, with what these columns hold where rows of the same attack and classifier differ in it."""
+def _add_differences(rows: list[dict[str, Any]], names: list[str], columns: Sequence[str]) -> list[str]:
+    """Names of rows. Where rows of the same attack and classifier differ in these columns, their values are added."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         groups.setdefault((row["attack"], row["classifier"]), []).append(row)
 
-    def differences(row: dict[str, Any]) -> str:
-        same = groups[row["attack"], row["classifier"]]
-        shown = (column for column in columns if len({other[column] for other in same}) > 1)
-        return "".join(f"{PREPOSITIONS[column]}{row[column]}" for column in shown)
+    def describe_differences(row: dict[str, Any]) -> str:
+        group = groups[row["attack"], row["classifier"]]
+        differing = (column for column in columns if len({row_of_group[column] for row_of_group in group}) > 1)
+        return "".join(f"{PREPOSITIONS[column]}{row[column]}" for column in differing)
 
-    return [name + differences(row) for name, row in zip(names, rows, strict=True)]
+    return [name + describe_differences(row) for name, row in zip(names, rows, strict=True)]
 
 
 def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
-    """The columns that say something about these rows."""
+    """The columns that are needed for these rows."""
     transfer = any(row["source"] != row["classifier"] for row in rows)
     targeted = any("target_success_rate" in row for row in rows)
     return [
@@ -142,7 +142,7 @@ def columns_for(rows: list[dict[str, Any]]) -> list[Column]:
 
 
 def _norms_of(rows: list[dict[str, Any]]) -> list[Norm]:
-    """The norms whose lengths are shown: L2, Linf and those of the budgets."""
+    """The norms that have columns: L2, Linf and those of the budgets."""
     budgets = {Budget.parse(row["budget"]).norm for row in rows if row["budget"]}
     return [norm for norm in NORMS.values() if norm in {L2, LINF, *budgets}]
 
@@ -152,32 +152,33 @@ def _length_columns(norm: Norm) -> list[Column]:
 
 
 def _rounding_matters(row: dict[str, Any]) -> bool:
-    """Whether rounding to 8 bits moves the accuracy under attack out of its own interval."""
+    """Whether the accuracy before rounding to 8 bits is outside of the interval of the accuracy under attack."""
     low, high = row["accuracy_under_attack_interval"]
     return not low <= row["accuracy_before_rounding"] <= high
 
 
 def for_display(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Rows with the time in milliseconds, and without the intervals of all but the accuracy under attack."""
-    shown = []
+    """Rows with the time in milliseconds, and without intervals except that of the accuracy under attack."""
+    displayed = []
     for row in rows:
-        kept = {k: v for k, v in row.items() if not k.endswith("_interval") or k.startswith("accuracy_under_attack")}
+        selected = {
+            k: v for k, v in row.items() if not k.endswith("_interval") or k.startswith("accuracy_under_attack")
+        }
         seconds = row["seconds_per_image"]
         assert isinstance(seconds, float)
-        shown.append(kept | {"milliseconds": seconds * 1000})
-    return shown
+        displayed.append(selected | {"milliseconds": seconds * 1000})
+    return displayed
 
 
 def curve_names(rows: list[dict[str, Any]]) -> list[str]:
-    """The curve that each row is a point of: its attack's, on its classifier and made on its source where there are
-    several."""
-    several = len({row["classifier"] for row in rows}) > 1
-    names = [f"{row['attack']} on {row['classifier']}" if several else row["attack"] for row in rows]
-    return _with_what_differs(rows, names, ["source"])
+    """The name of the curve of each row: its attack, with its classifier and source where there are several."""
+    has_several_classifiers = len({row["classifier"] for row in rows}) > 1
+    names = [f"{row['attack']} on {row['classifier']}" if has_several_classifiers else row["attack"] for row in rows]
+    return _add_differences(rows, names, ["source"])
 
 
 def curves_of(rows: list[dict[str, Any]]) -> dict[str, list[tuple[float, float, float, float]]]:
-    """Accuracy against epsilon with its interval, curve by curve, each beginning with the clean images at 0."""
+    """The curves of accuracy against epsilon, with intervals. The first point is that of the clean images at 0."""
     curves: dict[str, list[tuple[float, float, float, float]]] = {}
     for name, row in zip(curve_names(rows), rows, strict=True):
         clean = (0.0, row["clean_accuracy"], *row["clean_accuracy_interval"])

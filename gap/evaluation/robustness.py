@@ -1,4 +1,4 @@
-"""Robust accuracy worth publishing: AutoAttack, and checks that tell robustness from hidden gradients."""
+"""Robust accuracy by AutoAttack and further attacks, with checks for gradient masking."""
 
 import html
 from collections.abc import Callable, Iterable, Sequence
@@ -38,11 +38,11 @@ from gap.report.tables import Column, Table, html_table, text_table
 from gap.threat import Budget
 
 Verdict = Literal["holds", "masked", "inconclusive"]
-# The checks look at this many images at most; with fewer right ones than FEWEST nothing is concluded.
+# The checks use at most CHECK_IMAGES images. With fewer than FEWEST correct ones, the verdict is inconclusive.
 CHECK_IMAGES, FEWEST = 200, 50
-# How often the search without gradients may ask, where AutoAttack's own is left out.
+# The number of queries of Square in the checks, where it was not a part of AutoAttack.
 FEW_QUERIES = 1000
-# What may be left unchecked.
+# Parts of an evaluation that may be missing.
 NO_SURROGATE = "transfer from a classifier trained without hardening (give one as surrogate)"
 NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
@@ -51,7 +51,7 @@ NO_ADAPTIVE = "attacks trained against it: a generator, a universal perturbation
 
 @dataclass(frozen=True)
 class RobustnessReport:
-    """What `gap.judge` finds: how robust a classifier is, and whether that figure can be believed.
+    """The result of `gap.judge`: the robust accuracy of a classifier, and whether it is reliable.
 
     Attributes:
         classifier: the classifier's name.
@@ -59,19 +59,19 @@ class RobustnessReport:
         normalizer: its mean and standard deviation.
         data: the name of the data.
         budget: the largest perturbation.
-        images: how many images.
+        images: the number of images.
         suite: "standard" or "fast".
         autoattack: the parts of AutoAttack that ran.
         clean_accuracy: the share of the images that is classified correctly.
         robust_accuracy: the share that is classified correctly under every attack.
         interval: its 95% Wilson interval.
-        attacks: accuracy under attack. Those of `autoattack` each get the images that those before them left; each of
-            the others gets all images.
-        checks: the signs of gradient masking that were looked for.
-        not_evaluated: what was not looked for.
-        verdict: "masked" where a check failed, "inconclusive" where too few images are classified correctly to tell,
-            else "holds".
-        num_correct: how many clean images are classified correctly.
+        attacks: accuracy under each attack. The attacks of `autoattack` get the images that the earlier ones did not
+            fool; the others get all images.
+        checks: the results of the checks for gradient masking.
+        not_evaluated: the checks and attacks that did not run.
+        verdict: "masked" where a check failed, "inconclusive" where too few images are classified correctly, else
+            "holds".
+        num_correct: the number of clean images that are classified correctly.
     """
 
     classifier: str
@@ -92,12 +92,12 @@ class RobustnessReport:
     num_correct: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain values, ready for JSON."""
+        """All values as plain values for JSON."""
         return asdict(self) | {"interval": list(self.interval)}
 
     @property
     def reason(self) -> str:
-        """Why the verdict is what it is."""
+        """The reason for the verdict."""
         return {
             "holds": "no sign that the figure is too high",
             "masked": "a check failed, so the figure is not to be believed",
@@ -107,7 +107,7 @@ class RobustnessReport:
 
     @property
     def summary(self) -> str:
-        """The figures and the verdict in one line."""
+        """The accuracies and the verdict in one line."""
         low, high = self.interval
         return (
             f"{self.classifier} at {self.budget}, {self.images} images of {self.data}: clean {self.clean_accuracy:.2%},"
@@ -115,7 +115,7 @@ class RobustnessReport:
         )
 
     def tables(self) -> list[Table]:
-        """The accuracy under each attack, and the checks."""
+        """The tables of the accuracy under each attack and of the checks."""
         attacks = [{"attack": name, "accuracy": accuracy} for name, accuracy in self.attacks.items()]
         checks = [check.to_dict() | {"passed": "yes" if check.passed else "NO"} for check in self.checks]
         return [
@@ -134,7 +134,7 @@ class RobustnessReport:
         )
 
     def _repr_html_(self) -> str:
-        """What a notebook shows."""
+        """The HTML that a notebook shows."""
         tables = "".join(html_table(table.rows, table.columns, table.caption) for table in self.tables())
         return f"{tables}<p>{html.escape(self.summary)}</p>"
 
@@ -154,21 +154,21 @@ def evaluate_robustness(
     data: str = "",
     callback: Callable[[str, float], None] = lambda name, accuracy: None,
 ) -> RobustnessReport:
-    """Attack the first `images` of a labeled split by AutoAttack and others, and look for signs of gradient masking.
+    """Attack the first `images` of a labeled split by AutoAttack and other attacks, and check for gradient masking.
 
     Args:
-        classifier: whose robustness is measured.
+        classifier: the classifier to evaluate.
         split: labeled images.
         budget: the largest perturbation.
-        images: how many images, from the first on; None takes all.
-        fast: whether AutoAttack's FAB and Square are left out; Square then searches some images, for the checks alone.
-        surrogate: a classifier trained in the standard way, for attacks that transfer from it.
-        others: more attacks.
-        adaptive: attacks that learned against this very classifier, or learn when they are asked for.
-        batch_size: images a batch.
-        seed: of every random choice.
+        images: the number of images, which are the first ones; by default all.
+        fast: whether AutoAttack's FAB and Square are left out. The checks then run Square on some images.
+        surrogate: a classifier with standard training, for transfer attacks.
+        others: further attacks.
+        adaptive: attacks that are trained against this classifier, possibly while they are iterated.
+        batch_size: images per batch.
+        seed: the seed of all random choices.
         data: the name of the data.
-        callback: is called with the name of each attack and the accuracy under it.
+        callback: a function that is called with the name of each attack and the accuracy under it.
 
     References:
         AutoAttack: Croce and Hein, 2020. Signs of gradient masking: Athalye et al., 2018; Carlini et al., 2019.
@@ -181,32 +181,32 @@ def evaluate_robustness(
         raise GapError(f"there are no images to judge on in {data or 'this split'}")
     budget.check(classifier.spec.channels, *classifier.spec.size)
     device = classifier.device
-    pictures, labels = next(iter(split.batches([torch.arange(count)], device)))
-    batch = EvaluationBatch(classifier, pictures, labels, budget, batch_size)
+    batch_images, labels = next(iter(split.batches([torch.arange(count)], device)))
+    batch = EvaluationBatch(classifier, batch_images, labels, budget, batch_size)
     torch.manual_seed(seed)
-    no_gradient = not differentiable(classifier, pictures)
+    no_gradient = not differentiable(classifier, batch_images)
     classes = classifier.spec.classes
     attacks = (BLACK_BOX,) if no_gradient else fast_attacks(classes) if fast else STANDARD
-    found = auto_attack(
-        classifier, pictures, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=callback
+    result = auto_attack(
+        classifier, batch_images, labels, budget, attacks=attacks, batch_size=batch_size, seed=seed, tell=callback
     )
     long = PGD(budget, steps=50, restarts=2)
-    learned = list(adaptive)
-    beside = [long, *others, *learned, *([SurrogatePGD(surrogate, budget)] if surrogate else [])]
+    adaptive_attacks = list(adaptive)
+    further_attacks = [long, *others, *adaptive_attacks, *([SurrogatePGD(surrogate, budget)] if surrogate else [])]
     torch.manual_seed(seed)
-    robust_to = _robust_images(beside, batch, found, callback, no_gradient=no_gradient)
-    searched = supports_square(budget, *classifier.spec.size)
-    by_gradients = robust_to.get(long.name, torch.ones_like(found.right))
+    robust_to = _robust_images(further_attacks, batch, result, callback, no_gradient=no_gradient)
+    square_supported = supports_square(budget, *classifier.spec.size)
+    robust_to_pgd = robust_to.get(long.name, torch.ones_like(result.right))
     checks = [
-        *([check_black_box(found, by_gradients, batch, seed)] if searched else []),
-        check_autoattack_warnings(found),
+        *([check_black_box(result, robust_to_pgd, batch, seed)] if square_supported else []),
+        check_autoattack_warnings(result),
     ]
-    right = found.right & torch.stack([found.right, *robust_to.values()]).all(dim=0)
-    checks += [check_other_attacks(found, robust_to, right)] if robust_to else []
-    few = replace(batch, images=pictures[:CHECK_IMAGES], labels=labels[:CHECK_IMAGES])
-    checks = [*run_masking_checks(few, surrogate), *checks]
-    clean, survivors = round(found.accuracy["clean"] * count), int(right.sum())
-    left = {name: kept.double().mean().item() for name, kept in robust_to.items()}
+    robust = result.right & torch.stack([result.right, *robust_to.values()]).all(dim=0)
+    checks += [check_other_attacks(result, robust_to, robust)] if robust_to else []
+    check_batch = replace(batch, images=batch_images[:CHECK_IMAGES], labels=labels[:CHECK_IMAGES])
+    checks = [*run_masking_checks(check_batch, surrogate), *checks]
+    num_correct, num_robust = round(result.accuracy["clean"] * count), int(robust.sum())
+    accuracies = {name: correct.double().mean().item() for name, correct in robust_to.items()}
     return RobustnessReport(
         classifier=classifier.name,
         fingerprint=classifier.fingerprint(),
@@ -215,54 +215,55 @@ def evaluate_robustness(
         budget=str(budget),
         images=count,
         suite="fast" if fast else "standard",
-        autoattack=[name for name in attacks if name in found.accuracy],
-        clean_accuracy=found.accuracy["clean"],
-        robust_accuracy=survivors / count,
-        interval=wilson(survivors, count),
-        attacks={name: value for name, value in found.accuracy.items() if name != "clean"} | left,
+        autoattack=[name for name in attacks if name in result.accuracy],
+        clean_accuracy=result.accuracy["clean"],
+        robust_accuracy=num_robust / count,
+        interval=wilson(num_robust, count),
+        attacks={name: value for name, value in result.accuracy.items() if name != "clean"} | accuracies,
         checks=checks,
         not_evaluated=[
             *([] if surrogate else [NO_SURROGATE]),
-            *([] if searched else [NO_SEARCH]),
+            *([] if square_supported else [NO_SEARCH]),
             *([] if supports_targeted(classes) else [NO_TARGETS]),
-            *([] if learned else [NO_ADAPTIVE]),
+            *([] if adaptive_attacks else [NO_ADAPTIVE]),
         ],
-        verdict=_verdict(checks, clean),
-        num_correct=clean,
+        verdict=_verdict(checks, num_correct),
+        num_correct=num_correct,
     )
 
 
 def _robust_images(
     attacks: Sequence[Attack],
     batch: EvaluationBatch,
-    found: AutoAttackResult,
-    tell: Callable[[str, float], None],
+    result: AutoAttackResult,
+    callback: Callable[[str, float], None],
     *,
     no_gradient: bool,
 ) -> dict[str, Tensor]:
-    """Which images are classified correctly in what each attack makes of them, in 8 bits, by its name.
+    """Which images are classified correctly under each attack, in 8 bits, by the name of the attack.
 
-    The first attack is the report's own; others of its name, or of a part of AutoAttack, are marked as given.
+    The first attack is that of the report. Other attacks with its name, or with that of a part of AutoAttack, get the
+    suffix "(given)".
     """
     robust_to: dict[str, Tensor] = {}
     for attack in attacks:
         try:
             with frozen(batch.classifier):
-                right = batch.correct(Quantized(attack))
+                correct = batch.correct(Quantized(attack))
         except GapError:
-            if no_gradient:  # an attack that needs the gradient that this classifier hides; a check says so
+            if no_gradient:  # the attack needs a gradient, and a check reports that there is none
                 continue
             raise
-        given = " (given)" if attack is not attacks[0] and attack.name in {*found.accuracy, attacks[0].name} else ""
-        name = unused_name(attack.name + given, robust_to)
-        robust_to[name] = right
-        tell(name, right.double().mean().item())
+        suffix = " (given)" if attack is not attacks[0] and attack.name in {*result.accuracy, attacks[0].name} else ""
+        name = unused_name(attack.name + suffix, robust_to)
+        robust_to[name] = correct
+        callback(name, correct.double().mean().item())
     return robust_to
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What an attack makes, as the 8-bit pictures that would be saved."""
+    """An attack with its adversarial images rounded to 8 bits."""
 
     attack: Attack
 
@@ -279,29 +280,31 @@ class Quantized:
 
 
 def check_black_box(found: AutoAttackResult, by_gradients: Tensor, batch: EvaluationBatch, seed: int) -> CheckResult:
-    """Search without gradients finds no more than gradients did; on some of the images where AutoAttack left it out.
+    """Check that Square fools no images that gradient attacks do not fool.
 
-    `by_gradients` are the images that a long PGD left (N booleans)."""
-    images, how = len(found.right), ""
+    If AutoAttack ran without Square, Square runs on some of the images. `by_gradients` are N booleans: the images that
+    are robust to a long PGD.
+    """
+    images, note = len(found.right), ""
     if BLACK_BOX in found.broken:
         count = int((found.broken[BLACK_BOX] & by_gradients).sum())
     else:
         images = min(images, CHECK_IMAGES)
         count = _run_square(found.right & by_gradients, batch, seed)
-        how = f" ({FEW_QUERIES} queries for each of the first {images})"
+        note = f" ({FEW_QUERIES} queries for each of the first {images})"
     if found.doubt:
-        how += f"; AutoAttack's own flag: {found.doubt}"
-    details = f"{count / images:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients{how}"
+        note += f"; AutoAttack's own flag: {found.doubt}"
+    details = f"{count / images:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients{note}"
     return CheckResult("black-box attacks do not beat white-box ones", not exceeds_tolerance(count, images), details)
 
 
-def _run_square(right: Tensor, batch: EvaluationBatch, seed: int) -> int:
-    """How many of the first images fall to a short search, of those that are right still (N booleans)."""
-    standing = right[:CHECK_IMAGES].nonzero().squeeze(1)
-    if not len(standing):
+def _run_square(robust: Tensor, batch: EvaluationBatch, seed: int) -> int:
+    """How many of the first images a short run of Square fools, of those that are still correct (N booleans)."""
+    active = robust[:CHECK_IMAGES].nonzero().squeeze(1)
+    if not len(active):
         return 0
-    images, labels = batch.images[standing], batch.labels[standing]
-    left = auto_attack(
+    images, labels = batch.images[active], batch.labels[active]
+    result = auto_attack(
         batch.classifier,
         images,
         labels,
@@ -311,21 +314,22 @@ def _run_square(right: Tensor, batch: EvaluationBatch, seed: int) -> int:
         batch_size=batch.batch_size,
         seed=seed,
     )
-    return int((~left.right).sum())
+    return int((~result.right).sum())
 
 
 def check_autoattack_warnings(found: AutoAttackResult) -> CheckResult:
-    """AutoAttack warns of nothing; its doubt about black-box search is weighed by that check."""
+    """Check that AutoAttack has no warnings, except that about black-box search, which has a check of its own."""
     return CheckResult("AutoAttack raises no other flag", not found.flags, "; ".join(found.flags) or "none")
 
 
 def check_other_attacks(found: AutoAttackResult, robust_to: dict[str, Tensor], right: Tensor) -> CheckResult:
-    """Of what AutoAttack left, the other attacks break nothing, alone or together."""
+    """Check that the other attacks, taken together, fool no images that AutoAttack did not fool."""
     count, images = int((found.right & ~right).sum()), len(right)
-    alone = [
-        f"{(found.right & ~kept).double().mean():.1%} of the images fall to {name}" for name, kept in robust_to.items()
+    texts = [
+        f"{(found.right & ~correct).double().mean():.1%} of the images fall to {name}"
+        for name, correct in robust_to.items()
     ]
-    return CheckResult("no other attack beats AutoAttack", not exceeds_tolerance(count, images), "; ".join(alone))
+    return CheckResult("no other attack beats AutoAttack", not exceeds_tolerance(count, images), "; ".join(texts))
 
 
 def _verdict(checks: list[CheckResult], num_correct: int) -> Verdict:

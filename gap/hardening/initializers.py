@@ -1,8 +1,8 @@
-"""Where an attack in training starts: at random, at what a generator makes, or at a universal perturbation.
+"""Initializers of inner attacks: random noise, the output of a generator, or a universal perturbation.
 
-A start that learns is moved by the gradient of the attack's loss at the place where it put the images. Whoever takes
-gradient steps from there, or trains the classifier on it, has that gradient already: learning costs no pass of the
-classifier.
+A trainable initializer is updated from the gradient of the attack's loss with respect to the initial images. The first
+gradient step, or the training of the classifier, computes that gradient anyway, so the update needs no additional pass
+of the classifier.
 """
 
 from abc import ABC, abstractmethod
@@ -19,23 +19,23 @@ from gap.training.task import Backward, OptimizedModule
 
 
 class Initializer(ABC):
-    """Puts images (N x C x H x W in [0, 1]) where an attack within a budget begins; those that learn have a module."""
+    """Gives the initial images (N x C x H x W in [0, 1]) of an attack within a budget. Trainable ones have a module."""
 
     module: OptimizedModule | None = None
 
     @abstractmethod
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        """The starting points in [0, 1]; with a graph to the module's weights where there is one."""
+        """The initial images in [0, 1], with a graph to the weights of the module, if there is one."""
 
-    def update(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:  # noqa: B027  # chance learns nothing
-        """Learn from `gradient`, that of the attack's loss by the images at `start`."""
+    def update(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:  # noqa: B027  # not all are trainable
+        """Update the module from `gradient`, the gradient of the attack's loss with respect to the images `start`."""
 
-    def reset_member(self, turn: int) -> None:  # noqa: B027  # only populations are renewed
-        """Start one member of a population anew."""
+    def reset_member(self, turn: int) -> None:  # noqa: B027  # only populations have members
+        """Reinitialize one member of a population."""
 
 
 class RandomInit(Initializer):
-    """Uniform in the budget's ball, or, with `radius_scale`, in a ball that many times as large."""
+    """Uniform noise in the budget's ball, scaled by `radius_scale`."""
 
     def __init__(self, radius_scale: float = 1.0) -> None:
         self.radius_scale = radius_scale
@@ -45,7 +45,7 @@ class RandomInit(Initializer):
 
 
 class AttackInit(Initializer):
-    """What an attack of the user's own makes of the images, projected onto the budget."""
+    """The adversarial images of an attack object, projected onto the budget."""
 
     def __init__(self, attack: Attack) -> None:
         self.attack = attack
@@ -56,7 +56,7 @@ class AttackInit(Initializer):
 
 
 class LearnedInit(Initializer):
-    """A start that a network finds; `noise` is the share of the budget mixed in at random."""
+    """The base of initializers with a trainable network. `noise` is the share of the budget of additional noise."""
 
     module: OptimizedModule
 
@@ -66,25 +66,26 @@ class LearnedInit(Initializer):
 
     @abstractmethod
     def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        """Where the network puts the images, inside the budget and [0, 1]."""
+        """The initial images of the network, inside the budget and [0, 1]."""
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
-        placed = self.initialize(classifier, images, labels, budget)
+        initial = self.initialize(classifier, images, labels, budget)
         if not self.noise:
-            return placed
+            return initial
         noise = self.noise * budget.sample(images)
-        return (images + budget.project(placed - images + noise)).clamp(0, 1)
+        return (images + budget.project(initial - images + noise)).clamp(0, 1)
 
     def update(self, start: Tensor, gradient: Tensor, backward: Backward) -> None:
-        """Move the network down the gradient, that of each image scaled to length 1."""
-        even = gradient / L2.length(gradient).clamp_min(1e-12).view(-1, 1, 1, 1)
-        self.module.update((start * even).sum() / len(start), backward)
+        """One step of the network along the gradient, which is scaled to an L2 norm of 1 for each image."""
+        normalized = gradient / L2.length(gradient).clamp_min(1e-12).view(-1, 1, 1, 1)
+        self.module.update((start * normalized).sum() / len(start), backward)
 
 
 class GeneratorPopulation(nn.Module):
-    """A population of `count` generators that `make` makes: each takes its part of a batch.
+    """A population of `count` generators, made by `make`. Each generator gets a part of every batch.
 
-    What they are renewed to depends on where the global random numbers stand when the population is made."""
+    The weights of reset members are random, with a seed that is fixed at construction.
+    """
 
     def __init__(self, make: Callable[[], nn.Module], count: int = 1) -> None:
         super().__init__()
@@ -95,15 +96,15 @@ class GeneratorPopulation(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         parts = images.tensor_split(len(self.members))
-        # Several processes wait for the gradients of all: a member without images gets none of one image's.
-        made = [
+        # With several processes, every member must take part in the backward pass, also one without images.
+        outputs = [
             member(part) if len(part) else member(images[:1])[:0]
             for member, part in zip(self.members, parts, strict=True)
         ]
-        return torch.cat(made)
+        return torch.cat(outputs)
 
     def reset_member(self, turn: int) -> nn.Module:
-        """Make one member anew, each in its turn, the same on every process; return it."""
+        """Reinitialize the member `turn` modulo their number, equally on every process, and return it."""
         member = self.members[turn % len(self.members)]
         with torch.random.fork_rng():
             torch.manual_seed(self.seed + turn)
@@ -112,7 +113,7 @@ class GeneratorPopulation(nn.Module):
 
 
 class GeneratorInit(LearnedInit):
-    """What a generator, or a population of them, makes of the images, tanh-bounded."""
+    """The tanh-bounded output of a generator, or of a population of generators."""
 
     def reset_member(self, turn: int) -> None:
         population = self.module.unwrapped
@@ -125,7 +126,7 @@ class GeneratorInit(LearnedInit):
 
 
 class GradientGeneratorInit(GeneratorInit):
-    """A generator fed the image and the classifier's input gradient there, scaled to a mean square of 1: one pass."""
+    """A generator whose input is the image and the classifier's input gradient, scaled to a mean square of 1."""
 
     def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         _, gradient = loss_gradient(classifier, images, None, Criterion(labels), capped_cross_entropy)
@@ -135,20 +136,20 @@ class GradientGeneratorInit(GeneratorInit):
 
 
 class PerturbationBank(nn.Module):
-    """The raw outputs of several perturbations, count x C x H x W; called with which of them each image gets."""
+    """The unbounded values of several perturbations, count x C x H x W. Called with the index for each image."""
 
     def __init__(self, count: int, channels: int, size: tuple[int, int]) -> None:
         super().__init__()
         self.raw = nn.Parameter(torch.randn(count, channels, *size))
 
-    def forward(self, which: Tensor) -> Tensor:
-        return self.raw[which]
+    def forward(self, indices: Tensor) -> Tensor:
+        return self.raw[indices]
 
 
 class UniversalInit(LearnedInit):
-    """One of several perturbations for all images, drawn for each."""
+    """One of several universal perturbations, chosen at random for each image."""
 
     def initialize(self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget) -> Tensor:
         count = len(next(self.module.unwrapped.parameters()))
-        which = torch.randint(count, (len(images),), device=images.device)
-        return (images + budget.bound(self.module.network(which))).clamp(0, 1)
+        indices = torch.randint(count, (len(images),), device=images.device)
+        return (images + budget.bound(self.module.network(indices))).clamp(0, 1)

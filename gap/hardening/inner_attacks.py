@@ -1,4 +1,4 @@
-"""What the classifier trains against: attacks of a start and a few gradient steps, each with its share of a batch."""
+"""Inner attacks of adversarial training: an initializer and some gradient steps, for a share of each batch."""
 
 import re
 from collections.abc import Sequence
@@ -22,11 +22,19 @@ from gap.training.task import Backward
 
 @dataclass
 class InnerAttack:
-    """An attack in training. `share` is its part of each batch; `steps` may grow while training goes on.
+    """An attack during adversarial training.
 
-    With `beta`, it drives the prediction away from that of the clean image, whatever the label, and what the
-    classifier learns from it is to be right on the clean image and, with that weight, to keep that prediction (TRADES,
-    Zhang et al., 2019). Where it is not `projected`, steps lead out of the ball (N-FGSM, de Jorge et al., 2022).
+    With `beta`, the attack maximizes the divergence from the prediction on the clean image, and the classifier's loss
+    is the cross-entropy on the clean image plus `beta` times that divergence (TRADES, Zhang et al., 2019).
+
+    Attributes:
+        name: its name in metrics and cards.
+        share: its share of each batch.
+        start: the initializer, which gives the images before the first step.
+        steps: the number of gradient steps, which may increase during the training.
+        projected: whether steps are projected onto the budget. Without it, they may leave the ball (N-FGSM, de Jorge et
+            al., 2022).
+        beta: the weight of the divergence; None for attacks on the label.
     """
 
     name: str
@@ -38,8 +46,10 @@ class InnerAttack:
 
     @property
     def step_size(self) -> float:
-        """The size of each step, as a share of epsilon: within the ball one and a quarter in all and no step below a
-        quarter, so that steps can cross it; else one in all."""
+        """The size of each step, as a share of epsilon.
+
+        Projected steps sum to 1.25, each at least 0.25, so that they can cross the ball. Other steps sum to 1.
+        """
         return max(0.25, 1.25 / self.steps) if self.projected else 1 / self.steps
 
     def attack(
@@ -51,16 +61,17 @@ class InnerAttack:
         loss: Loss,
         backward: Backward | None = None,
     ) -> "AttackBatch":
-        """Adversarial images (N x C x H x W in [0, 1]) against a classifier held still; with `backward`, a start that
-        learns does so from the first of the gradient steps.
+        """Adversarial images (N x C x H x W in [0, 1]) against a frozen classifier.
 
-        With `beta`, also where networks multiply in bfloat16, the classifier is looked at in float32: the difference
-        of two predictions that are nearly the same would be one of roundings.
+        With `backward`, a trainable initializer is updated from the gradient of the first step.
+
+        With `beta`, the classifier runs in float32, also under autocast: in bfloat16 the difference of two nearly equal
+        predictions would be rounding noise.
         """
         start = self.start(classifier, images, labels, budget)
         adversarial, clean = start.detach(), None
-        exactly = torch.autocast(images.device.type, enabled=False)
-        with exactly if self.beta is not None else nullcontext():
+        in_float32 = torch.autocast(images.device.type, enabled=False)
+        with in_float32 if self.beta is not None else nullcontext():
             if self.beta is not None:
                 loss = negative_kl
                 with torch.no_grad():
@@ -80,8 +91,10 @@ class InnerAttack:
 
 @dataclass
 class AttackBatch:
-    """The images an attack made. Where it took no gradient step, its start is still to learn from what the classifier's
-    own training finds out about them."""
+    """The images of an inner attack.
+
+    With 0 gradient steps, the initializer is updated later, from the gradient of the classifier's training loss.
+    """
 
     inner_attack: InnerAttack
     images: Tensor
@@ -91,83 +104,83 @@ class AttackBatch:
 
     @property
     def classifier_inputs(self) -> Tensor:
-        """What the classifier is to look at to learn from these images."""
+        """The inputs of the classifier for its loss on these images."""
         return torch.cat([self.images, self.adversarial]) if self.inner_attack.beta is not None else self.adversarial
 
     def classifier_loss(self, logits: Tensor, label_smoothing: float) -> Tensor:
-        """The classifier's loss by its logits of what it saw, summed over the images.
+        """The classifier's loss from its logits of `classifier_inputs`, summed over the images.
 
-        Where the start learns from this loss, its labels are not smoothed: an attack that followed a smoothed one would
-        make a sure classifier surer.
+        If the initializer is trained on this loss, labels are not smoothed: maximizing a smoothed loss would increase
+        the confidence of a very confident classifier.
         """
         beta = self.inner_attack.beta
         if self.adversarial.requires_grad:
             label_smoothing = 0.0
         if beta is None:
             return F.cross_entropy(logits, self.labels, label_smoothing=label_smoothing, reduction="sum")
-        clean, attacked = logits.chunk(2)
-        right = F.cross_entropy(clean, self.labels, label_smoothing=label_smoothing, reduction="sum")
-        return right - beta * negative_kl(attacked, clean, None).sum()
+        clean, adversarial = logits.chunk(2)
+        cross_entropy = F.cross_entropy(clean, self.labels, label_smoothing=label_smoothing, reduction="sum")
+        return cross_entropy - beta * negative_kl(adversarial, clean, None).sum()
 
     def update(self, backward: Backward) -> None:
-        """Learn from the gradient of the classifier's loss by these images, which the attack wants high."""
+        """Update the initializer from the gradient of the classifier's loss, which the attack maximizes."""
         if self.adversarial.grad is not None:
             self.inner_attack.start.update(self.start, -self.adversarial.grad, backward)
 
 
 def negative_kl(logits: Tensor, clean_logits: Tensor | None, criterion: Criterion | None) -> Tensor:
-    """Minus the divergence of each prediction from the clean one, in nats: N values, 0 where they are the same."""
+    """Minus the KL divergence of each prediction from that on the clean image, in nats: N values of at most 0."""
     assert clean_logits is not None
-    clean, attacked = clean_logits.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
-    return -F.kl_div(attacked, clean, log_target=True, reduction="none").sum(dim=1)
+    clean, adversarial = clean_logits.float().log_softmax(dim=1), logits.float().log_softmax(dim=1)
+    return -F.kl_div(adversarial, clean, log_target=True, reduction="none").sum(dim=1)
 
 
 @dataclass(frozen=True)
 class InnerAttackSpec:
-    """What the name of an attack says: its kind, the folder of its generator and its gradient steps, where it does."""
+    """The parts of an attack's name: its kind, the folder of its generator and its gradient steps, if given."""
 
     kind: str
     folder: str | None
     steps: int | None
 
     def __str__(self) -> str:
-        """The name, the same however it was written."""
+        """The name in its canonical form."""
         folder = f"@{self.folder}" if self.folder else ""
         return f"{self.kind}{folder}:steps={self.steps}" if self.steps else f"{self.kind}{folder}"
 
 
 def parse_inner_attack(text: str) -> InnerAttackSpec:
-    """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for what there is not."""
-    kind, at, folder = text.partition("@")
-    given = steps = ""
-    if not is_folder(folder):  # one that exists may be called anything
-        head, given, steps = text.rpartition(":steps=")
-        kind, at, folder = (head if given else text).partition("@")
+    """`pgd`, `pgd:steps=7`, `generator-start@runs/per-image:steps=3`; raises GapError for an invalid name."""
+    kind, at_sign, folder = text.partition("@")
+    separator = steps = ""
+    if not is_folder(folder):  # the name of an existing folder may contain `:steps=`
+        prefix, separator, steps = text.rpartition(":steps=")
+        kind, at_sign, folder = (prefix if separator else text).partition("@")
     if ":" in kind:
         raise GapError(f"cannot read the attack {text!r}; write NAME, NAME:steps=3 or NAME@FOLDER:steps=3")
     if kind not in INNER_ATTACKS:
         raise unknown_name_error("attack to train against", kind, INNER_ATTACKS)
-    if at and (kind not in FROM_ARTIFACTS or not folder):
+    if at_sign and (kind not in FROM_ARTIFACTS or not folder):
         raise GapError(f"only {', '.join(FROM_ARTIFACTS)} come from a folder, as generator-start@runs/per-image")
-    if given and kind not in STEPPING:
+    if separator and kind not in STEPPING:
         raise GapError(f"only {', '.join(STEPPING)} are given steps, not {kind}")
-    if given and not (re.fullmatch(r"\d{1,9}", steps, re.ASCII) and 1 <= int(steps) <= MAX_INITIAL_STEPS):
+    if separator and not (re.fullmatch(r"\d{1,9}", steps, re.ASCII) and 1 <= int(steps) <= MAX_INITIAL_STEPS):
         raise GapError(f"the steps of {text!r}, at its end, must be a whole number from 1 to {MAX_INITIAL_STEPS}")
-    return InnerAttackSpec(kind, folder or None, int(steps) if given else None)
+    return InnerAttackSpec(kind, folder or None, int(steps) if separator else None)
 
 
 def parse_mixture(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str, float]:
-    """`["generator-start=0.3", "pgd:steps=7=0.7"]` as shares that sum to 1, by name; without a weight it is 1.
+    """`["generator-start=0.3", "pgd:steps=7=0.7"]` as shares by name, which sum to 1. The default weight is 1.
 
-    `others` are the names of attacks of the user's own, of weight 1.
+    `others` are the names of attack objects of the user, each with weight 1.
 
-    Raises GapError for a name that `parse_inner_attack` does not know, for the name of another attack, a weight below
-    0, and weights that sum to 0.
+    Raises GapError for an invalid name, for two attacks with one name, for a negative weight, and for weights that sum
+    to 0.
     """
     weights: dict[str, float] = {}
     for text in texts:
-        written, weight = _split_weight(text)
-        name = str(parse_inner_attack(written))
+        name_text, weight = _split_weight(text)
+        name = str(parse_inner_attack(name_text))
         if not 0 <= weight < float("inf"):
             raise GapError(f"the weight of `attack` {text!r} must be finite and at least 0")
         weights[name] = weights.get(name, 0.0) + weight
@@ -182,7 +195,7 @@ def parse_mixture(texts: Sequence[str], others: Sequence[str] = ()) -> dict[str,
 
 
 def _split_weight(text: str) -> tuple[str, float]:
-    """`pgd=0.5` as a name and its weight; a folder may have an equals sign in its name, and steps have one."""
+    """`pgd=0.5` split into a name and its weight. Names of folders and the option `steps` may have an equals sign."""
     name, equals, number = text.rpartition("=")
     if not equals or name.endswith(":steps") or is_folder(text.partition("@")[2]):
         return text, 1.0
@@ -195,17 +208,17 @@ def _split_weight(text: str) -> tuple[str, float]:
 
 
 def allocate(count: int, shares: list[float]) -> list[int]:
-    """How many of `count` images each share gets: they sum to `count`, and none is off by 1 or more."""
+    """The number of images of each share of `count`: they sum to `count`, with rounding errors below 1."""
     edges = [round(count * sum(shares[: index + 1])) for index in range(len(shares))]
     edges[-1] = count
-    return [edge - before for edge, before in zip(edges, [0, *edges], strict=False)]
+    return [edge - previous for edge, previous in zip(edges, [0, *edges], strict=False)]
 
 
 def check_mixture(count: int, clean: float, mixture: dict[str, float]) -> None:
-    """Raise GapError where an attack of a mixture would get none of `count` images, and never play."""
+    """Raise GapError where an attack of a mixture would get none of the `count` images of a batch."""
     counts = allocate(count, [clean, *((1 - clean) * share for share in mixture.values())])
-    for name, portion in zip(mixture, counts[1:], strict=True):
-        if not portion:
+    for name, num_images in zip(mixture, counts[1:], strict=True):
+        if not num_images:
             raise GapError(
                 f"{name} would get none of the {count} images of a batch; give it more weight, or leave it out"
             )

@@ -13,14 +13,14 @@ from gap.core.options import Options
 
 @dataclass(frozen=True)
 class InnerAttackType:
-    """An attack in training: what it is, and which options it takes.
+    """A kind of inner attack, and the options that it has.
 
     Attributes:
         description: one line for the help.
-        takes_steps: whether it takes as many gradient steps as it is given.
+        takes_steps: whether it has the option `steps`.
         has_generator: whether a generator is trained jointly.
-        from_folder: whether that generator may begin as one that `gap train` left.
-        keeps_clean: whether the classifier also learns to keep its prediction on clean images (TRADES).
+        from_folder: whether that generator may be loaded from a folder of `gap train`.
+        keeps_clean: whether the classifier's loss has a term for the prediction on clean images (TRADES).
     """
 
     description: str
@@ -30,18 +30,18 @@ class InnerAttackType:
     keeps_clean: bool = False
 
 
-# The names of `--attack`. What each is made of stands in `gap.hardening.train.make_inner_attack`.
+# The names of `--attack`. Their initializers are defined in `gap.hardening.train.make_inner_attack`.
 INNER_ATTACKS = {
     "generator": InnerAttackType(
-        "a U-Net fed the image, trained jointly; no gradient steps (the plain form, prone to overfitting)",
+        "the output of a U-Net, trained jointly; no gradient steps (the plain form, prone to overfitting)",
         has_generator=True,
         from_folder=True,
     ),
     "generator-gradient": InnerAttackType(
-        "a U-Net fed the image and the classifier's input gradient, trained jointly", has_generator=True
+        "the output of a U-Net for the image and the classifier's input gradient, trained jointly", has_generator=True
     ),
     "generator-start": InnerAttackType(
-        "gradient steps from what such a U-Net makes, with noise of half the budget",
+        "gradient steps from the output of such a U-Net, with noise of half the budget",
         takes_steps=True,
         has_generator=True,
         from_folder=True,
@@ -53,12 +53,12 @@ INNER_ATTACKS = {
     "fgsm": InnerAttackType("one step of the budget from uniform noise of twice the budget, not projected (N-FGSM)"),
     "pgd": InnerAttackType("gradient steps from a random start; with one step, FGSM from there", takes_steps=True),
     "trades": InnerAttackType(
-        "pgd away from the clean prediction; the classifier learns to keep that (TRADES)",
+        "pgd on the divergence from the clean prediction, with a loss that keeps this prediction (TRADES)",
         takes_steps=True,
         keeps_clean=True,
     ),
     "trades-start": InnerAttackType(
-        "the same from what a U-Net makes, with noise of half the budget",
+        "the same from the output of a U-Net, with noise of half the budget",
         takes_steps=True,
         has_generator=True,
         from_folder=True,
@@ -73,7 +73,7 @@ MAX_INITIAL_STEPS = 50
 
 
 class SmallGeneratorOptions(GeneratorOptions):
-    """A generator whose pass costs no more than one of a small classifier: it plays in every step."""
+    """A generator that is as fast as a small classifier, because it runs in every step."""
 
     encoder: Annotated[
         str, Field(description="Encoder of the U-Net: any of segmentation-models-pytorch, or tu-NAME from timm.")
@@ -91,7 +91,7 @@ class SmallGeneratorOptions(GeneratorOptions):
 
 
 class HardenOptions(ClassifierTrainingOptions):
-    """Options of `gap harden`: which classifier, against what, within which budget, and how long."""
+    """Options of `gap harden`: the classifier, the attacks, the budget and the training."""
 
     classifier: Annotated[
         str,
@@ -154,7 +154,7 @@ class HardenOptions(ClassifierTrainingOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> "HardenOptions":
-        # These import torch, which the help does not need.
+        # These modules import torch, which the help does not need.
         from gap.hardening.inner_attacks import parse_inner_attack, parse_mixture
         from gap.threat import Budget
 
@@ -169,27 +169,27 @@ class HardenOptions(ClassifierTrainingOptions):
         return self
 
     def _check_used(self) -> None:
-        """Raise GapError for an option that no attack of the mix takes."""
+        """Raise GapError for a changed option that no attack of the mixture uses."""
         from gap.hardening.inner_attacks import parse_inner_attack, parse_mixture  # imports torch, as above
 
-        named = [parse_inner_attack(name) for name in (parse_mixture(self.attack) if self.attack else ())]
-        kinds = {each.kind for each in named}
-        generating = bool(kinds & set(GENERATING))
-        taken = {
-            "steps": any(each.kind in STEPPING and each.steps is None for each in named),
-            "num_generators": generating,
-            "reset_every": generating,
-            "generator_lr": generating or any(kind.startswith("universal") for kind in kinds),
+        specs = [parse_inner_attack(name) for name in (parse_mixture(self.attack) if self.attack else ())]
+        kinds = {spec.kind for spec in specs}
+        has_generator = bool(kinds & set(GENERATING))
+        is_used = {
+            "steps": any(spec.kind in STEPPING and spec.steps is None for spec in specs),
+            "num_generators": has_generator,
+            "reset_every": has_generator,
+            "generator_lr": has_generator or any(kind.startswith("universal") for kind in kinds),
             "num_universal": any(kind.startswith("universal") for kind in kinds),
             "beta": bool(kinds & set(KEEPING)),
         }
-        unused = [option for option in _changed(self) if not taken.get(option, True)]
-        if not any(each.kind in GENERATING and not each.folder for each in named):
+        unused = [option for option in _changed(self) if not is_used.get(option, True)]
+        if not any(spec.kind in GENERATING and not spec.folder for spec in specs):
             unused += _changed(self.generator)
         for option in unused:
             raise GapError(f"`{option}` does nothing: no attack of {', '.join(self.attack)} takes it")
 
 
 def _changed(options: Options) -> list[str]:
-    """The options that are not what they are by default."""
+    """The names of the options that differ from their defaults."""
     return [name for name, field in type(options).model_fields.items() if getattr(options, name) != field.default]

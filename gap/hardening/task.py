@@ -1,4 +1,4 @@
-"""Adversarial training: a classifier learns on what attacks make of its images while the attacks learn on it."""
+"""Adversarial training: a classifier is trained on adversarial images, jointly with the attacks that make them."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -19,25 +19,37 @@ from gap.hardening.inner_attacks import AttackBatch, InnerAttack, allocate
 from gap.threat import Budget
 from gap.training.task import Backward, OptimizedModule, TrainingTask
 
-# An accuracy under the probe this far below the best one, or below that under the attacks in training, is a collapse.
-FALL, LAG = 0.2, 0.3
-# Beyond this many gradient steps a collapse gives an attack no more.
+# A validation PGD accuracy this far below the best one is a collapse. One this far below the accuracy under the
+# training attacks is catastrophic overfitting.
+COLLAPSE_DROP, OVERFIT_GAP = 0.2, 0.3
+# The largest number of gradient steps to which a recovery increases those of an attack.
 MAX_STEPS = 10
 
 
 class AdversarialTraining(TrainingTask):
-    """Adversarial training (Madry et al., 2018) against a mixture of attacks, some of which learn jointly.
+    """Adversarial training (Madry et al., 2018) against a mixture of attacks, some of which are trained jointly.
 
-    Batches are augmented before anyone sees them. Attacks see the classifier in eval mode; then it learns on their
-    images with `label_smoothing` of its labels, but not where a start learns by the same pass. Epsilon rises linearly
-    over the first `epsilon_warmup` steps. Every `reset_interval` steps one generator of each attack starts anew. What
-    is validated and kept is the average of the weights, and of the statistics of norms, with `decay`.
-    `fused_classifier` gives the classifier in eval mode in a form that runs faster.
+    Batches are augmented first. Attacks run on the classifier in eval mode, then the classifier is trained on their
+    images. After each epoch a short PGD with a margin loss, which is not used in training, attacks some validation
+    images. The result is the weights with the highest accuracy under it.
 
-    After each epoch a short PGD with a margin loss, which nothing trains on, attacks some validation images. The
-    weights with the highest accuracy under it are kept. With `recover`, a collapse of that accuracy restores them and
-    gives every attack one more gradient step; so does a classifier that is robust only to its training attacks. No step
-    is added after the `last` one.
+    Args:
+        classifier: the classifier to train.
+        mixture: the inner attacks.
+        budget: the largest perturbation.
+        loss: the loss that attacks with gradient steps minimize.
+        clean_fraction: the fraction of each batch that stays clean.
+        label_smoothing: label smoothing of the classifier's loss. It is disabled for attacks whose initializer is
+            trained on the same loss.
+        epsilon_warmup: the number of steps over which epsilon rises linearly.
+        last: the last step of the training. A recovery after it adds no attack steps.
+        reset_interval: every that many steps, one generator of each attack is reinitialized; 0 is never.
+        decay: the decay of the exponential moving average of the weights and of the statistics of norms. The average is
+            validated and saved.
+        recover: whether the best weights are restored, and every attack gets one more gradient step, when the
+            validation PGD accuracy collapses or is far below the accuracy under the training attacks.
+        augmentation: the augmentation of the images.
+        fused_classifier: a function that returns the classifier in eval mode with fused norms, which runs faster.
     """
 
     def __init__(
@@ -57,10 +69,10 @@ class AdversarialTraining(TrainingTask):
         augmentation: Callable[[Tensor], Tensor] = nn.Identity(),  # noqa: B008  # holds no state
         fused_classifier: Callable[[], nn.Module] | None = None,
     ) -> None:
-        learners = {
+        trainable = {
             inner_attack.name: inner_attack.start.module for inner_attack in mixture if inner_attack.start.module
         }
-        self.modules = {"classifier": classifier, **learners}
+        self.modules = {"classifier": classifier, **trainable}
         self.mixture = list(mixture)
         self.budget, self.clean_fraction, self.label_smoothing = budget, clean_fraction, label_smoothing
         self.epsilon_warmup, self.last, self.reset_interval, self.recover = (
@@ -91,13 +103,13 @@ class AdversarialTraining(TrainingTask):
             *(attack_batch.classifier_inputs for attack_batch in attack_batches),
         ]
         logits = classifier.network(torch.cat(classifier_inputs)).float()
-        untouched, *parts = logits.split([len(part) for part in classifier_inputs])
+        clean_logits, *attack_logits = logits.split([len(part_logits) for part_logits in classifier_inputs])
         classifier_losses = [
-            F.cross_entropy(untouched, labels[:num_clean], label_smoothing=self.label_smoothing, reduction="sum")
+            F.cross_entropy(clean_logits, labels[:num_clean], label_smoothing=self.label_smoothing, reduction="sum")
         ]
         classifier_losses += [
-            attack_batch.classifier_loss(part, self.label_smoothing)
-            for attack_batch, part in zip(attack_batches, parts, strict=True)
+            attack_batch.classifier_loss(part_logits, self.label_smoothing)
+            for attack_batch, part_logits in zip(attack_batches, attack_logits, strict=True)
         ]
         loss = torch.stack(classifier_losses).sum() / len(images)
         classifier.update(loss, backward)
@@ -108,27 +120,31 @@ class AdversarialTraining(TrainingTask):
         if self.reset_interval and self.taken % self.reset_interval == 0:
             for inner_attack in self.mixture:
                 inner_attack.start.reset_member(self.taken // self.reset_interval)
-        attacked = torch.cat(
+        robust_logits = torch.cat(
             [
-                untouched,
-                *(part[-len(attack_batch.images) :] for attack_batch, part in zip(attack_batches, parts, strict=True)),
+                clean_logits,
+                *(
+                    part_logits[-len(attack_batch.images) :]
+                    for attack_batch, part_logits in zip(attack_batches, attack_logits, strict=True)
+                ),
             ]
         )
-        return {"loss": loss, "train_robust_accuracy": (attacked.argmax(dim=1) == labels).float().mean()}
+        return {"loss": loss, "train_robust_accuracy": (robust_logits.argmax(dim=1) == labels).float().mean()}
 
     def _attack_batches(
         self, classifier: nn.Module, images: Tensor, labels: Tensor, budget: Budget, backward: Backward | None
     ) -> list[AttackBatch]:
-        """The attacks on a batch, each on its portion; the first images are left clean."""
+        """Run the attacks on a batch, each on its share. The first images stay clean."""
         counts = allocate(
-            len(images), [self.clean_fraction, *((1 - self.clean_fraction) * each.share for each in self.mixture)]
+            len(images),
+            [self.clean_fraction, *((1 - self.clean_fraction) * inner_attack.share for inner_attack in self.mixture)],
         )
         parts = zip(images.split(counts), labels.split(counts), strict=True)
         next(parts)
         with frozen(classifier):
             return [
-                inner_attack.attack(classifier, part, own, budget, self.loss, backward)
-                for inner_attack, (part, own) in zip(self.mixture, parts, strict=True)
+                inner_attack.attack(classifier, part, part_labels, budget, self.loss, backward)
+                for inner_attack, (part, part_labels) in zip(self.mixture, parts, strict=True)
                 if len(part)
             ]
 
@@ -143,9 +159,12 @@ class AdversarialTraining(TrainingTask):
             "pgd_accuracy": classifier(self.probe(classifier, images, labels)).argmax(dim=1) == labels,
         }
         with frozen(classifier):
-            inside = [replace(each, projected=True) for each in self.mixture]
-            attacked = [each.attack(classifier, images, labels, self.budget, self.loss).adversarial for each in inside]
-        robust = [classifier(adversarial).argmax(dim=1) == labels for adversarial in attacked]
+            projected_attacks = [replace(inner_attack, projected=True) for inner_attack in self.mixture]
+            adversarial_batches = [
+                inner_attack.attack(classifier, images, labels, self.budget, self.loss).adversarial
+                for inner_attack in projected_attacks
+            ]
+        robust = [classifier(adversarial).argmax(dim=1) == labels for adversarial in adversarial_batches]
         metrics["train_attack_accuracy"] = torch.stack(robust).all(dim=0)
         return metrics
 
@@ -153,42 +172,45 @@ class AdversarialTraining(TrainingTask):
         return [*super().synced_modules(), self.averaged.module]
 
     def on_validation_end(self, metrics: Mapping[str, float]) -> None:
-        """Keep the weights with the highest accuracy under the probe; where it collapses, restore them."""
-        probe = metrics["pgd_accuracy"]
+        """Save the weights with the highest PGD accuracy; restore them when it collapses."""
+        pgd_accuracy = metrics["pgd_accuracy"]
         if self.taken < self.epsilon_warmup:
             return
-        fallen = probe < self.best_probe - FALL
-        deceived = metrics["train_attack_accuracy"] - probe > LAG
-        if probe > self.best_probe:
+        collapsed = pgd_accuracy < self.best_probe - COLLAPSE_DROP
+        overfitted = metrics["train_attack_accuracy"] - pgd_accuracy > OVERFIT_GAP
+        if pgd_accuracy > self.best_probe:
             self.best_metrics = dict(metrics)
             self.best = {name: value.clone() for name, value in self.averaged.module.state_dict().items()}
-        if self.recover and (fallen or deceived):
-            self._recover("fell" if fallen else "is robust only to its training attacks", probe)
+        if self.recover and (collapsed or overfitted):
+            self._recover("fell" if collapsed else "is robust only to its training attacks", pgd_accuracy)
 
-    def _recover(self, what: str, probe: float) -> None:
-        """Bring back the best weights, if these are not they, and let every attack take one more gradient step."""
-        done = []
-        if probe < self.best_probe:
+    def _recover(self, description: str, pgd_accuracy: float) -> None:
+        """Restore the best weights, if the present ones are worse, and add a gradient step to every attack."""
+        actions = []
+        if pgd_accuracy < self.best_probe:
             classifier = self.modules["classifier"]
             load_weights(classifier.unwrapped, self.best)
             load_weights(self.averaged.module, self.best)
-            classifier.optimizer.state.clear()  # its moments are those of the weights that fell
-            done.append(f"back to the weights with {self.best_probe:.1%}")
-        growing = [each for each in self.mixture if each.steps < MAX_STEPS and self.taken != self.last]
-        for inner_attack in growing:
+            classifier.optimizer.state.clear()  # its moments belong to the collapsed weights
+            actions.append(f"back to the weights with {self.best_probe:.1%}")
+        growable = [
+            inner_attack for inner_attack in self.mixture if inner_attack.steps < MAX_STEPS and self.taken != self.last
+        ]
+        for inner_attack in growable:
             inner_attack.steps += 1
-        if growing:
-            done.append(
-                "gradient steps from now on: " + ", ".join(f"{each.steps} of {each.name}" for each in self.mixture)
+        if growable:
+            actions.append(
+                "gradient steps from now on: "
+                + ", ".join(f"{inner_attack.steps} of {inner_attack.name}" for inner_attack in self.mixture)
             )
-        steps_taken = "; ".join(done) or "nothing is left to try"
-        message = f"the classifier {what}: {probe:.1%} accuracy under the validation PGD; {steps_taken}"
+        action_text = "; ".join(actions) or "nothing is left to try"
+        message = f"the classifier {description}: {pgd_accuracy:.1%} accuracy under the validation PGD; {action_text}"
         self.recoveries.append(f"step {self.taken}: {message}")
         warnings.warn(message, GapWarning, stacklevel=2)
 
     @property
     def best_probe(self) -> float:
-        """The highest accuracy under the probe so far; below 0 where there is none yet."""
+        """The highest PGD accuracy so far; below 0 before the first validation."""
         return self.best_metrics.get("pgd_accuracy", -1.0)
 
     @torch.no_grad()
@@ -196,11 +218,11 @@ class AdversarialTraining(TrainingTask):
         classifier = self.averaged.module.eval()
         labels = classifier(images).argmax(dim=1)
         with frozen(classifier):
-            made = {
-                each.name: each.attack(classifier, images, labels, self.budget, self.loss).adversarial
-                for each in self.mixture
+            adversarial = {
+                inner_attack.name: inner_attack.attack(classifier, images, labels, self.budget, self.loss).adversarial
+                for inner_attack in self.mixture
             }
-        return {"clean": images, **made}
+        return {"clean": images, **adversarial}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,4 +1,4 @@
-"""Harden a classifier, from options to artifact."""
+"""Adversarial training of a classifier, from options to artifact."""
 
 import math
 import warnings
@@ -43,7 +43,8 @@ from gap.training.runtime import allow_unused_weights, make_accelerator, preserv
 from gap.training.task import OptimizedModule, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
-# The noise mixed into a start that is learned, as a share of the budget: alone, the start is too easy to foresee.
+# The noise added to a trained initial point, as a share of the budget. Without it, the classifier overfits to the
+# initializer.
 NOISE = 0.5
 
 
@@ -66,49 +67,49 @@ def harden(
     progress: bool = True,
     **options: Any,
 ) -> TrainedClassifier:
-    """Adversarial training: a classifier learns to be correct on what attacks make of its images.
+    """Train a classifier on the adversarial images of attacks (adversarial training).
 
     Args:
         model: the classifier: a name, a folder, a `gap.Classifier` or any `nn.Module`, of which a copy is trained.
         data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
-            DataLoader, a Hugging Face dataset. A twentieth of it is held out for validation.
+            DataLoader, a Hugging Face dataset. 5% of it is the validation set.
         budget: the largest perturbation, such as "linf:8/255".
-        attacks: what each batch is shared out among: names as of `gap harden --attack`, with weights as in "pgd=0.5",
-            or attack objects, each of weight 1. An object's images are projected onto the budget.
-        loss: what attacks with gradient steps lower: a name of `gap.attacks.losses`, or a function of logits (N x K),
-            clean logits and a `Criterion` that gives N values.
+        attacks: the attacks that share each batch: names as in `gap harden --attack`, with weights as in "pgd=0.5",
+            or attack objects, each with weight 1. The images of an object are projected onto the budget.
+        loss: the loss that attacks with gradient steps minimize: a name of `gap.attacks.losses`, or a function of
+            logits (N x K), clean logits and a `Criterion` that returns N values.
         epochs: passes over the training images.
-        batch_size: images a step.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the model is on.
-        out: a folder for the result, with checkpoints and logs; None keeps the result in memory.
-        resume: whether an unfinished training in `out` goes on.
-        overwrite: whether what an earlier training left in `out` is replaced.
+        batch_size: images per step.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the model.
+        out: a folder for the result, with checkpoints and logs. Without one, the result stays in memory.
+        resume: whether an unfinished training in `out` is continued.
+        overwrite: whether the files of an earlier training in `out` are replaced.
         callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
         progress: whether a progress bar is shown.
-        **options: more options of `gap harden` by name: steps, lr, recover, ema_window, flip...
+        **options: further options of `gap harden` by name: steps, lr, recover, ema_window, flip...
 
     Returns:
-        The hardened `classifier`, the metrics along the way (`history`), and `save`.
+        The hardened `classifier`, the metrics during the training (`history`), and `save`.
 
     Raises:
-        GapError: when the classifier, the data and the budget do not fit, or the data has no labels.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
+        GapError: when the classifier, the data and the budget do not match, or the data has no labels.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the state saved in `out`.
 
     References:
         Madry et al., 2018 (adversarial training); Wong et al., 2020 (catastrophic overfitting).
     """
-    own = [attack for attack in attacks if not isinstance(attack, str)]
-    given = {
+    attack_objects = [attack for attack in attacks if not isinstance(attack, str)]
+    arguments = {
         "budget": str(as_budget(budget)),
         "attack": [attack for attack in attacks if isinstance(attack, str)],
         "epochs": epochs,
         "batch_size": batch_size,
         "seed": seed,
     }
-    work = partial(harden_from_options, attacks=own, loss=find_loss(loss))
+    work = partial(harden_from_options, attacks=attack_objects, loss=find_loss(loss))
     trained = train_copy(
-        "harden", work, HardenOptions, model, data, given | options, device, out,
+        "harden", work, HardenOptions, model, data, arguments | options, device, out,
         resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     trained.classifier.name += " (hardened)"
@@ -125,12 +126,12 @@ def harden_from_options(
     attacks: Sequence[Attack] = (),
     loss: Loss = capped_cross_entropy,
 ) -> Artifact:
-    """Harden a classifier and leave it as an artifact in `folder`, which the caller has made ready.
+    """Harden a classifier and save it as an artifact in `folder`, which the caller has prepared.
 
-    `task` is taken in place of the classifier and the data that the options name; `attacks` are attack objects beside
-    those that they name.
+    `task` replaces the classifier and the data of the options. `attacks` are attack objects in addition to the attacks
+    of the options.
 
-    Raises GapError when the classifier, the data and the budget do not fit, or the data has no labels.
+    Raises GapError when the classifier, the data and the budget do not match, or the data has no labels.
     """
     run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
     classifier, data = load_learner(options, run.accelerator, task)
@@ -182,7 +183,7 @@ def make_training(
     attacks: Sequence[Attack] = (),
     loss: Loss = capped_cross_entropy,
 ) -> AdversarialTraining:
-    """The training that these options describe, for so many steps, with fresh modules from the global seed."""
+    """The training of these options, for `steps` steps. The modules' weights depend on the global seed."""
     objects = {attack.name: attack for attack in attacks}
     mixture = [
         InnerAttack(name, share, AttackInit(objects[name]), steps=0)
@@ -208,24 +209,24 @@ def make_training(
 
 
 def make_inner_attack(name: str, share: float, options: HardenOptions, classifier: Classifier) -> InnerAttack:
-    """The attack of that name, as it stands at the beginning of training."""
+    """The inner attack of that name, as at the beginning of the training."""
     spec = classifier.spec
     device = classifier.device
 
-    named = parse_inner_attack(name)
-    kind, folder = named.kind, named.folder
-    steps = named.steps or options.steps
+    attack_spec = parse_inner_attack(name)
+    kind, folder = attack_spec.kind, attack_spec.folder
+    steps = attack_spec.steps or options.steps
 
-    def generators(channels: int) -> OptimizedModule:
-        def make() -> nn.Module:
+    def make_generators(channels: int) -> OptimizedModule:
+        def make_member() -> nn.Module:
             return (
                 _from_artifact(folder, channels) if folder else make_generator(channels, **options.generator.to_dict())
             )
 
-        population = GeneratorPopulation(make, options.num_generators)
+        population = GeneratorPopulation(make_member, options.num_generators)
         return with_adamw(population.to(device).to(memory_format=torch.channels_last), options.generator_lr)
 
-    def universals() -> OptimizedModule:
+    def make_perturbations() -> OptimizedModule:
         return with_adamw(
             PerturbationBank(options.num_universal, spec.channels, spec.size).to(device), 10 * options.generator_lr
         )
@@ -233,15 +234,15 @@ def make_inner_attack(name: str, share: float, options: HardenOptions, classifie
     start: Initializer
     match kind:
         case "generator":
-            start, count = GeneratorInit(generators(spec.channels)), 0
+            start, count = GeneratorInit(make_generators(spec.channels)), 0
         case "generator-gradient":
-            start, count = GradientGeneratorInit(generators(2 * spec.channels)), 0
+            start, count = GradientGeneratorInit(make_generators(2 * spec.channels)), 0
         case "generator-start" | "trades-start":
-            start, count = GeneratorInit(generators(spec.channels), NOISE), steps
+            start, count = GeneratorInit(make_generators(spec.channels), NOISE), steps
         case "universal":
-            start, count = UniversalInit(universals()), 0
+            start, count = UniversalInit(make_perturbations()), 0
         case "universal-start":
-            start, count = UniversalInit(universals(), NOISE), steps
+            start, count = UniversalInit(make_perturbations(), NOISE), steps
         case "fgsm":
             start, count = RandomInit(radius_scale=2.0), 1
         case _:
@@ -251,7 +252,7 @@ def make_inner_attack(name: str, share: float, options: HardenOptions, classifie
 
 
 def _from_artifact(folder: str, channels: int) -> nn.Module:
-    """The generator that `gap train` left there, to learn on."""
+    """The generator in a folder that `gap train` wrote, to train it further."""
     artifact = open_artifact(Path(folder), "bounded_generator")
     card = artifact.read(AttackCard)
     if card.channels != channels:

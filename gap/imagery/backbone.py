@@ -1,4 +1,4 @@
-"""What is seen of a drawing: the layers of one backbone, or of two, made ready for pictures of any size."""
+"""Backbones of drawings: classifiers prepared for images of any size, and the layers that losses use."""
 
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,11 +24,12 @@ from gap.models.feature_extractor import (
     with_smooth_strides,
 )
 
-# Of smoothed outputs, none outweighs another by more than e to the power of twice this.
+# Before the softmax of smoothed activations, outputs are scaled to at most this magnitude.
 MAX_LOGIT = 3.0
 TINY = 1e-12
-# Where style and content are read, by a name that tells the kind of network: ResNets, VGG, AlexNet. As articles have
-# it, but for ResNets' content, theirs being relu4_x: in the first stage as much style costs less (docs/results.md).
+# Layers for style and for content, by a layer name that identifies the architecture: ResNets, VGG, AlexNet. They are
+# those of the articles, except for the content layer of ResNets, which is relu4_x there: with relu2_x, the same style
+# distance has a lower content distance (docs/results.md).
 DEFAULT_LAYERS = {
     "relu5_x": (["relu2_x", "relu3_x", "relu4_x", "relu5_x"], ["relu2_x"]),
     "relu5_1": ([f"relu{block}_1" for block in range(1, 6)], ["relu4_2"]),
@@ -37,7 +38,7 @@ DEFAULT_LAYERS = {
 
 
 class Backbone(nn.Module):
-    """A classifier's network with its normalizer, taking pictures of any size as they are: nothing is resized."""
+    """A classifier's network with its normalizer, for images of any size, which are not resized."""
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -56,11 +57,12 @@ def prepare_backbone(
     padding: Padding = "zeros",
     strides: Strides = "own",
 ) -> FeatureExtractor:
-    """These layers of a copy of a backbone made ready to draw with: no resizing, norms folded, channels last where the
-    backbone allows it.
+    """An extractor of these layers of a copy of a backbone, prepared for drawing.
 
-    Average pooling keeps the scale that these images (N x C x H x W) have under max pooling. Raises GapError for layers
-    that are not there, and naming the least size that works where the images are too small.
+    The copy does not resize images, has fused norms, and is in channels-last format if the backbone works with it.
+    Average pooling is scaled so that the outputs for these images (N x C x H x W) have the scale that they have with
+    max pooling. Raises GapError for unknown layers, and for images that are too small, with the smallest size that
+    works.
     """
     backbone = deepcopy(Backbone(_fuse_if_equivalent(classifier, layers))).eval().requires_grad_(False)
     check_size(_extractor(backbone, layers), images, classifier.name)
@@ -79,21 +81,21 @@ def prepare_backbone(
 
 
 def default_layers(classifier: Classifier) -> list[str]:
-    """The layers that style is read from where nobody says.
+    """The default style layers.
 
-    Those usual for a kind of network; else the last at each of the first five resolutions. Raises GapError for a
-    network that gives no maps.
+    They are those usual for the architecture, or else the last layers at each of the first five resolutions. Raises
+    GapError for a network without feature maps.
     """
-    if usual := _usual(classifier):
-        return usual[0]
+    if usual_layers := _usual_layers(classifier):
+        return usual_layers[0]
     spec = classifier.spec
     device = classifier.device
     with frozen(classifier):
-        probe = torch.rand(1, spec.channels, *spec.size, device=device)
-        found = last_layer_per_resolution(Backbone(classifier), probe, spec.classes)
-    if not found:
+        images = torch.rand(1, spec.channels, *spec.size, device=device)
+        layers_by_resolution = last_layer_per_resolution(Backbone(classifier), images, spec.classes)
+    if not layers_by_resolution:
         raise GapError(f"{classifier.name} has no layer that gives maps; draw with a convolutional network")
-    names = [name.removeprefix("classifier.network.") for name in found[:5]]
+    names = [name.removeprefix("classifier.network.") for name in layers_by_resolution[:5]]
     if len(names) == 1:
         warnings.warn(
             f"{classifier.name} has one layer that gives maps, {names[0]}; a drawing through it alone shows little",
@@ -104,17 +106,20 @@ def default_layers(classifier: Classifier) -> list[str]:
 
 
 def default_content_layers(classifier: Classifier) -> list[str]:
-    """Where content is read from if nobody says: where it is usual for a kind of network, or in the last but one of the
-    layers that style is read from, which knows what is where."""
-    if usual := _usual(classifier):
-        return usual[1]
+    """The default content layers.
+
+    They are those usual for the architecture, or else the last but one of the style layers, which still has spatial
+    information.
+    """
+    if usual_layers := _usual_layers(classifier):
+        return usual_layers[1]
     layers = default_layers(classifier)
     return layers[-2:-1] or layers
 
 
-def _usual(classifier: Classifier) -> tuple[list[str], list[str]] | None:
-    known = layer_aliases(classifier.network)
-    return next((usual for kind, usual in DEFAULT_LAYERS.items() if kind in known), None)
+def _usual_layers(classifier: Classifier) -> tuple[list[str], list[str]] | None:
+    aliases = layer_aliases(classifier.network)
+    return next((layers for kind, layers in DEFAULT_LAYERS.items() if kind in aliases), None)
 
 
 def _extractor(backbone: Backbone, layers: Sequence[str]) -> FeatureExtractor:
@@ -123,32 +128,32 @@ def _extractor(backbone: Backbone, layers: Sequence[str]) -> FeatureExtractor:
 
 @torch.no_grad()
 def _fuse_if_equivalent(classifier: Classifier, layers: Sequence[str]) -> Classifier:
-    """The classifier with its norms folded, if these layers give the same there; some lie where a norm went."""
+    """The classifier with fused norms if these layers have the same outputs in it, else the classifier itself."""
     if not any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in classifier.modules()):
         return classifier
     spec = classifier.spec
-    plain = _extractor(Backbone(classifier), layers)
-    lean = FusedCopy(classifier, spec.channels, spec.size).lean
-    probe = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
-    probe = probe.to(classifier.device)
-    with frozen(classifier, lean):
+    unfused = _extractor(Backbone(classifier), layers)
+    fused = FusedCopy(classifier, spec.channels, spec.size).lean
+    images = torch.rand(2, spec.channels, *spec.size, generator=torch.Generator().manual_seed(0))
+    images = images.to(classifier.device)
+    with frozen(classifier, fused):
         try:
-            found = _extractor(Backbone(lean), layers)(probe)
+            outputs = _extractor(Backbone(fused), layers)(images)
         except GapError:
             return classifier
-        expected = plain(probe)
-    same = all(
-        torch.allclose(found[name], output, rtol=1e-3, atol=1e-3 * float(output.std()))
+        expected = unfused(images)
+    is_equivalent = all(
+        torch.allclose(outputs[name], output, rtol=1e-3, atol=1e-3 * float(output.std()))
         for name, output in expected.items()
     )
-    return lean if same else classifier
+    return fused if is_equivalent else classifier
 
 
 class MultiFeatureExtractor:
-    """The layers of a style network and of a content network, which may be one and the same, by name.
+    """The layers, by name, of a style network and a content network, which may be the same network.
 
-    Where they are two, `content` layers are named with that word before them. With `half` the networks multiply in
-    bfloat16; what objectives make of their outputs stays float32.
+    Names of the layers of a separate content network have the prefix `content`. With `half` the networks run under
+    autocast in bfloat16; objectives are computed in float32.
     """
 
     def __init__(self, extractors: Mapping[str, FeatureExtractor], half: bool = False) -> None:
@@ -157,18 +162,21 @@ class MultiFeatureExtractor:
         self.peaks: dict[str, float] = {}
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        seen: dict[str, Tensor] = {}
+        outputs: dict[str, Tensor] = {}
         with torch.autocast(images.device.type, torch.bfloat16, enabled=self.half):
             for prefix, extractor in self.extractors.items():
-                seen |= {prefix + name: output for name, output in extractor(images).items()}
-        return {name: self._calm(name, output) for name, output in seen.items()}
+                outputs |= {prefix + name: output for name, output in extractor(images).items()}
+        return {name: self._smooth(name, output) for name, output in outputs.items()}
 
     def smooth_activations(self, images: Tensor) -> None:
-        """From now on give a softmax over each layer's outputs for an image, times their number (SWAG, Wang et al.,
-        2021). They are scaled so that the greatest that it gives for these images is STEEPEST before it."""
+        """From now on, replace each layer's outputs for an image by their softmax, times their number.
+
+        Before the softmax, outputs are scaled so that the largest magnitude for these images is MAX_LOGIT. References:
+        SWAG, Wang et al., 2021.
+        """
         self.peaks = {name: max(output.abs().max().item(), TINY) for name, output in self(images).items()}
 
-    def _calm(self, name: str, output: Tensor) -> Tensor:
+    def _smooth(self, name: str, output: Tensor) -> Tensor:
         if name not in self.peaks:
             return output
         flat = output.float().flatten(1) * (MAX_LOGIT / self.peaks[name])
@@ -176,24 +184,33 @@ class MultiFeatureExtractor:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Hold the networks in eval mode and with frozen weights."""
+        """Set the networks to eval mode and freeze their weights inside the block."""
         with frozen(*(extractor.run for extractor in self.extractors.values())):
             yield
 
 
 def check_size(extractor: FeatureExtractor, images: Tensor, name: str) -> None:
-    """Raise GapError, naming the least size that works, where a backbone's layers cannot take images of this size."""
+    """Raise GapError, naming the smallest size that works, where a backbone fails on images of this size."""
     if _accepts(extractor, images[:1]):
         return
-    least = next((side for side in range(1, 513) if _accepts(extractor, _square_input(images, side))), None)
-    if least is None:
-        what = "nor of any size that was tried"
+    min_side = next((side for side in range(1, 513) if _accepts(extractor, _square_input(images, side))), None)
+    if min_side is None:
+        supported = "nor of any size that was tried"
     else:
-        beyond = next(
-            (side for side in range(least, 2 * least + 1) if not _accepts(extractor, _square_input(images, side))), None
+        first_failure = next(
+            (
+                side
+                for side in range(min_side, 2 * min_side + 1)
+                if not _accepts(extractor, _square_input(images, side))
+            ),
+            None,
         )
-        what = f"it takes {least} pixels or more" if beyond is None else f"it takes {least} to {beyond - 1}"
-    raise GapError(f"{name} cannot look at pictures of {images.shape[2]} x {images.shape[3]} pixels: {what}")
+        supported = (
+            f"it takes {min_side} pixels or more"
+            if first_failure is None
+            else f"it takes {min_side} to {first_failure - 1}"
+        )
+    raise GapError(f"{name} cannot look at pictures of {images.shape[2]} x {images.shape[3]} pixels: {supported}")
 
 
 def _square_input(images: Tensor, side: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""The image that is being drawn."""
+"""Canvases: parameterizations of the images that are optimized."""
 
 from abc import abstractmethod
 
@@ -8,13 +8,13 @@ from torch.nn import functional as F
 
 from gap.threat import Budget
 
-# How the red, green and blue of photographs vary together: a square root of their covariance, its longest column scaled
-# to 1. Measured on 1,000 ImageNet photos at 64 pixels.
+# A square root of the covariance of red, green and blue in photos, with its longest column scaled to 1. It was measured
+# on 1,000 ImageNet photos at 64 pixels.
 COLORS = ((0.56, 0.22, 0.06), (0.58, 0.00, -0.12), (0.59, -0.21, 0.06))
 
 
 class Canvas(nn.Module):
-    """Images that an objective moves: its `weights`, drawn as N x C x H x W in [0, 1]."""
+    """Images N x C x H x W in [0, 1], computed from the parameter `weights`."""
 
     weights: nn.Parameter
 
@@ -23,16 +23,16 @@ class Canvas(nn.Module):
         """The images."""
 
     def project_(self) -> None:
-        """Bring the weights back to where they may be, after a move."""
+        """Project the weights onto their allowed values, after a step."""
 
     @torch.no_grad()
     def image(self) -> Tensor:
-        """The images as they are, apart from the canvas."""
+        """A copy of the present images, without a graph."""
         return self().detach().clone()
 
 
 class PixelCanvas(Canvas):
-    """Moved pixel by pixel; with a budget, never further from where they began."""
+    """Images whose weights are their pixels, with a budget around the initial images if given."""
 
     def __init__(self, init: Tensor, budget: Budget | None = None) -> None:
         super().__init__()
@@ -44,17 +44,17 @@ class PixelCanvas(Canvas):
         return self.weights.clone()
 
     def project_(self) -> None:
-        moved = self.weights.data - self.init
+        perturbation = self.weights.data - self.init
         if self.budget is not None:
-            moved = self.budget.project(moved)
-        self.weights.data = (self.init + moved).clamp(0, 1)
+            perturbation = self.budget.project(perturbation)
+        self.weights.data = (self.init + perturbation).clamp(0, 1)
 
 
 class FourierCanvas(Canvas):
-    """Drawn from a spectrum whose fine waves are scaled down as those of photographs are, in colors that vary together
-    as theirs do (Olah et al., 2017): what an objective moves is even, so no frequency and no color shouts.
+    """Images from a Fourier spectrum with decorrelated colors (Olah et al., 2017).
 
-    Begins as faint noise around gray; a sigmoid keeps the images inside [0, 1].
+    High frequencies are scaled down, and colors are correlated, as in photos, so that the gradients of all weights have
+    similar scales. The initial images are weak noise around gray; a sigmoid limits the images to [0, 1].
     """
 
     def __init__(self, count: int, channels: int, size: tuple[int, int], seed: int = 0) -> None:
@@ -63,8 +63,8 @@ class FourierCanvas(Canvas):
         self.scale: Tensor
         self.colors: Tensor
         height, width = size
-        down, across = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
-        frequency = (down.square() + across.square()).sqrt().clamp_min(1 / max(size))
+        vertical, horizontal = torch.fft.fftfreq(height)[:, None], torch.fft.rfftfreq(width)[None, :]
+        frequency = (vertical.square() + horizontal.square()).sqrt().clamp_min(1 / max(size))
         self.register_buffer("scale", (height * width) ** 0.5 / (frequency * max(size)))
         self.register_buffer("colors", torch.tensor(COLORS) if channels == 3 else torch.eye(channels))
         generator = torch.Generator().manual_seed(seed)
@@ -79,7 +79,7 @@ class FourierCanvas(Canvas):
 
 
 def fit_size(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int, int]:
-    """A size of the picture's own shape whose longer side has so many pixels; a smaller one may keep its size."""
+    """The size with the image's aspect ratio and `side` pixels in its longer side; no larger unless `enlarge`."""
     height, width = picture.shape[-2:]
     factor = side / max(height, width)
     factor = factor if enlarge else min(1.0, factor)
@@ -87,7 +87,7 @@ def fit_size(picture: Tensor, side: int, *, enlarge: bool = False) -> tuple[int,
 
 
 def resize(picture: Tensor, size: tuple[int, int]) -> Tensor:
-    """A picture C x H x W in [0, 1] at another size."""
+    """An image C x H x W in [0, 1] resized to (H, W)."""
     if picture.shape[-2:] == size:
         return picture
     return F.interpolate(picture[None], size, mode="bicubic", antialias=True)[0].clamp(0, 1)

@@ -1,4 +1,4 @@
-"""Drawings from whatever the user holds: paths, PIL images, arrays or tensors, and any network as the backbone."""
+"""Drawing functions of the Python API, for paths, PIL images, arrays or tensors, and any network as backbone."""
 
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +47,7 @@ from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.pictures import to_image
 from gap.threat import Budget, as_budget
 
-# By what share the proportions of a mask may differ from those of the content: sizes are whole numbers.
+# The largest relative difference of the aspect ratios of mask and content, which allows for rounded sizes.
 MASK_TOLERANCE = 0.02
 
 Callback = Callable[[OptimizationProgress], None]
@@ -55,13 +55,13 @@ Callback = Callable[[OptimizationProgress], None]
 
 @dataclass(frozen=True, eq=False)
 class FeatureSheet(Drawing):
-    """What `visualize` draws: images, each C x H x W in [0, 1], and what each of them shows."""
+    """The drawings of `visualize`: images, each C x H x W in [0, 1], with their captions."""
 
     images: Sequence[Tensor]
     captions: Sequence[str]
 
     def captioned(self) -> list[CaptionedImage]:
-        """The drawings as 8-bit images, each with its caption."""
+        """The drawings as 8-bit images with their captions."""
         pairs = zip(self.images, self.captions, strict=True)
         return [CaptionedImage(to_image(image.cpu()), caption) for image, caption in pairs]
 
@@ -84,53 +84,55 @@ def stylize(
     callback: Callback = no_callback,
     **options: Any,
 ) -> StyleTransferResult:
-    """Draw the content of one image in the style of others.
+    """Draw the content of an image in the style of other images.
 
     Args:
         content: a path, a PIL image, an array or a tensor C x H x W in [0, 1].
         styles: one such image or several, of any sizes.
         backbone: the network whose layers are compared: a name, a folder, a `gap.Classifier` or any `nn.Module`.
-            Hardened networks draw better.
-        content_backbone: another network to compare the content by.
-        weights: one for each style; equal by default.
-        masks: gray images, one for each style: white where that style goes.
-        init: where the drawing begins: "content", "noise", or an image.
-        size: pixels of the longer side of the drawing; None keeps the size of the content.
-        device: what torch calls it; None takes the one that the backbone is on.
+            Drawings with hardened networks are better.
+        content_backbone: another network for the comparison of the content.
+        weights: a weight for each style; equal by default.
+        masks: a gray image for each style, which is white in the region of that style.
+        init: the initial image: "content", "noise", or an image.
+        size: pixels of the longer side of the drawing; None is the size of the content.
+        device: the torch device; by default that of the backbone.
         progress: whether a progress bar is shown.
-        callback: is called with the progress at each evaluation.
-        **options: more options of `gap stylize` by name: style_weight, layers, evaluations, keep_colors, seed...
+        callback: a function that is called with the progress at each evaluation.
+        **options: further options of `gap stylize` by name: style_weight, layers, evaluations, keep_colors, seed...
 
     Returns:
-        The drawing: `image` (C x H x W in [0, 1]), `to_pil`, `save`; it shows itself in a notebook.
+        The drawing: `image` (C x H x W in [0, 1]), `to_pil`, `save`. A notebook displays it.
 
     Raises:
-        GapError: for layers that are not there, sizes that a backbone cannot take, and more than memory holds.
+        GapError: for unknown layers, for sizes that a backbone does not support, and for a lack of memory.
 
     References:
         Gatys et al., 2016.
     """
-    chosen = StyleTransferOptions.read(options)
+    style_options = StyleTransferOptions.read(options)
     network, device = _backbone(backbone, device)
     channels = network.spec.channels
-    other = None if content_backbone is None else _backbone(content_backbone, device)[0]
-    if other and other.spec.channels != channels:
-        raise GapError(f"{network.name} and {other.name} differ in channels; take two that look at the same pictures")
+    content_network = None if content_backbone is None else _backbone(content_backbone, device)[0]
+    if content_network and content_network.spec.channels != channels:
+        raise GapError(
+            f"{network.name} and {content_network.name} differ in channels; take two that look at the same pictures"
+        )
     image = sized_image(content, channels, size).to(device)
-    listed = styles if isinstance(styles, list | tuple) else [cast(ImageLike, styles)]
-    paintings = [sized_image(style, channels).to(device) for style in listed]
-    start = init if isinstance(init, str) and init in get_args(Init) else sized_image(init, channels).to(device)
-    with _progress(progress, callback) as shown:
+    style_list = styles if isinstance(styles, list | tuple) else [cast(ImageLike, styles)]
+    style_images = [sized_image(style, channels).to(device) for style in style_list]
+    init_image = init if isinstance(init, str) and init in get_args(Init) else sized_image(init, channels).to(device)
+    with _progress(progress, callback) as notify:
         return transfer_style(
             image,
-            paintings,
+            style_images,
             network,
-            content_backbone=other,
+            content_backbone=content_network,
             weights=weights,
             masks=None if masks is None else [_sized_mask(mask, image) for mask in masks],
-            init=cast(Tensor | Init, start),
-            options=chosen,
-            tell=shown,
+            init=cast(Tensor | Init, init_image),
+            options=style_options,
+            tell=notify,
         )
 
 
@@ -144,7 +146,7 @@ def texture(
     callback: Callback = no_callback,
     **options: Any,
 ) -> StyleTransferResult:
-    """Draw the style of an image alone, from noise, at any size.
+    """Draw a texture in the style of an image, from noise, at any size.
 
     Args:
         style: a path, a PIL image, an array or a tensor C x H x W in [0, 1].
@@ -154,12 +156,12 @@ def texture(
     References:
         Gatys et al., 2015.
     """
-    chosen = StyleOptions.read(options)
+    style_options = StyleOptions.read(options)
     network, device = _backbone(backbone, device)
     sides = (size, size) if isinstance(size, int) else size
-    painting = sized_image(style, network.spec.channels).to(device)
-    with _progress(progress, callback) as shown:
-        return synthesize_texture(painting, sides, network, options=chosen, tell=shown)
+    style_image = sized_image(style, network.spec.channels).to(device)
+    with _progress(progress, callback) as notify:
+        return synthesize_texture(style_image, sides, network, options=style_options, tell=notify)
 
 
 def visualize(
@@ -181,44 +183,44 @@ def visualize(
     progress: bool = True,
     callback: Callback = no_callback,
 ) -> FeatureSheet:
-    """Draw what classes, channels or neurons of a network respond to.
+    """Draw images that activate classes, channels or neurons of a network.
 
     Args:
         model: a name, a folder, a `gap.Classifier` or any `nn.Module`.
-        features: such as "logit:3", "logit:cat", "layer2:0-15", "layer3:4@center", `gap.Feature("layer2", 3)`, or a
-            list of these, in which a list of features of one layer is drawn together; or an objective of one's own
-            from `gap.imagery`, which is drawn on `canvas`.
-        size: (H, W) of the drawings, or the side of a square; by default the network's own.
-        init: an image that the features are added to.
-        prior: "none" takes steps inside a ball, which suits hardened networks; "natural" draws by frequencies, with
+        features: a text such as "logit:3", "logit:cat", "layer2:0-15", "layer3:4@center", a `gap.Feature("layer2", 3)`,
+            or a list of these, in which a list of features of one layer is drawn together. Or an objective from
+            `gap.imagery`, which is optimized on `canvas`.
+        size: (H, W) of the drawings, or the side of a square; by default the network's input size.
+        init: an initial image, to which the features are added.
+        prior: "none" takes steps inside a ball, which works with hardened networks. "natural" uses a Fourier canvas and
             random transforms, which standard networks need.
-        samples: drawings of each feature, each from other noise.
-        diversity: how much drawings of a group are to differ from each other at that layer (Olah et al., 2017).
-        canvas: what is optimized where an objective is given; by default pixels that begin as faint noise.
-        transforms: what images go through before the network, images to images of any size.
-        budget: how far a drawing may be from where it begins, without a prior.
+        samples: the number of drawings of each feature, from different noise.
+        diversity: the weight of the differences between the drawings of a group at that layer (Olah et al., 2017).
+        canvas: the canvas for an objective; by default pixels that begin as weak noise.
+        transforms: a module that is applied to the images before the network; it may change their size.
+        budget: the largest distance of a drawing to its initial image, without a prior.
         extra_objective: an objective that is added to each feature.
         steps: evaluations of each drawing.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the model is on.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the model.
         progress: whether a progress bar is shown.
-        callback: is called with the progress at each step.
+        callback: a function that is called with the progress at each step.
 
     Returns:
-        The drawings: `images`, `captions`, `to_pil`, `save`; they show themselves in a notebook.
+        The drawings: `images`, `captions`, `to_pil`, `save`. A notebook displays them.
 
     Raises:
-        GapError: for a layer or a channel that is not there, for a size that the network cannot take.
+        GapError: for unknown layers and channels, and for a size that the network does not support.
 
     References:
         Santurkar et al., 2019 (without a prior); Olah et al., 2017 (natural).
     """
     network, device = _backbone(model, device)
     sides = (size, size) if isinstance(size, int) else size
-    with _progress(progress, callback) as shown:
+    with _progress(progress, callback) as notify:
         if isinstance(features, Objective):
             images = draw_objective(
-                network, features, canvas=canvas, size=sides, transforms=transforms, steps=steps, seed=seed, tell=shown
+                network, features, canvas=canvas, size=sides, transforms=transforms, steps=steps, seed=seed, tell=notify
             )
             return FeatureSheet(list(images), [str(features)] * len(images))
         if canvas is not None:
@@ -228,14 +230,14 @@ def visualize(
             raise GapError("`diversity` is among several drawings of one feature; ask for more `samples`")
         for group in groups:
             check_features(network, group, sides)
-        begin = None if init is None else sized_image(init, network.spec.channels).to(device)
-        drawn: list[Tensor] = []
+        init_image = None if init is None else sized_image(init, network.spec.channels).to(device)
+        drawings: list[Tensor] = []
         for group in groups:
-            drawn += visualize_features(
+            drawings += visualize_features(
                 network,
                 group,
                 size=sides,
-                init=begin,
+                init=init_image,
                 prior=prior,
                 transforms=transforms,
                 budget=None if budget is None else as_budget(budget),
@@ -243,25 +245,25 @@ def visualize(
                 extra_objective=extra_objective,
                 steps=steps,
                 seed=seed,
-                tell=shown,
+                tell=notify,
             )
-    return FeatureSheet(drawn, [feature_name(feature, network) for group in groups for feature in group])
+    return FeatureSheet(drawings, [feature_name(feature, network) for group in groups for feature in group])
 
 
 def group_features(
     network: Classifier, features: str | Feature | Sequence[str | Feature | Sequence[Feature]], samples: int = 1
 ) -> list[list[Feature]]:
-    """What is drawn together: the features of one text or list, or the samples of one feature.
+    """The groups of features that are drawn together: those of a text or list, or the samples of one feature.
 
     Raises GapError for text that cannot be read.
     """
-    listed = [features] if isinstance(features, str | Feature) else features
+    feature_list = [features] if isinstance(features, str | Feature) else features
     groups: list[list[Feature]] = []
-    for each in listed:
-        if isinstance(each, str):
-            groups.append(parse_features(each, network))
+    for item in feature_list:
+        if isinstance(item, str):
+            groups.append(parse_features(item, network))
         else:
-            groups.append([each] if isinstance(each, Feature) else list(each))
+            groups.append([item] if isinstance(item, Feature) else list(item))
     return groups if samples == 1 else [[feature] * samples for group in groups for feature in group]
 
 
@@ -277,15 +279,15 @@ def invert(
     progress: bool = True,
     callback: Callback = no_callback,
 ) -> FeatureSheet:
-    """Reconstruct an image from what single layers of a network give for it.
+    """Reconstruct an image from the activations of single layers of a network.
 
     Args:
         model: a name, a folder, a `gap.Classifier` or any `nn.Module`.
         image: a path, a PIL image, an array or a tensor C x H x W in [0, 1].
         layers: the name of a layer, or several.
-        size: pixels of the longer side of the reconstructions; by default the longer side that the network takes.
+        size: pixels of the longer side of the reconstructions; by default the longer side of the network's input size.
         steps: evaluations of each reconstruction.
-        seed: of the noise that reconstructions begin at.
+        seed: the seed of the initial noise.
         device, progress, callback: as for `visualize`.
 
     Returns:
@@ -295,13 +297,13 @@ def invert(
         Mahendran and Vedaldi, 2015; Engstrom et al., 2019 (robust networks).
     """
     network, device = _backbone(model, device)
-    picture = sized_image(image, network.spec.channels, size or max(network.spec.size)).to(device)
+    target = sized_image(image, network.spec.channels, size or max(network.spec.size)).to(device)
     names = [layers] if isinstance(layers, str) else list(layers)
     for name in names:
-        prepare_backbone(network, picture[None], [name])
-    with _progress(progress, callback) as shown:
-        drawn = [invert_features(network, picture, name, steps=steps, seed=seed, tell=shown) for name in names]
-    return FeatureSheet(drawn, names)
+        prepare_backbone(network, target[None], [name])
+    with _progress(progress, callback) as notify:
+        drawings = [invert_features(network, target, name, steps=steps, seed=seed, tell=notify) for name in names]
+    return FeatureSheet(drawings, names)
 
 
 def traverse(
@@ -315,23 +317,25 @@ def traverse(
     progress: bool = True,
     callback: Callback = no_callback,
 ) -> Traversal:
-    """Move images towards a class, as the gradient of its logit leads.
+    """Move images towards a class, along the gradient of its logit.
 
     Args:
-        model: a name, a folder, a `gap.Classifier` or any `nn.Module`; hardened ones show what the class looks like.
+        model: a name, a folder, a `gap.Classifier` or any `nn.Module`. With hardened classifiers, the images come to
+            look like the class.
         images: tensors N x C x H x W in [0, 1], or one image or several: paths, PIL images, arrays, tensors C x H x W.
         target: the class, by number or by name, or one for each image.
-        budget: how far images may move; by default an L2 budget of a quarter of the largest distance.
-        steps: steps, and frames of the video.
-        device: what torch calls it; None takes the one that the model is on.
+        budget: the largest distance to the initial images; by default an L2 budget of a quarter of the largest
+            distance between two images.
+        steps: the number of steps, which are also the frames of the video.
+        device: the torch device; by default that of the model.
         progress: whether a progress bar is shown.
-        callback: is called with the progress at each step.
+        callback: a function that is called with the progress at each step.
 
     Returns:
-        The frames (T x N x C x H x W), the probabilities of the classes, and `save("walk.mp4")`.
+        The frames (T x N x C x H x W), the probabilities of the classes, and `save("traversal.mp4")`.
 
     Raises:
-        GapError: for a class that is not there, and where the model passes no gradient.
+        GapError: for an unknown class, and where the model passes no gradient.
     """
     batch = images if isinstance(images, Tensor) and images.ndim == 4 else None
     size = None if batch is None else (batch.shape[2], batch.shape[3])
@@ -341,47 +345,47 @@ def traverse(
         size = (images.shape[-2], images.shape[-1])
     network, device = _backbone(model, device, size=size)
     if batch is None:
-        listed = images if isinstance(images, list | tuple) else [cast(ImageLike, images)]
-        batch = torch.stack([as_image(image, network.spec.channels, network.spec.size) for image in listed])
-    listed_target = target.tolist() if isinstance(target, Tensor) else target
-    given = listed_target if isinstance(listed_target, list | tuple) else [listed_target] * len(batch)
-    if len(given) != len(batch):
-        raise GapError(f"{len(batch)} images need one target, or as many, not {len(given)}")
-    classes = torch.as_tensor([network.find_class(str(each)) for each in given])
-    with _progress(progress, callback) as shown:
-        walk = traverse_images(
+        image_list = images if isinstance(images, list | tuple) else [cast(ImageLike, images)]
+        batch = torch.stack([as_image(image, network.spec.channels, network.spec.size) for image in image_list])
+    target_values = target.tolist() if isinstance(target, Tensor) else target
+    targets = target_values if isinstance(target_values, list | tuple) else [target_values] * len(batch)
+    if len(targets) != len(batch):
+        raise GapError(f"{len(batch)} images need one target, or as many, not {len(targets)}")
+    classes = torch.as_tensor([network.find_class(str(value)) for value in targets])
+    with _progress(progress, callback) as notify:
+        traversal = traverse_images(
             network,
             batch.to(device),
             classes.to(device),
             budget=None if budget is None else as_budget(budget),
             steps=steps,
-            tell=shown,
+            tell=notify,
         )
     names = [network.label(index) for index in range(network.spec.classes)]
-    return replace(walk, class_names=names, title=network.name)
+    return replace(traversal, class_names=names, title=network.name)
 
 
 def _backbone(
     model: ClassifierLike, device: torch.device | str | None, *, size: tuple[int, int] | None = None
 ) -> tuple[Classifier, torch.device]:
-    """A network to draw with, on its device. Networks by name that do not say what they take get 3 x 224 x 224."""
-    chosen = find_device([model], device)
-    named = not isinstance(model, nn.Module)
-    network = as_classifier(model, channels=3 if named else None, size=size or ((224, 224) if named else None))
-    return network.to(chosen), chosen
+    """A network for drawing, and its device. The input of networks by name that do not define it is 3 x 224 x 224."""
+    torch_device = find_device([model], device)
+    is_name = not isinstance(model, nn.Module)
+    network = as_classifier(model, channels=3 if is_name else None, size=size or ((224, 224) if is_name else None))
+    return network.to(torch_device), torch_device
 
 
 def sized_image(image: ImageLike, channels: int, size: int | None = None) -> Tensor:
-    """An image as C x H x W in [0, 1], its longer side brought to `size` pixels; warns where colors are lost."""
-    picture = as_image(image, channels)
+    """An image as C x H x W in [0, 1], with its longer side resized to `size` pixels; warns where colors are lost."""
+    tensor = as_image(image, channels)
     if channels == 1 and (colored := as_image(image, 3)).ne(colored[:1]).any():
         name = image if isinstance(image, str | PathLike) else "an image"
         warnings.warn(f"{name} loses its colors: the network looks at gray pictures", GapWarning, stacklevel=2)
-    return picture if size is None else resize(picture, fit_size(picture, size, enlarge=True))
+    return tensor if size is None else resize(tensor, fit_size(tensor, size, enlarge=True))
 
 
 def _sized_mask(image: ImageLike, content: Tensor) -> Tensor:
-    """A mask, 1 x H x W in [0, 1], at the size of the content; raises GapError where it has another shape."""
+    """A mask, 1 x H x W in [0, 1], resized to the content; raises GapError where its aspect ratio differs."""
     mask = as_image(image, 1)
     height, width = content.shape[1:]
     if abs(mask.shape[1] * width / (mask.shape[2] * height) - 1) > MASK_TOLERANCE:
@@ -394,16 +398,16 @@ def _sized_mask(image: ImageLike, content: Tensor) -> Tensor:
 
 
 @contextmanager
-def _progress(shown: bool, callback: Callback) -> Iterator[Callback]:
-    """What hears of a drawing: the user's callback, and a bar if it is to be shown."""
-    if not shown:
+def _progress(show_bar: bool, callback: Callback) -> Iterator[Callback]:
+    """Yield the callback of a drawing: the user's callback, together with a progress bar if `show_bar`."""
+    if not show_bar:
         yield callback
         return
     with StepBar("drawing") as bar:
 
-        def show(progress: OptimizationProgress) -> None:
+        def update(progress: OptimizationProgress) -> None:
             objective = progress.values.detach().mean().item()
             bar.update(progress.step + 1, progress.steps, f"objective {objective:.4g}")
             callback(progress)
 
-        yield show
+        yield update

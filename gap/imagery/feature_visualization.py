@@ -1,4 +1,4 @@
-"""Feature visualization: pictures that excite a class or a channel of a backbone, or that a layer takes for another."""
+"""Feature visualization: images that activate a class or a channel of a backbone, and inversion of layers."""
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -27,15 +27,15 @@ from gap.imagery.transforms import RandomTransform
 from gap.models.feature_extractor import LOGITS
 from gap.threat import Budget
 
-# What is written behind a channel of which the neuron in the middle is meant.
+# The suffix of a channel that selects the neuron at its center.
 NEURON_SUFFIX = "@center"
-# How far from gray noise may begin, in pixels of [0, 1].
+# The standard deviation of the initial noise around gray, in pixels of [0, 1].
 INIT_STD = 0.1
 
 
 @dataclass(frozen=True)
 class Feature:
-    """A channel of a layer, or of the logits a class; of a channel all places, or the neuron in its middle alone."""
+    """A channel of a layer, or a class of the logits. With `neuron`, only the neuron at the channel's center."""
 
     layer: str
     channel: int
@@ -46,18 +46,18 @@ class Feature:
 
 
 def parse_features(text: str, backbone: Classifier) -> list[Feature]:
-    """`layer2:0-3,7` as features. `logit` stands for the logits, whose classes may be named.
+    """The features of a text such as `layer2:0-3,7`. For the layer `logit`, classes may also be given by name.
 
     Raises GapError for text that cannot be read.
     """
-    layer, colon, given = text.removesuffix(NEURON_SUFFIX).rpartition(":")
+    layer, colon, channels_text = text.removesuffix(NEURON_SUFFIX).rpartition(":")
     neuron = text.endswith(NEURON_SUFFIX)
-    if layer == "logit" and not any(letter.isdecimal() for letter in given):
-        return [Feature(LOGITS, backbone.find_class(name)) for name in given.split(",")]
+    if layer == "logit" and not any(letter.isdecimal() for letter in channels_text):
+        return [Feature(LOGITS, backbone.find_class(name)) for name in channels_text.split(",")]
     try:
         if not colon or not layer:
             raise ValueError
-        channels = [channel for part in given.split(",") for channel in _span(part)]
+        channels = [channel for part in channels_text.split(",") for channel in _channel_range(part)]
     except ValueError as error:
         raise GapError(f"cannot read {text!r}; write LAYER:CHANNEL, as layer2:0-15 or logit:3") from error
     if layer == "logit" and neuron:
@@ -65,16 +65,16 @@ def parse_features(text: str, backbone: Classifier) -> list[Feature]:
     return [Feature(LOGITS if layer == "logit" else layer, channel, neuron) for channel in channels]
 
 
-def _span(text: str) -> range:
+def _channel_range(text: str) -> range:
     first, dash, last = text.partition("-")
-    span = range(int(first), int(last if dash else first) + 1)
-    if not span or span.start < 0 or len(span) > 256:
+    channels = range(int(first), int(last if dash else first) + 1)
+    if not channels or channels.start < 0 or len(channels) > 256:
         raise ValueError
-    return span
+    return channels
 
 
 def feature_name(feature: Feature, backbone: Classifier) -> str:
-    """What is written under the drawing of a feature."""
+    """The caption of the drawing of a feature."""
     return f"class {backbone.label(feature.channel)}" if feature.layer == LOGITS else str(feature)
 
 
@@ -93,16 +93,27 @@ def visualize_features(
     seed: int = 0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> Tensor:
-    """A picture for each feature, all of one layer: N x C x H x W in [0, 1].
+    """An image for each feature, all of one layer: N x C x H x W in [0, 1].
 
-    `diversity` weighs that they are to be unlike one another at that layer (Olah et al., 2017), where one feature is
-    named several times; `extra_objective` is any other objective that is added.
+    Args:
+        backbone: the network.
+        features: features of one layer; several samples of a feature are the same feature several times.
+        size: (H, W) of the images; by default the backbone's input size.
+        init: the initial image, C x H x W, to which the features are added; by default weak noise.
+        prior: "none" or "natural", as in `gap.visualize`.
+        transforms: a module that is applied to the images before the backbone; it may change their size. By default
+            `RandomTransform()` with the natural prior and none without it.
+        budget: without a prior, the largest distance to the initial image; by default a quarter of the largest L2
+            distance between two images.
+        diversity: the weight of the differences between the images at that layer (Olah et al., 2017).
+        extra_objective: an objective that is added.
+        steps: evaluations of the objective.
+        seed: the seed of all random choices.
+        tell: a function that is called with the progress at each step.
 
-    Each begins at `init` (C x H x W), to which the feature is added, or at faint noise of (H, W), by default the
-    backbone's own size. Without a prior it stays within a budget of its beginning, by default a quarter of the largest
-    L2 distance between two pictures. What the backbone looks at goes through `transforms` first, images to images of
-    any size: with the natural prior `RandomTransform()` unless others are given, without it none. Raises GapError for a
-    layer or a channel that is not there, for a size that the backbone cannot take, and for more than memory holds.
+    Raises:
+        GapError: for unknown layers and channels, for a size that the backbone does not support, and for a lack of
+            memory.
     """
     if prior == "natural" and (init is not None or budget is not None):
         raise GapError("the natural prior begins at noise and goes anywhere; leave out the start and the budget")
@@ -118,8 +129,8 @@ def visualize_features(
         return extractors(transforms(images))
 
     layer, kind = features[0].layer, Neuron if features[0].neuron else Channel
-    excited: Objective = Logit(channels) if layer == LOGITS else kind(layer, channels)
-    objective = excited
+    activation_objective: Objective = Logit(channels) if layer == LOGITS else kind(layer, channels)
+    objective = activation_objective
     if diversity:
         objective = objective + diversity * Diversity(layer)
     if extra_objective:
@@ -136,10 +147,10 @@ def visualize_features(
             normalized_gradient_descent(
                 canvas, objective, outputs, steps=steps, size=step_length(budget, images, steps), tell=tell
             )
-    drawn = canvas.image()
+    drawings = canvas.image()
     with torch.no_grad(), extractors.frozen():
-        _warn_if_dead(excited(Activations(drawn, extractors(drawn))), features)
-    return drawn
+        _warn_if_dead(activation_objective(Activations(drawings, extractors(drawings))), features)
+    return drawings
 
 
 def draw_objective(
@@ -153,26 +164,31 @@ def draw_objective(
     seed: int = 0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> Tensor:
-    """Images that minimize an objective of the user's own: N x C x H x W in [0, 1].
+    """Images that minimize an objective of the user: N x C x H x W in [0, 1].
 
-    `canvas` is what is optimized; by default pixels that begin as faint noise of `size`. The network gets the images
-    after `transforms`. Raises GapError for a layer that is not there, and where no gradient reaches the canvas.
+    The default canvas is pixels that begin as weak noise of `size`. `transforms` are applied to the images before the
+    network. Raises GapError for unknown layers, and where no gradient reaches the canvas.
     """
     canvas = (canvas or PixelCanvas(_initial_image(backbone, 1, size, None, seed))).to(_device(backbone))
-    moved = transforms or nn.Identity()
+    transform = transforms or nn.Identity()
     with torch.no_grad():
         images = canvas()
     extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, images, list(objective.layers))})
     with extractors.frozen(), torch.random.fork_rng():
         torch.manual_seed(seed)
         optimize(
-            canvas, objective, lambda images: extractors(moved(images)), evaluations=steps, optimizer="adam", tell=tell
+            canvas,
+            objective,
+            lambda images: extractors(transform(images)),
+            evaluations=steps,
+            optimizer="adam",
+            tell=tell,
         )
     return canvas.image()
 
 
 def check_features(backbone: Classifier, features: Sequence[Feature], size: tuple[int, int] | None = None) -> None:
-    """Raise GapError for a layer or a channel that is not there, and for features that cannot be drawn together."""
+    """Raise GapError for unknown layers and channels, and for features that cannot be drawn together."""
     _extractor_for(features, backbone, _initial_image(backbone, 1, size, None, 0))
 
 
@@ -185,8 +201,11 @@ def invert_features(
     seed: int = 0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> Tensor:
-    """What a layer keeps of a picture (C x H x W in [0, 1]): another one, from noise, with the same output there
-    (Mahendran and Vedaldi, 2015). The more robust the backbone, the more alike the two (Engstrom et al., 2019)."""
+    """An image with the same output of a layer as an image C x H x W in [0, 1], optimized from noise.
+
+    It shows what information the layer has (Mahendran and Vedaldi, 2015). With more robust backbones, it is more
+    similar to the original (Engstrom et al., 2019).
+    """
     images = _initial_image(backbone, 1, (picture.shape[1], picture.shape[2]), None, seed)
     extractors = MultiFeatureExtractor({"": prepare_backbone(backbone, images, [layer])})
     check_memory(extractors, images, (images.shape[2], images.shape[3]))
@@ -223,17 +242,17 @@ def _extractor_for(features: Sequence[Feature], backbone: Classifier, images: Te
 
 
 def _warn_if_dead(values: Tensor, features: Sequence[Feature]) -> None:
-    """A unit that gives exactly 0 has no gradient that would wake it; what was drawn says nothing of it."""
-    silent = [str(feature) for feature, value in zip(features, values.tolist(), strict=True) if value == 0]
-    if silent:
-        names = ", ".join(dict.fromkeys(silent))
+    """Warn about features with an activation of exactly 0: without a gradient, their drawings are meaningless."""
+    dead = [str(feature) for feature, value in zip(features, values.tolist(), strict=True) if value == 0]
+    if dead:
+        names = ", ".join(dict.fromkeys(dead))
         message = f"{names} never became active: it is 0 at the initial image; try another `seed`, or the whole channel"
         warnings.warn(message, GapWarning, stacklevel=3)
 
 
 def _check_channels(output: Tensor, features: Sequence[Feature], backbone: Classifier) -> None:
-    worst = max(features, key=lambda feature: feature.channel)
-    if worst.channel >= output.shape[1]:
-        kind = "classes" if worst.layer == LOGITS else "channels"
+    highest = max(features, key=lambda feature: feature.channel)
+    if highest.channel >= output.shape[1]:
+        kind = "classes" if highest.layer == LOGITS else "channels"
         last = output.shape[1] - 1
-        raise GapError(f"{worst.layer} of {backbone.name} has the {kind} 0 to {last}, not {worst.channel}")
+        raise GapError(f"{highest.layer} of {backbone.name} has the {kind} 0 to {last}, not {highest.channel}")

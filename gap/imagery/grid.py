@@ -1,4 +1,4 @@
-"""The small search of the articles: a few style weights and sets of layers, the best chosen by a score."""
+"""Grid search over style weights and sets of layers, with a score for each drawing."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,12 +8,13 @@ from torch import Tensor
 
 from gap.imagery.comparison.methods import PerceptualMetric
 
+# The style weights of the search.
 WEIGHTS = (3.0, 30.0, 300.0)
 
 
 @dataclass(frozen=True, eq=False)
 class Trial:
-    """One drawing of a search, and how far it is from content and styles as the judge sees them (shares)."""
+    """A drawing of a search, with its relative distances to content and styles by the metric network."""
 
     weight: float
     layers: list[str]
@@ -23,7 +24,7 @@ class Trial:
 
     @property
     def score(self) -> float:
-        """The sum of both distances: the least is the best."""
+        """The sum of both distances; lower is better."""
         return self.content_distance + self.style_distance
 
 
@@ -33,13 +34,13 @@ def search(
     layers: Sequence[str],
     weights: Sequence[float] = WEIGHTS,
 ) -> Iterator[Trial]:
-    """Draw once for each of `layer_sets` of these layers, and each style weight; `draw` takes both."""
-    for chosen, weight in product(layer_sets(list(layers)), weights):
-        picture = draw(chosen, weight)
-        yield Trial(weight, chosen, picture, *judge(picture))
+    """Call `draw` with each set of `layer_sets` of these layers and each style weight, and yield the trials."""
+    for layer_set, weight in product(layer_sets(list(layers)), weights):
+        picture = draw(layer_set, weight)
+        yield Trial(weight, layer_set, picture, *judge(picture))
 
 
 def layer_sets(layers: list[str]) -> list[list[str]]:
     """All of the layers, all but the deepest, and all but the shallowest."""
     sets = [layers, layers[:-1], layers[1:]]
-    return [each for place, each in enumerate(sets) if each and each not in sets[:place]]
+    return [layer_set for index, layer_set in enumerate(sets) if layer_set and layer_set not in sets[:index]]

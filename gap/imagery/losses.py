@@ -1,6 +1,6 @@
-"""Objectives on what layers see: content and style of pictures, and what excites a class, a channel, a neuron.
+"""Objectives on the outputs of layers: content and style losses, and activations of classes, channels and neurons.
 
-Distances are relative to the picture they are measured from, so that one weight serves any network.
+Distances are relative to the target image, so that the same weight works for any network.
 """
 
 import torch
@@ -11,16 +11,16 @@ from gap.core.errors import GapError
 from gap.imagery.objectives import Activations, Objective
 from gap.models.feature_extractor import LOGITS
 
-# Against division by what is nothing: far below any activation that matters.
+# A lower bound of divisors, far below relevant activations.
 TINY = 1e-12
-# Of random directions, for the sliced distance.
+# The number of random bases of the sliced distance.
 NUM_BASES = 4
 
 
 class ContentLoss(Objective):
-    """The squared distance of a layer's output to that of a picture, as a share of the latter's variance.
+    """The squared distance of a layer's output to a target output, divided by the variance of the target.
 
-    `target` is 1 x C x H x W or one for each image.
+    `target` is 1 x C x H x W, or N x C x H x W with one target for each image.
     """
 
     def __init__(self, layer: str, target: Tensor) -> None:
@@ -33,15 +33,15 @@ class ContentLoss(Objective):
         return f"content at {self.layers[0]}"
 
     def __call__(self, activations: Activations) -> Tensor:
-        moved = feature_maps(activations, self.layers[0]) - self.target
-        return moved.square().flatten(1).mean(dim=1) / self.scale
+        difference = feature_maps(activations, self.layers[0]) - self.target
+        return difference.square().flatten(1).mean(dim=1) / self.scale
 
 
 class GramLoss(Objective):
-    """The squared distance of a layer's Gram matrix to a picture's, as a share of the latter (Gatys et al., 2016).
+    """The squared distance of a layer's Gram matrix to that of a target, relative to the latter (Gatys et al., 2016).
 
-    `target` is the output, 1 x C x H x W, for the picture of any size; with a mask (1 x 1 x H x W in [0, 1]) only that
-    region of the images is compared.
+    `target` is the layer's output for the target image, 1 x C x H x W of any size. With a mask (1 x 1 x H x W in
+    [0, 1]), only that region of the images is compared.
     """
 
     def __init__(self, layer: str, target: Tensor, mask: Tensor | None = None) -> None:
@@ -55,15 +55,16 @@ class GramLoss(Objective):
         return f"style at {self.layers[0]}"
 
     def __call__(self, activations: Activations) -> Tensor:
-        found = gram_matrix(feature_maps(activations, self.layers[0]), self.mask)
-        return (found - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
+        actual = gram_matrix(feature_maps(activations, self.layers[0]), self.mask)
+        return (actual - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
 
 
 class ColorGramLoss(Objective):
-    """The squared distance of the Gram matrix of the pixels themselves, with a channel of ones beside them for their
-    means, to a picture's, as a share of the latter: layers alone hardly tell one color from another.
+    """The squared distance of the Gram matrix of the pixels to that of a target image, relative to the latter.
 
-    `target` is the picture, 1 x C x H x W of any size; the mask is as for Style.
+    The pixels have an additional channel of ones, so that the matrix contains their means. Layers hardly distinguish
+    colors, which is why this loss is added. `target` is the image, 1 x C x H x W of any size; the mask is as for
+    GramLoss.
     """
 
     name = "colors"
@@ -74,12 +75,12 @@ class ColorGramLoss(Objective):
         self.mask = mask
 
     def __call__(self, activations: Activations) -> Tensor:
-        found = gram_matrix(_with_ones(activations.images), self.mask)
-        return (found - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
+        actual = gram_matrix(_with_ones(activations.images), self.mask)
+        return (actual - self.gram_matrix).square().sum(dim=(1, 2)) / self.scale
 
 
 class MomentLoss(Objective):
-    """The squared distance of each channel's mean and standard deviation to a picture's (Huang and Belongie, 2017)."""
+    """The squared distance of the channels' means and standard deviations to a target (Huang and Belongie, 2017)."""
 
     def __init__(self, layer: str, target: Tensor) -> None:
         self.layers = (layer,)
@@ -91,16 +92,17 @@ class MomentLoss(Objective):
         return f"moments at {self.layers[0]}"
 
     def __call__(self, activations: Activations) -> Tensor:
-        found = _moments(feature_maps(activations, self.layers[0]))
-        return (found - self.target).square().sum(dim=1) / self.scale
+        actual = _moments(feature_maps(activations, self.layers[0]))
+        return (actual - self.target).square().sum(dim=1) / self.scale
 
 
 class SlicedWassersteinLoss(Objective):
-    """The sliced Wasserstein distance of a layer's outputs, taken as points of as many coordinates as channels, to a
-    picture's (Heitz et al., 2021): along random directions, both sorted, their squared distance.
+    """The sliced Wasserstein distance of a layer's outputs to those of a target (Heitz et al., 2021).
 
-    The directions are those of BASES orthogonal bases: one would see each of its axes, and not what they do together.
-    They are drawn once, so that a search along a line sees one objective.
+    The outputs at each position are points with one coordinate per channel. Along random directions, the sorted
+    projections of both sets of points are compared by their squared distance. The directions are those of NUM_BASES
+    orthogonal bases: a single basis would only compare the marginal distributions along its axes. They are fixed at
+    construction, so that the objective is the same in each evaluation of a line search.
     """
 
     def __init__(self, layer: str, target: Tensor, seed: int = 0) -> None:
@@ -117,13 +119,13 @@ class SlicedWassersteinLoss(Objective):
         return f"sliced Wasserstein at {self.layers[0]}"
 
     def __call__(self, activations: Activations) -> Tensor:
-        found = (self.axes @ feature_maps(activations, self.layers[0]).flatten(2)).sort(dim=2).values
-        target = F.interpolate(self.target, found.shape[2], mode="linear", align_corners=True)
-        return (found - target).square().flatten(1).mean(dim=1) / self.scale
+        actual = (self.axes @ feature_maps(activations, self.layers[0]).flatten(2)).sort(dim=2).values
+        target = F.interpolate(self.target, actual.shape[2], mode="linear", align_corners=True)
+        return (actual - target).square().flatten(1).mean(dim=1) / self.scale
 
 
 class Logit(Objective):
-    """Minus the logit, before any softmax, of a class for each image (N integers)."""
+    """Minus the logit of a class for each image (N integers)."""
 
     name = "class logit"
     layers = (LOGITS,)
@@ -136,7 +138,7 @@ class Logit(Objective):
 
 
 class Channel(Objective):
-    """Minus a channel's mean output, for each image its own (N integers)."""
+    """Minus the mean output of a channel for each image (N integers)."""
 
     def __init__(self, layer: str, channels: Tensor) -> None:
         self.layers = (layer,)
@@ -152,7 +154,7 @@ class Channel(Objective):
 
 
 class Neuron(Channel):
-    """Minus the output in the middle of a channel, for each image its own (N integers)."""
+    """Minus the output at the center of a channel for each image (N integers)."""
 
     @property
     def name(self) -> str:
@@ -165,7 +167,7 @@ class Neuron(Channel):
 
 
 class Direction(Objective):
-    """Minus the mean output along a direction of a layer (C values, or N x C)."""
+    """Minus the mean projection of a layer's output on a direction (C values, or N x C)."""
 
     def __init__(self, layer: str, direction: Tensor) -> None:
         self.layers = (layer,)
@@ -180,7 +182,7 @@ class Direction(Objective):
 
 
 class Diversity(Objective):
-    """The mean likeness (cosine of Gram matrices at a layer) of each image to the others: low where they differ."""
+    """The mean cosine similarity of each image's Gram matrix at a layer to those of the other images."""
 
     def __init__(self, layer: str) -> None:
         self.layers = (layer,)
@@ -191,12 +193,12 @@ class Diversity(Objective):
 
     def __call__(self, activations: Activations) -> Tensor:
         grams = F.normalize(gram_matrix(feature_maps(activations, self.layers[0])).flatten(1), dim=1)
-        others = max(1, len(grams) - 1)
-        return ((grams @ grams.T).sum(dim=1) - 1) / others
+        num_others = max(1, len(grams) - 1)
+        return ((grams @ grams.T).sum(dim=1) - 1) / num_others
 
 
 def feature_maps(activations: Activations, layer: str) -> Tensor:
-    """What a layer gives, N x C x H x W in float32; raises GapError where that is neither maps nor N x C values."""
+    """The output of a layer as N x C x H x W in float32; raises GapError unless it is maps or N x C values."""
     output = activations.layers[layer].float()
     if output.ndim == 2:
         return output[:, :, None, None]
@@ -207,16 +209,16 @@ def feature_maps(activations: Activations, layer: str) -> Tensor:
 
 
 def gram_matrix(output: Tensor, mask: Tensor | None = None) -> Tensor:
-    """The Gram matrix of each N x C x H x W: N x C x C, the mean over pixels, in float32.
+    """The Gram matrices N x C x C of outputs N x C x H x W, as means over pixels, in float32.
 
-    A mask (1 x 1 x H' x W' in [0, 1]) is brought to the layer's size and weighs the pixels.
+    A mask (1 x 1 x H' x W' in [0, 1]) is resized to the layer's size and weights the pixels.
     """
     with torch.autocast(output.device.type, enabled=False):
         points = output.float()
         weight = float(points.shape[2] * points.shape[3])
         if mask is not None:
-            small = F.interpolate(mask.float(), points.shape[2:], mode="area")
-            points, weight = points * small.sqrt(), float(small.sum().clamp_min(TINY))
+            resized_mask = F.interpolate(mask.float(), points.shape[2:], mode="area")
+            points, weight = points * resized_mask.sqrt(), float(resized_mask.sum().clamp_min(TINY))
         flat = points.flatten(2)
         return flat @ flat.transpose(1, 2) / weight
 

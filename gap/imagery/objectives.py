@@ -1,4 +1,4 @@
-"""What is asked of a drawing. Objectives add and scale like numbers, know their names, and are low where it is good."""
+"""Objectives of drawings, which are minimized. They can be added and scaled, and have names."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
@@ -11,29 +11,29 @@ from gap.core.errors import GapError
 
 @dataclass(frozen=True)
 class Activations:
-    """What an objective looks at: the images, N x C x H x W in [0, 1], and the outputs of layers, by name."""
+    """The inputs of objectives: the images, N x C x H x W in [0, 1], and the outputs of layers by name."""
 
     images: Tensor
     layers: Mapping[str, Tensor]
 
 
 class Objective(ABC):
-    """A value for each image of a look, low where it is good."""
+    """A function from Activations to N values, one for each image, to be minimized."""
 
-    # The layers that it looks at.
+    # The layers that it uses.
     layers: tuple[str, ...] = ()
 
     @property
     @abstractmethod
     def name(self) -> str:
-        """What summaries call it."""
+        """The name in summaries."""
 
     @abstractmethod
     def __call__(self, activations: Activations) -> Tensor:
         """N values."""
 
     def summary(self, activations: Activations) -> str:
-        """The name and the mean value; of a sum or a multiple, those of its parts beneath."""
+        """The name and the mean value; for sums and multiples also those of their parts, on further lines."""
         return f"{self.name}: {self(activations).mean().item():.4g}"
 
     def __add__(self, other: "Objective") -> "Objective":
@@ -45,7 +45,7 @@ class Objective(ABC):
     __rmul__ = __mul__
 
     def __radd__(self, nothing: int) -> "Objective":
-        """So that `sum` can begin with its 0."""
+        """Support `sum`, which begins with 0."""
         return self if nothing == 0 else NotImplemented
 
 
@@ -59,15 +59,15 @@ class Sum(Objective):
         self.layers = tuple(dict.fromkeys(layer for part in parts for layer in part.layers))
 
     def __call__(self, activations: Activations) -> Tensor:
-        first, *rest = (part(activations) for part in self.parts)
-        return sum(rest, start=first)
+        first, *others = (part(activations) for part in self.parts)
+        return sum(others, start=first)
 
     def summary(self, activations: Activations) -> str:
         return "\n".join([super().summary(activations), *(_indented(part.summary(activations)) for part in self.parts)])
 
 
 class Scaled(Objective):
-    """So many times an objective."""
+    """An objective times a factor."""
 
     def __init__(self, part: Objective, factor: float) -> None:
         self.part, self.factor = part, factor
@@ -81,13 +81,13 @@ class Scaled(Objective):
         return self.factor * self.part(activations)
 
     def summary(self, activations: Activations) -> str:
-        own, *beneath = self.part.summary(activations).splitlines()
+        first_line, *lines = self.part.summary(activations).splitlines()
         value = self.part(activations).mean().item()
-        return "\n".join([f"{own}, times {self.factor:g}: {self.factor * value:.4g}", *beneath])
+        return "\n".join([f"{first_line}, times {self.factor:g}: {self.factor * value:.4g}", *lines])
 
 
 class PixelDistance(Objective):
-    """The squared L2 distance, in pixels of [0, 1], to pictures N x C x H x W."""
+    """The squared L2 distance, in pixels of [0, 1], to images N x C x H x W."""
 
     name = "pixel distance"
 
@@ -101,7 +101,7 @@ class PixelDistance(Objective):
 class TotalVariation(Objective):
     """Total variation: the mean squared difference of neighboring pixels.
 
-    A picture of one row has no neighbors above each other, and that direction adds 0. So it is with one column.
+    In an image of a single row or column, the direction without neighbors contributes 0.
     """
 
     name = "total variation"
@@ -112,13 +112,13 @@ class TotalVariation(Objective):
 
 
 def _mean_square(differences: Tensor) -> Tensor:
-    """The mean square for each image; 0 where there are no differences."""
+    """The mean square for each image; 0 for an empty tensor."""
     squares = differences.square().flatten(1)
     return squares.sum(dim=1) / max(1, squares.shape[1])
 
 
 def check_gradients(objective: Objective, activations: Activations) -> None:
-    """Raise GapError naming the first part of an objective whose value carries no gradient to the images of a look."""
+    """Raise GapError, naming the first part of an objective whose value has no gradient with respect to the images."""
     match objective:
         case Sum():
             for part in objective.parts:

@@ -1,4 +1,4 @@
-"""The loops that move a canvas until an objective likes it."""
+"""Optimizers that minimize an objective over a canvas."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,23 +15,23 @@ from gap.imagery.objectives import Activations, Objective, check_gradients
 from gap.imagery.options import Optimizer
 from gap.threat import L2, Budget
 
-# What the layers of one network, or several, make of images, by name.
+# A function from images to the outputs of layers by name.
 Outputs = Callable[[Tensor], Mapping[str, Tensor]]
-# How many of its steps L-BFGS remembers.
+# The history size of L-BFGS.
 HISTORY = 20
-# For so many evaluations it searches along its steps: until it has met some curvature, they are far too long.
+# L-BFGS uses a line search for this many evaluations. Before it has estimates of the curvature, steps are too long.
 LINE_SEARCH_EVALUATIONS = 10
-# Over so many evaluations it is seen whether anything is still gained, where a drawing may stop early.
+# With a tolerance, the improvement is measured over this many evaluations.
 PATIENCE = 20
-# The length of all steps together, as a multiple of how far they may lead.
+# The sum of the lengths of all steps, relative to the largest distance that the budget allows.
 PATH_RATIO = 3.0
-# How far steps of one length lead where nobody says: a share of the largest distance there is between two pictures.
+# The default budget, relative to the largest distance between two images.
 BUDGET_RATIO = 0.25
 
 
 @dataclass(frozen=True)
 class OptimizationProgress:
-    """What a callback sees at each of `steps` evaluations: the images as they are, their activations, N values."""
+    """The argument of callbacks at each of `steps` evaluations: the activations with their images, and N values."""
 
     step: int
     steps: int
@@ -40,16 +40,16 @@ class OptimizationProgress:
 
 
 def no_callback(progress: OptimizationProgress) -> None:
-    """The callback that does nothing."""
+    """A callback that does nothing."""
 
 
 def default_budget(images: Tensor) -> Budget:
-    """How far a drawing leads where nobody says."""
+    """The default budget of a drawing without a prior."""
     return Budget("l2", round(BUDGET_RATIO * math.sqrt(images[0].numel()), 2))
 
 
 def step_length(budget: Budget, images: Tensor, steps: int) -> float:
-    """The L2 length of each of so many steps that can lead to the far end of a budget, and some way around."""
+    """The L2 norm of a step, with which `steps` steps can cross the budget on a path that is not straight."""
     return PATH_RATIO * budget.norm.longest_l2(budget.epsilon, images[0].numel()) / steps
 
 
@@ -62,10 +62,10 @@ def normalized_gradient_descent(
     size: float,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> None:
-    """Move each image of a canvas `steps` times, by an L2 length of `size`, down its own gradient of an objective.
+    """Take `steps` steps of L2 norm `size` along each image's own gradient of an objective.
 
-    Steps of one length are what drawing on robust networks uses (Santurkar et al., 2019): no prior shapes the picture.
-    The callback hears of the start too. Raises GapError when the network passes no gradient.
+    Steps of constant norm are used for drawings with robust networks, without a prior (Santurkar et al., 2019). The
+    callback is also called with the initial images. Raises GapError when the network passes no gradient.
     """
     for step in range(steps + 1):
         progress = _evaluate(canvas, objective, extractors, step, steps + 1)
@@ -88,53 +88,53 @@ def optimize(
     tolerance: float = 0.0,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> int:
-    """Move a canvas down the gradient of an objective, the network being evaluated so many times, there and back.
+    """Minimize an objective over a canvas, with at most `evaluations` forward and backward passes of the network.
 
-    `lbfgs` takes its steps from the curvature that it met (Liu and Nocedal, 1989), as the articles on style do, at
-    first with a line search; `adam` takes steps of about `lr` (by default 0.02). Neither stops before its evaluations
-    are used up unless PATIENCE of them gain less than `tolerance`, a share of the objective; what is kept is the best
-    that was met. Returns how many evaluations it took. Raises GapError when the network passes no gradient, or the
-    objective is no longer a number.
+    `lbfgs` uses estimates of the curvature (Liu and Nocedal, 1989), as the articles on style transfer do, and a line
+    search for the first steps; `adam` takes steps of about `lr` (by default 0.02). The optimization stops early only if
+    PATIENCE evaluations improve the objective by less than `tolerance`, a relative value. The result is the canvas with
+    the lowest value. Returns the number of evaluations. Raises GapError when the network passes no gradient, or the
+    objective is no longer finite.
     """
-    seen, best, least = 0, canvas.weights.detach().clone(), math.inf
-    reached: list[float] = []
+    num_evaluations, best, lowest = 0, canvas.weights.detach().clone(), math.inf
+    lowest_values: list[float] = []
 
     def evaluate() -> float:
-        nonlocal seen, best, least
-        if seen == evaluations or _has_plateaued(reached, tolerance):
+        nonlocal num_evaluations, best, lowest
+        if num_evaluations == evaluations or _has_plateaued(lowest_values, tolerance):
             raise _EvaluationLimitError
         canvas.project_()
-        progress = _evaluate(canvas, objective, extractors, seen, evaluations)
+        progress = _evaluate(canvas, objective, extractors, num_evaluations, evaluations)
         tell(progress)
-        seen += 1
-        # The values are shares, about 1: L-BFGS wants the gradient by a pixel, not the value, to be of that order.
+        num_evaluations += 1
+        # The objectives are relative values of about 1. For L-BFGS, the gradient of a pixel should have that scale.
         value = progress.values.sum() * canvas.weights[0].numel()
-        if value < least:
-            best, least = canvas.weights.detach().clone(), value.item()
-        reached.append(least)
+        if value < lowest:
+            best, lowest = canvas.weights.detach().clone(), value.item()
+        lowest_values.append(lowest)
         canvas.weights.grad = _gradient(canvas, value, objective).contiguous()
         return value.item()
 
-    stepper = _make_optimizer(canvas, optimizer, lr, evaluations)
+    torch_optimizer = _make_optimizer(canvas, optimizer, lr, evaluations)
     with suppress(_EvaluationLimitError):
         while True:
-            stepper.step(evaluate)
+            torch_optimizer.step(evaluate)
             if optimizer == "lbfgs":
-                stepper.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
+                torch_optimizer.param_groups[0].update(line_search_fn=None, max_eval=evaluations)
     canvas.weights.data = best
-    return seen
+    return num_evaluations
 
 
-def _has_plateaued(reached: Sequence[float], tolerance: float) -> bool:
-    """Whether the last PATIENCE evaluations gained less than a share; never where the share is 0."""
-    if not tolerance or len(reached) <= PATIENCE:
+def _has_plateaued(lowest_values: Sequence[float], tolerance: float) -> bool:
+    """Whether the last PATIENCE evaluations improved less than the relative tolerance; False for a tolerance of 0."""
+    if not tolerance or len(lowest_values) <= PATIENCE:
         return False
-    before = reached[-1 - PATIENCE]
-    return before - reached[-1] < tolerance * abs(before)
+    previous = lowest_values[-1 - PATIENCE]
+    return previous - lowest_values[-1] < tolerance * abs(previous)
 
 
 class _EvaluationLimitError(Exception):
-    """The evaluations are used up, or no longer of use."""
+    """The evaluations are used up, or the objective has plateaued."""
 
 
 def _make_optimizer(canvas: Canvas, optimizer: Optimizer, lr: float | None, evaluations: int) -> torch.optim.Optimizer:
@@ -165,7 +165,7 @@ def _evaluate(canvas: Canvas, objective: Objective, extractors: Outputs, step: i
 
 
 def _gradient(canvas: Canvas, value: Tensor, objective: Objective) -> Tensor:
-    """The gradient of the objective's value by what the canvas is drawn from; raises GapError where it is no number."""
+    """The gradient of the objective with respect to the canvas's weights; raises GapError where it is not finite."""
     gradient = input_gradient(value, canvas.weights)
     if not gradient.isfinite().all():
         raise GapError(f"the gradient of {objective.name} is NaN or infinite: this network cannot be drawn with")

@@ -1,4 +1,4 @@
-"""Options of everything that draws: how a style is compared, how long it is drawn, and how the backbone is used."""
+"""Options of the drawing commands: style losses, optimization and the use of the backbone."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -9,21 +9,21 @@ from gap.classifiers.options import InputOptions
 from gap.core.options import Options, split_names
 from gap.training.options import Precision, RuntimeOptions, Seed
 
-# The backbone that draws where none is named.
+# The default backbone.
 BACKBONE = "drawing-hardened"
-# The classifier that measures drawings where none is named: it must not be the one that drew them.
+# The default metric network, which must differ from the backbone.
 METRIC_NETWORK = "drawing-standard"
-# The weight of style relative to content, both as shares of what they are in the pictures that they come from.
+# The weight of style relative to content. Both losses are relative to their target images.
 STYLE_WEIGHT = 30.0
-# That of the mean squared difference of neighboring pixels: enough to take the grain out that strides leave.
+# The weight of total variation, which is large enough to remove the grain that strides cause.
 TV_WEIGHT = 10.0
 # The weight of the style's colors relative to that of its layers together.
 COLOR_WEIGHT = 1.0
-# The style weights that each backbone tries in a comparison. Beyond the last, standard ones go no further.
+# The style weights of a comparison. Above the last one, drawings of standard backbones hardly change.
 SEARCH_WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
 StyleLossName = Literal["gram", "moments", "sliced"]
-# `none`: steps of one length in a ball (Santurkar et al., 2019); `natural`: a Fourier canvas in decorrelated colors and
-# random transforms (Olah et al., 2017).
+# `none`: steps of constant norm in a ball (Santurkar et al., 2019); `natural`: a Fourier canvas with decorrelated
+# colors, and random transforms (Olah et al., 2017).
 Prior = Literal["none", "natural"]
 Init = Literal["content", "noise"]
 DrawingPrecision = Annotated[
@@ -35,20 +35,20 @@ Padding = Literal["zeros", "reflect", "replicate"]
 Strides = Literal["own", "smooth"]
 
 
-def _one_or_more(layers: list[str] | None) -> list[str] | None:
+def _check_layers(layers: list[str] | None) -> list[str] | None:
     if layers is not None and not layers:
         raise ValueError("style is read from one layer or more; leave the option out for the usual ones")
     return layers
 
 
 class LayerOptions(Options):
-    """Where the backbone is read, and how its operations are changed for drawing."""
+    """The layers of the backbone, and changes of its operations for drawing."""
 
     group = "Backbone"
     layers: Annotated[
         list[str] | None,
         BeforeValidator(split_names),
-        AfterValidator(_one_or_more),
+        AfterValidator(_check_layers),
         Field(
             description="Style layers, as a,b,c; gap inspect lists them. By default those usual for the backbone.",
             json_schema_extra={"complete": "layers"},
@@ -72,7 +72,7 @@ class LayerOptions(Options):
 
 
 class OptimizationOptions(Options):
-    """How long and by which steps a picture is drawn."""
+    """The optimization of a drawing."""
 
     group = "Optimization"
     evaluations: Annotated[
@@ -99,13 +99,13 @@ class OptimizationOptions(Options):
 
 
 class StyleOptions(OptimizationOptions, LayerOptions):
-    """How styles are compared."""
+    """The style loss."""
 
     group = "Style"
     style_loss: Annotated[
         StyleLossName,
         Field(
-            description="Comparison of styles: gram (Gram matrices), moments (means and covariances) or sliced"
+            description="Comparison of styles: gram (Gram matrices), moments (means and deviations) or sliced"
             " (sliced Wasserstein distance)."
         ),
     ] = "gram"
@@ -116,7 +116,7 @@ class StyleOptions(OptimizationOptions, LayerOptions):
 
 
 class StyleTransferOptions(StyleOptions):
-    """How a content is drawn in a style."""
+    """Style transfer."""
 
     group = "Style"
     style_weight: Annotated[
@@ -180,7 +180,7 @@ class TextureOptions(RuntimeOptions, StyleOptions, InputOptions):
 
 
 class TransformOptions(Options):
-    """What images go through before the network: None is the usual amount of the prior."""
+    """Random transforms of the images before the network; None is the default of the prior."""
 
     group = "Random transforms"
     jitter: Annotated[

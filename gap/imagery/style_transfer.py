@@ -1,4 +1,4 @@
-"""Stylizing: a picture with the content of one and the style of others (Gatys et al., 2016), on any backbone."""
+"""Style transfer: the content of an image in the style of others (Gatys et al., 2016), with any backbone."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -29,18 +29,18 @@ from gap.models.feature_extractor import FeatureExtractor, resolve_layer
 from gap.report.pictures import to_image
 from gap.training.runtime import use_bf16
 
-# Under which name the layers of a content network of its own are seen.
+# The prefix of the names of layers of a separate content network.
 CONTENT_PREFIX = "content "
 
 
 @dataclass(frozen=True, eq=False)
 class StyleTransferResult(Drawing):
-    """What style transfer draws.
+    """The result of style transfer.
 
     Attributes:
         image: the drawing, C x H x W in [0, 1].
-        loss_summary: how the objective ended, part by part.
-        evaluations: forward and backward passes of the backbone that it took.
+        loss_summary: the final values of the objective and of its parts.
+        evaluations: the number of forward and backward passes of the backbone.
     """
 
     image: Tensor
@@ -63,35 +63,51 @@ def transfer_style(
     options: StyleTransferOptions | None = None,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> StyleTransferResult:
-    """Draw the content of one picture in the style of others.
+    """Draw the content of an image in the style of others.
 
-    `content` is C x H x W in [0, 1]; `styles` are C x H' x W' of any sizes, weighed by `weights` (by default evenly);
-    with `masks`, 1 x H x W in [0, 1], each style is for its own region. Content is read from `content_backbone` where
-    that is another network. The drawing begins at `init`: the content, noise, or an image C x H' x W'. Raises GapError
-    for layers that are not there, sizes that a backbone cannot take, masks of another size than the content, and before
-    anything is drawn where memory will not suffice.
+    Args:
+        content: C x H x W in [0, 1].
+        styles: images C x H' x W' of any sizes.
+        backbone: the network whose layers are compared.
+        content_backbone: another network for the comparison of the content.
+        weights: a weight for each style; equal by default.
+        masks: the region of each style, 1 x H x W in [0, 1].
+        init: the initial image: the content, noise, or an image C x H' x W'.
+        options: the options of style transfer.
+        tell: a function that is called with the progress at each evaluation.
+
+    Raises:
+        GapError: for unknown layers, for sizes that a backbone does not support, for masks with another size than the
+            content, and, before the first evaluation, for a lack of memory.
     """
     options = options or StyleTransferOptions()
-    shares = normalize_weights(weights, len(styles))
+    style_shares = normalize_weights(weights, len(styles))
     if masks is not None and options.style_loss != "gram":
         raise GapError(f"masks go with the style loss gram, not {options.style_loss}")
     if masks is not None and len(masks) != len(styles):
         raise GapError(f"{len(styles)} styles need as many masks, in their order; got {len(masks)}")
     if masks is not None and any(mask.shape[-2:] != content.shape[-2:] for mask in masks):
         raise GapError("each mask must have the size of the content")
-    picture: Tensor | None = None
-    done, spent, loss_summary, sizes = 0, 0, "", _sizes(content, options.min_size)[-options.evaluations :]
+    drawing: Tensor | None = None
+    planned_evaluations, total_evaluations, loss_summary, sizes = (
+        0,
+        0,
+        "",
+        _sizes(content, options.min_size)[-options.evaluations :],
+    )
     for size, evaluations in zip(sizes, _split_evaluations(options.evaluations, len(sizes)), strict=True):
         target = resize(content, size)
-        begin = _initial_image(target, init, options.seed) if picture is None else resize(picture, size)
-        small = [resize(style, fit_size(style, max(size))) for style in styles]
+        initial = _initial_image(target, init, options.seed) if drawing is None else resize(drawing, size)
+        resized_styles = [resize(style, fit_size(style, max(size))) for style in styles]
         regions = [resize(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
-        extractors, objective = _build_loss(target, small, shares, regions, backbone, content_backbone, options)
-        if picture is None:
-            check_memory(extractors, begin[None], (content.shape[1], content.shape[2]))
-        canvas = PixelCanvas(begin[None])
+        extractors, objective = _build_loss(
+            target, resized_styles, style_shares, regions, backbone, content_backbone, options
+        )
+        if drawing is None:
+            check_memory(extractors, initial[None], (content.shape[1], content.shape[2]))
+        canvas = PixelCanvas(initial[None])
         with extractors.frozen():
-            spent += optimize(
+            total_evaluations += optimize(
                 canvas,
                 objective,
                 extractors,
@@ -99,13 +115,13 @@ def transfer_style(
                 optimizer=options.optimizer,
                 lr=options.lr,
                 tolerance=options.tolerance,
-                tell=_offset_progress(tell, done, options.evaluations),
+                tell=_offset_progress(tell, planned_evaluations, options.evaluations),
             )
             loss_summary = _summarize(canvas, objective, extractors)
-        picture, done = canvas.image()[0], done + evaluations
-    assert picture is not None
+        drawing, planned_evaluations = canvas.image()[0], planned_evaluations + evaluations
+    assert drawing is not None
     return StyleTransferResult(
-        _with_colors_of(content, picture) if options.keep_colors else picture, loss_summary, spent
+        _transfer_colors(content, drawing) if options.keep_colors else drawing, loss_summary, total_evaluations
     )
 
 
@@ -117,11 +133,11 @@ def synthesize_texture(
     options: StyleOptions | None = None,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> StyleTransferResult:
-    """The style of a picture alone, C x H x W, drawn from noise at any size (Gatys et al., 2015)."""
-    given = (options or StyleOptions()).to_dict()
+    """Draw a texture in the style of an image C x H x W, from noise, at any size (Gatys et al., 2015)."""
+    style_options = (options or StyleOptions()).to_dict()
     blank = torch.full((style.shape[0], *size), 0.5, device=style.device)
-    chosen = StyleTransferOptions.read(given, {"content_layers": []})
-    return transfer_style(blank, [style], backbone, init="noise", options=chosen, tell=tell)
+    transfer_options = StyleTransferOptions.read(style_options, {"content_layers": []})
+    return transfer_style(blank, [style], backbone, init="noise", options=transfer_options, tell=tell)
 
 
 def _build_loss(
@@ -133,49 +149,54 @@ def _build_loss(
     content_backbone: Classifier | None,
     options: StyleTransferOptions,
 ) -> tuple[MultiFeatureExtractor, Objective]:
-    """What is looked at and what is asked of it, for a content at the size of the picture."""
+    """The extractors and the objective, for a content in the size of the drawing."""
 
-    def ready(network: Classifier, names: Sequence[str]) -> FeatureExtractor:
+    def prepare(network: Classifier, names: Sequence[str]) -> FeatureExtractor:
         extractor = prepare_backbone(
             network, styles[0][None], names, pooling=options.pooling, padding=options.padding, strides=options.strides
         )
-        for picture in (content, *styles):
-            check_size(extractor, picture[None], network.name)
+        for image in (content, *styles):
+            check_size(extractor, image[None], network.name)
         return extractor
 
     layers = list(default_layers(backbone) if options.layers is None else options.layers)
-    kept = options.content_layers
-    if kept is None:
-        kept = default_content_layers(content_backbone or backbone)
+    content_layers = options.content_layers
+    if content_layers is None:
+        content_layers = default_content_layers(content_backbone or backbone)
     if content_backbone:
-        by_prefix = {"": ready(backbone, layers)} | ({CONTENT_PREFIX: ready(content_backbone, kept)} if kept else {})
-        kept = [CONTENT_PREFIX + name for name in kept]
+        by_prefix = {"": prepare(backbone, layers)} | (
+            {CONTENT_PREFIX: prepare(content_backbone, content_layers)} if content_layers else {}
+        )
+        content_layers = [CONTENT_PREFIX + name for name in content_layers]
     else:
-        # A layer for both may go by two names.
-        named = {resolve_layer(backbone.network, name): name for name in layers}
-        kept = [named.get(resolve_layer(backbone.network, name), name) for name in kept]
-        by_prefix = {"": ready(backbone, [*layers, *(name for name in kept if name not in layers)])}
+        # Style and content may use the same layer by two names.
+        name_by_path = {resolve_layer(backbone.network, name): name for name in layers}
+        content_layers = [name_by_path.get(resolve_layer(backbone.network, name), name) for name in content_layers]
+        by_prefix = {"": prepare(backbone, [*layers, *(name for name in content_layers if name not in layers)])}
     extractors = MultiFeatureExtractor(by_prefix, half=use_bf16(options.precision, content.device))
     parts: list[Objective] = []
     with torch.no_grad(), extractors.frozen():
         if options.smooth_activations:
             extractors.smooth_activations(styles[0][None])
         for style, share, mask in zip(styles, shares, masks, strict=True):
-            seen = Activations(style[None], extractors(style[None]))
+            activations = Activations(style[None], extractors(style[None]))
             weight = share * options.style_weight / len(layers)
             if options.color_weight and not options.keep_colors:
                 parts.append(share * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask))
-            parts += [weight * _distance(options, name, feature_maps(seen, name), mask) for name in layers]
-        if kept:
-            seen = Activations(content[None], extractors(content[None]))
-            parts += [ContentLoss(name, feature_maps(seen, name)) * (1 / len(kept)) for name in kept]
+            parts += [weight * _style_distance(options, name, feature_maps(activations, name), mask) for name in layers]
+        if content_layers:
+            activations = Activations(content[None], extractors(content[None]))
+            parts += [
+                ContentLoss(name, feature_maps(activations, name)) * (1 / len(content_layers))
+                for name in content_layers
+            ]
     if options.tv_weight:
         parts.append(options.tv_weight * TotalVariation())
-    first, *rest = parts
-    return extractors, sum(rest, start=first)
+    first, *others = parts
+    return extractors, sum(others, start=first)
 
 
-def _distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
+def _style_distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
     match options.style_loss:
         case "gram":
             return GramLoss(layer, target, mask)
@@ -186,24 +207,24 @@ def _distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: T
 
 
 def normalize_weights(weights: Sequence[float] | None, count: int) -> list[float]:
-    """The weights of so many styles, by default even, as shares of 1; raises GapError where they do not fit."""
-    given = list(weights) if weights is not None else [1.0] * count
-    if len(given) != count or min(given) < 0 or not sum(given) > 0:
-        raise GapError(f"{count} styles need as many weights, none below 0 and not all 0; got {given}")
-    return [weight / sum(given) for weight in given]
+    """The weights of `count` styles, by default equal, scaled to a sum of 1; raises GapError for invalid weights."""
+    values = list(weights) if weights is not None else [1.0] * count
+    if len(values) != count or min(values) < 0 or not sum(values) > 0:
+        raise GapError(f"{count} styles need as many weights, none below 0 and not all 0; got {values}")
+    return [weight / sum(values) for weight in values]
 
 
 def _sizes(content: Tensor, min_size: int) -> list[tuple[int, int]]:
-    """From small to large: halves of the content's size whose shorter side has `min_size` pixels or more."""
+    """Sizes in increasing order: the content's size and its halves whose shorter side is at least `min_size`."""
     height, width = content.shape[-2:]
     count = 1 + max(0, math.floor(math.log2(max(1.0, min(height, width) / min_size))))
     return [(round(height / 2**step), round(width / 2**step)) for step in reversed(range(count))]
 
 
 def _split_evaluations(evaluations: int, sizes: int) -> list[int]:
-    """Evaluations for each size; the last takes what does not divide."""
-    each = evaluations // sizes
-    return [*([each] * (sizes - 1)), evaluations - each * (sizes - 1)]
+    """The number of evaluations of each size; the last also gets the remainder."""
+    per_size = evaluations // sizes
+    return [*([per_size] * (sizes - 1)), evaluations - per_size * (sizes - 1)]
 
 
 def _initial_image(content: Tensor, init: Tensor | Init, seed: int) -> Tensor:
@@ -216,9 +237,9 @@ def _initial_image(content: Tensor, init: Tensor | Init, seed: int) -> Tensor:
 
 
 def _offset_progress(
-    tell: Callable[[OptimizationProgress], None], done: int, evaluations: int
+    callback: Callable[[OptimizationProgress], None], offset: int, evaluations: int
 ) -> Callable[[OptimizationProgress], None]:
-    return lambda progress: tell(replace(progress, step=done + progress.step, steps=evaluations))
+    return lambda progress: callback(replace(progress, step=offset + progress.step, steps=evaluations))
 
 
 @torch.no_grad()
@@ -227,9 +248,9 @@ def _summarize(canvas: PixelCanvas, objective: Objective, extractors: MultiFeatu
     return objective.summary(Activations(images, extractors(images)))
 
 
-def _with_colors_of(content: Tensor, picture: Tensor) -> Tensor:
-    """The picture's light in the content's colors; gray pictures have none."""
-    if len(picture) != 3:
-        return picture
-    light, color = rgb_to_yuv(picture[None])[:, :1], rgb_to_yuv(content[None])[:, 1:]
-    return yuv_to_rgb(torch.cat([light, color], dim=1))[0].clamp(0, 1)
+def _transfer_colors(content: Tensor, drawing: Tensor) -> Tensor:
+    """The luminance of the drawing with the colors of the content; gray drawings are unchanged."""
+    if len(drawing) != 3:
+        return drawing
+    luminance, chrominance = rgb_to_yuv(drawing[None])[:, :1], rgb_to_yuv(content[None])[:, 1:]
+    return yuv_to_rgb(torch.cat([luminance, chrominance], dim=1))[0].clamp(0, 1)

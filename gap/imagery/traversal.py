@@ -1,4 +1,4 @@
-"""Class traversal: pictures that walk towards a class, as a classifier sees it."""
+"""Class traversal: images that are moved towards a class by the gradient of its logit."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -29,11 +29,11 @@ from gap.threat import Budget
 
 @dataclass(frozen=True, eq=False)
 class Traversal(Drawing):
-    """Images on their way to a class.
+    """The result of a class traversal.
 
     Attributes:
-        images: T x N x C x H x W in [0, 1], the first ones among them.
-        probabilities: of the classes, T x N x K.
+        images: T x N x C x H x W in [0, 1]; the first are the initial images.
+        probabilities: the probabilities of the classes, T x N x K.
         class_names: the names of the classes; numbers by default.
         title: the name of the classifier.
     """
@@ -44,7 +44,7 @@ class Traversal(Drawing):
     title: str = ""
 
     def to_pil(self) -> Image.Image:
-        """Key frames, one line for each image."""
+        """The key frames, in one row for each image."""
         return key_frames([self._frames()], self._names())
 
     def save(self, path: str | Path, *, fps: int = 20) -> None:
@@ -70,27 +70,28 @@ def traverse_images(
     steps: int = 60,
     tell: Callable[[OptimizationProgress], None] = no_callback,
 ) -> Traversal:
-    """Walk images (N x C x H x W in [0, 1]) up the logit of a class for each (N integers), before the softmax.
+    """Move images (N x C x H x W in [0, 1]) along the gradient of the logits of N classes (integers).
 
-    Steps have one L2 length; with an L2 budget they end inside it, by default a quarter of the largest distance between
-    two pictures. On a hardened classifier the pictures come to look like the class; on a standard one they hardly
-    change before it is sure. The walk is kept on the CPU. Raises GapError when the classifier passes no gradient, and
-    before it begins where memory will not suffice.
+    All steps have the same L2 norm, and images stay inside the budget, by default an L2 ball of a quarter of the
+    largest distance between two images. For a hardened classifier the images come to look like the class. For a
+    standard one they hardly change before the classifier predicts the class with high confidence. The result is on the
+    CPU. Raises GapError when the classifier passes no gradient, and before the first step when there is not enough
+    memory.
     """
     budget = budget or default_budget(images)
     canvas = PixelCanvas(images, budget)
     extractors = MultiFeatureExtractor({"": FeatureExtractor(classifier.network, [LOGITS], run=classifier)})
-    pictures: list[Tensor] = []
+    frames: list[Tensor] = []
     probabilities: list[Tensor] = []
 
-    def keep(progress: OptimizationProgress) -> None:
-        pictures.append(progress.activations.images.detach().to("cpu", copy=True))
+    def record(progress: OptimizationProgress) -> None:
+        frames.append(progress.activations.images.detach().to("cpu", copy=True))
         probabilities.append(progress.activations.layers[LOGITS].detach().float().softmax(dim=1).cpu())
         tell(progress)
 
     check_memory(extractors, images, (images.shape[2], images.shape[3]))
     with extractors.frozen():
         normalized_gradient_descent(
-            canvas, Logit(classes), extractors, steps=steps, size=step_length(budget, images, steps), tell=keep
+            canvas, Logit(classes), extractors, steps=steps, size=step_length(budget, images, steps), tell=record
         )
-    return Traversal(torch.stack(pictures), torch.stack(probabilities))
+    return Traversal(torch.stack(frames), torch.stack(probabilities))

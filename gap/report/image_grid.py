@@ -1,4 +1,4 @@
-"""Sheets of captioned pictures."""
+"""Grids of captioned images."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from PIL import Image, ImageOps
 
 from gap.report.layout import INK, PAPER, font, grid, label, stack, with_border
 
-SIDE = 160  # the longer side of a picture on a sheet, in pixels, where it is smaller by itself
-MOST = 384  # and where it is larger
+SIDE = 160  # small images are enlarged to this longer side, in pixels
+MAX_SIDE = 384  # large images are reduced to this longer side
 
 
 @dataclass(frozen=True, eq=False)
 class CaptionedImage:
-    """A picture and what stands under it."""
+    """An image with its caption."""
 
     picture: Image.Image
     caption: str
 
 
 def image_grid(pictures: Sequence[CaptionedImage], columns: int = 8) -> Image.Image:
-    """Pictures in rows, their captions under them; small ones are enlarged by whole numbers, large ones reduced."""
-    cells = [_cell(each) for each in pictures]
+    """Images in rows with captions below; small images are enlarged by whole numbers, large ones reduced."""
+    cells = [_cell(captioned) for captioned in pictures]
     columns = min(columns, len(cells))
     blank = Image.new("RGB", (1, 1), PAPER)
     cells += [blank] * (-len(cells) % columns)
@@ -29,6 +29,6 @@ def image_grid(pictures: Sequence[CaptionedImage], columns: int = 8) -> Image.Im
     return ImageOps.expand(grid(rows, across=10, down=12), 18, PAPER)
 
 
-def _cell(each: CaptionedImage) -> Image.Image:
-    picture = with_border(each.picture, SIDE, at_most=MOST)
-    return stack([picture, label(each.caption, font(12), picture.width, color=INK)], down=3)
+def _cell(captioned: CaptionedImage) -> Image.Image:
+    image = with_border(captioned.picture, SIDE, at_most=MAX_SIDE)
+    return stack([image, label(captioned.caption, font(12), image.width, color=INK)], down=3)

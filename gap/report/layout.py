@@ -1,4 +1,4 @@
-"""Pictures and text laid out: frames, captions, grids. Everything here is a PIL image in and a PIL image out."""
+"""Layout of PIL images and text: borders, captions, grids."""
 
 import math
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ PAPER, INK, MUTED, EDGE = "#ffffff", "#1c2024", "#5b6470", "#d5d9de"
 
 
 def with_border(image: Image.Image, at_least: int, at_most: int | None = None) -> Image.Image:
-    """The picture enlarged by a whole number until its longer side is `at_least` pixels, with a hairline around it."""
-    times = max(1, math.ceil(at_least / max(image.size)))
-    size = (times * image.width, times * image.height)
+    """The image, enlarged by a whole number to a longer side of at least `at_least` pixels, with a thin border."""
+    factor = max(1, math.ceil(at_least / max(image.size)))
+    size = (factor * image.width, factor * image.height)
     enlarged = image.convert("RGB").resize(size, Image.Resampling.NEAREST)
     if at_most is not None:
         enlarged.thumbnail((at_most, at_most), Image.Resampling.LANCZOS)
@@ -31,7 +31,7 @@ def label(
     align: Literal["left", "center"] = "center",
     height: int = 0,
 ) -> Image.Image:
-    """Text broken into lines that fit `width`; in the middle of `height` where that is more than it needs."""
+    """An image of text, wrapped to `width` and vertically centered in `height` if that is larger."""
     lines = [line for paragraph in text.splitlines() for line in _wrapped(paragraph, font, width)]
     line_height = sum(font.getmetrics())
     label = Image.new("RGB", (width, max(height, line_height * len(lines), 1)), PAPER)
@@ -44,12 +44,12 @@ def label(
 
 
 def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
-    """The lines of a text set in `width` pixels: broken between words, inside a word only where it must be."""
+    """The lines of a text wrapped to `width` pixels, at spaces if possible."""
     lines = [""]
     for word in text.split():
-        joined = f"{lines[-1]} {word}".strip()
-        if font.getlength(joined) <= width:
-            lines[-1] = joined
+        extended = f"{lines[-1]} {word}".strip()
+        if font.getlength(extended) <= width:
+            lines[-1] = extended
             continue
         lines.append("")
         for letter in word:
@@ -60,7 +60,7 @@ def _wrapped(text: str, font: ImageFont.FreeTypeFont, width: int) -> list[str]:
 
 
 def grid(cells: Sequence[Sequence[Image.Image]], across: int, down: int) -> Image.Image:
-    """Cells in rows and columns as wide and high as their largest, each at the top middle of its place."""
+    """Cells in rows and columns. Columns and rows have the size of their largest cell; cells are aligned top center."""
     widths = [max(cell.width for cell in column) for column in zip(*cells, strict=True)]
     lines = []
     for row in cells:
@@ -74,7 +74,7 @@ def grid(cells: Sequence[Sequence[Image.Image]], across: int, down: int) -> Imag
 
 
 def stack(images: Sequence[Image.Image], down: int) -> Image.Image:
-    """Images under one another, left edges in line."""
+    """Images below each other, aligned left."""
     height = sum(image.height for image in images) + down * (len(images) - 1)
     stacked = Image.new("RGB", (max(image.width for image in images), height), PAPER)
     top = 0
@@ -86,6 +86,6 @@ def stack(images: Sequence[Image.Image], down: int) -> Image.Image:
 
 @cache
 def font(size: int, bold: bool = False) -> ImageFont.FreeTypeFont:
-    """DejaVu Sans from matplotlib's own files, so that captions look alike on every machine."""
+    """DejaVu Sans from matplotlib's files, so that captions are the same on every machine."""
     name = "DejaVuSans-Bold.ttf" if bold else "DejaVuSans.ttf"
     return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts", "ttf", name), size)

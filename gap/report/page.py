@@ -1,4 +1,4 @@
-"""The report as one self-contained HTML page: pictures inside it, nothing fetched, and nothing run but its sliders."""
+"""Self-contained HTML pages: images are embedded, nothing is loaded, and the only script is that of sliders."""
 
 import base64
 import hashlib
@@ -15,8 +15,8 @@ from gap.core.errors import GapError
 from gap.core.files import write_bytes
 from gap.report.tables import Table, html_table
 
-SCREEN_DENSITY = 96  # CSS pixels to the inch
-# Moves the line of each slider. The page allows no other script: it names this one's hash.
+SCREEN_DENSITY = 96  # CSS pixels per inch
+# The script of sliders. The page allows no other script: its content security policy has the hash of this one.
 SCRIPT = (
     'for (const input of document.querySelectorAll(".slider input"))'
     ' input.addEventListener("input", () => input.parentElement.style.setProperty("--at", input.value + "%"));'
@@ -25,7 +25,7 @@ SCRIPT = (
 
 @dataclass(frozen=True)
 class Figure:
-    """A picture of the page: the bytes of a PNG file, what stands beneath it, and what is read out in its place."""
+    """An image of the page: the bytes of a PNG file, its caption and its alternative text."""
 
     png: bytes
     caption: str
@@ -37,24 +37,24 @@ class Figure:
 
     @property
     def size(self) -> tuple[int, int]:
-        """Width and height on the page, in CSS pixels: a PNG that states its density is shown at its true size.
+        """Width and height on the page, in CSS pixels. A PNG with a density is shown in its physical size.
 
         Raises GapError when the bytes are not a PNG.
         """
         try:
             with Image.open(io.BytesIO(self.png), formats=["PNG"]) as image:
                 densities = image.info.get("dpi", (SCREEN_DENSITY, SCREEN_DENSITY))
-                across, down = (
+                width, height = (
                     round(side * SCREEN_DENSITY / density) for side, density in zip(image.size, densities, strict=True)
                 )
-                return across, down
+                return width, height
         except UnidentifiedImageError as error:
             raise GapError(f"the figure {self.caption!r} is not a PNG picture") from error
 
 
 @dataclass(frozen=True)
 class Slider:
-    """Two pictures of one size over each other, parted by a line that is dragged, or moved with the arrow keys."""
+    """Two images of the same size with a slider between them."""
 
     before: Figure
     after: Figure
@@ -63,7 +63,7 @@ class Slider:
 
 @dataclass(frozen=True)
 class Section:
-    """One section of the page: what was done (paragraphs parted by blank lines), what it looks like, the figures."""
+    """A section of the page: text with paragraphs separated by blank lines, figures, a table and facts."""
 
     title: str
     text: str
@@ -78,7 +78,7 @@ class Section:
 
 
 def write_page(path: str | Path, title: str, lead: str, sections: Sequence[Section]) -> Path:
-    """Write the page at once, whole, and return its path. All text is escaped.
+    """Write the page atomically and return its path. All text is escaped.
 
     Raises GapError when a figure is not a PNG or the file cannot be written.
     """

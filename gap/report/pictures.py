@@ -1,7 +1,7 @@
-"""Perturbations made visible: beside the picture they change, and on sheets of thumbnails.
+"""Images of perturbations: side by side with clean images, and contact sheets of thumbnails.
 
-Pictures come in as tensors C x H x W or N x C x H x W, floats in [0, 1] or uint8. One channel is drawn gray and three
-as RGB; two are drawn as their gray mean, more than three by their first three.
+Images are tensors C x H x W or N x C x H x W, floats in [0, 1] or uint8. One channel is shown as gray, two as their
+mean in gray, three as RGB; of more than three channels, the first three are shown.
 """
 
 import io
@@ -18,9 +18,9 @@ from gap.core.errors import GapError
 from gap.core.files import atomic_write
 from gap.report.layout import MUTED, PAPER, font, grid, label, stack, with_border
 
-PANEL = 224  # the least side of a panel of `side_by_side`, in pixels
-THUMBNAIL = 84  # the least side of a thumbnail of `contact_sheet`
-NO_PERTURBATION = 1e-6  # far below one 8-bit level: nothing to amplify
+PANEL = 224  # the minimum side of a panel of `side_by_side`, in pixels
+THUMBNAIL = 84  # the minimum side of a thumbnail of `contact_sheet`
+NO_PERTURBATION = 1e-6  # far below one 8-bit level: not amplified
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,10 +34,10 @@ class ContactRow:
 
 
 def amplify(perturbation: Tensor, factor: float | None = None) -> tuple[Tensor, float]:
-    """Show a perturbation (signed floats of any shape) around mid gray: `0.5 + factor * perturbation`, cut to [0, 1].
+    """A perturbation (signed floats of any shape) around gray: `0.5 + factor * perturbation`, clamped to [0, 1].
 
-    Without a factor, the largest whole number is taken that keeps the largest pixel inside the range (at least 1, and 1
-    where there is nothing to see). The factor is one for the whole batch. Returns the picture and the factor.
+    The default factor is the largest whole number with which no pixel is clamped, at least 1, and 1 for a perturbation
+    of nearly 0. The whole batch has the same factor. Returns the image and the factor.
     """
     if not perturbation.is_floating_point():
         raise GapError(f"a perturbation is signed floats, not {perturbation.dtype}; subtract pictures in [0, 1]")
@@ -49,26 +49,26 @@ def amplify(perturbation: Tensor, factor: float | None = None) -> tuple[Tensor, 
 
 
 def to_image(picture: Tensor) -> Image.Image:
-    """The 8-bit picture nearest to a C x H x W (or 1 x C x H x W) tensor: mode L or RGB, pixel for pixel."""
-    pictures = _as_batch(picture)
-    if len(pictures) != 1:
-        raise GapError(f"one picture was asked for, {len(pictures)} were given")
-    return _images(pictures)[0]
+    """The nearest 8-bit image of a tensor C x H x W (or 1 x C x H x W), of mode L or RGB."""
+    batch = _as_batch(picture)
+    if len(batch) != 1:
+        raise GapError(f"one picture was asked for, {len(batch)} were given")
+    return _images(batch)[0]
 
 
 def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) -> Image.Image:
-    """Three panels: clean, perturbation amplified, perturbed, each of 224 pixels or more by whole-number enlargement.
+    """Three panels: clean, perturbation amplified, perturbed, enlarged by a whole number to at least 224 pixels.
 
-    `before` and `after` (label and confidence, say) stand under the first and the last panel, the factor of
-    amplification under the middle one. Raises GapError when the two pictures differ in shape.
+    `before` and `after`, for example predictions, are the captions of the first and the last panel; that of the middle
+    one is the factor of amplification. Raises GapError when the two images differ in shape.
     """
-    clean, perturbation, adversarial, factor = _trio(clean, adversarial)
-    panels = [with_border(to_image(picture), PANEL) for picture in (clean, perturbation, adversarial)]
+    clean, perturbation, adversarial, factor = _with_perturbation(clean, adversarial)
+    panels = [with_border(to_image(panel_image), PANEL) for panel_image in (clean, perturbation, adversarial)]
     width = max(PANEL, panels[0].width)
     size = max(14, width // 18)
     names = ("clean", "perturbation", "perturbed")
     captions = (before, f"\N{MULTIPLICATION SIGN} {factor:g}, around gray", after)
-    laid = grid(
+    layout = grid(
         [
             panels,
             [label(name, font(size, bold=True), width) for name in names],
@@ -77,14 +77,14 @@ def side_by_side(clean: Tensor, adversarial: Tensor, before: str, after: str) ->
         across=size,
         down=size // 3,
     )
-    return ImageOps.expand(laid, size, PAPER)
+    return ImageOps.expand(layout, size, PAPER)
 
 
 def contact_sheet(rows: Sequence[ContactRow]) -> Image.Image:
-    """Per attack, under its title: a line of clean thumbnails, their perturbations amplified, and the perturbed ones.
+    """For each attack, with a title: lines of clean thumbnails, amplified perturbations and perturbed thumbnails.
 
-    All pictures of a row stand in one line, so hand over about ten at most; one factor of amplification holds for the
-    row and is written beside it. Raises GapError when a row is empty or its parts do not match.
+    All images of an attack are in one line, so that about ten are the practical maximum. They have one factor of
+    amplification, which is shown at the left. Raises GapError when a row is empty or its parts do not match.
     """
     if not rows:
         raise GapError("a contact sheet needs at least one row of pictures")
@@ -92,44 +92,44 @@ def contact_sheet(rows: Sequence[ContactRow]) -> Image.Image:
 
 
 def to_png_bytes(image: Image.Image) -> bytes:
-    """The picture as the bytes of a small PNG file."""
+    """The bytes of an optimized PNG file of the image."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", optimize=True)
     return buffer.getvalue()
 
 
 def save_image(image: Image.Image | Tensor, path: str | Path) -> Path:
-    """Write a picture, or a tensor C x H x W as the picture nearest to it, as a PNG that appears whole.
+    """Write an image, or a tensor C x H x W as its nearest 8-bit image, to a PNG file atomically.
 
-    The folder is made where it is missing. Raises GapError when the file cannot be written.
+    Creates the folder. Raises GapError when the file cannot be written.
     """
-    picture = to_image(image) if isinstance(image, Tensor) else image
+    pil_image = to_image(image) if isinstance(image, Tensor) else image
     with atomic_write(path) as part:
-        picture.save(part, format="PNG")
+        pil_image.save(part, format="PNG")
     return Path(path)
 
 
 def _sheet_row(row: ContactRow) -> Image.Image:
-    clean, perturbation, adversarial, factor = _trio(row.clean, row.adversarial)
+    clean, perturbation, adversarial, factor = _with_perturbation(row.clean, row.adversarial)
     if len(row.captions) != len(clean):
         raise GapError(f"the row {row.title!r} has {len(clean)} pictures but {len(row.captions)} captions")
     lines = [
-        [with_border(image, THUMBNAIL, at_most=PANEL) for image in _images(pictures)]
-        for pictures in (clean, perturbation, adversarial)
+        [with_border(image, THUMBNAIL, at_most=PANEL) for image in _images(batch)]
+        for batch in (clean, perturbation, adversarial)
     ]
     width, height = max(THUMBNAIL, lines[0][0].width), lines[0][0].height
     names = ("clean", f"perturbation\n\N{MULTIPLICATION SIGN} {factor:g}", "perturbed")
-    named = [
+    named_lines = [
         [label(name, font(12), 92, color=MUTED, align="left", height=height), *line]
         for name, line in zip(names, lines, strict=True)
     ]
     captions = [label("", font(12), 92), *(label(caption, font(12), width) for caption in row.captions)]
-    laid = grid([*named, captions], across=8, down=8)
-    return stack([label(row.title, font(16, bold=True), laid.width, align="left"), laid], down=10)
+    layout = grid([*named_lines, captions], across=8, down=8)
+    return stack([label(row.title, font(16, bold=True), layout.width, align="left"), layout], down=10)
 
 
-def _trio(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
-    """Clean, perturbation amplified and perturbed, each N x C x H x W in [0, 1], with the factor."""
+def _with_perturbation(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor, float]:
+    """Clean images, amplified perturbations and perturbed images, N x C x H x W in [0, 1], and the factor."""
     if clean.shape != adversarial.shape:
         raise GapError(
             f"clean and perturbed pictures differ in shape: {tuple(clean.shape)} and {tuple(adversarial.shape)}"
@@ -139,23 +139,23 @@ def _trio(clean: Tensor, adversarial: Tensor) -> tuple[Tensor, Tensor, Tensor, f
     return clean, perturbation, adversarial, factor
 
 
-def _as_batch(pictures: Tensor) -> Tensor:
-    """The pictures as N x C x H x W floats in [0, 1] on the CPU; what is not a number is drawn black."""
-    if pictures.ndim not in (3, 4) or 0 in pictures.shape:
+def _as_batch(images: Tensor) -> Tensor:
+    """The images as N x C x H x W floats in [0, 1] on the CPU; NaN is shown as black."""
+    if images.ndim not in (3, 4) or 0 in images.shape:
         raise GapError(
-            f"cannot draw a tensor of shape {tuple(pictures.shape)}; a picture is C x H x W, a batch N x C x H x W"
+            f"cannot draw a tensor of shape {tuple(images.shape)}; a picture is C x H x W, a batch N x C x H x W"
         )
-    pictures = pictures.detach().cpu().reshape(-1, *pictures.shape[-3:])
-    if pictures.dtype == torch.uint8:
-        return pictures.float() / 255
-    if not pictures.is_floating_point():
-        raise GapError(f"cannot draw pictures of {pictures.dtype}; use floats in [0, 1] or uint8")
-    return pictures.float().nan_to_num(0).clamp(0, 1)
+    images = images.detach().cpu().reshape(-1, *images.shape[-3:])
+    if images.dtype == torch.uint8:
+        return images.float() / 255
+    if not images.is_floating_point():
+        raise GapError(f"cannot draw pictures of {images.dtype}; use floats in [0, 1] or uint8")
+    return images.float().nan_to_num(0).clamp(0, 1)
 
 
-def _images(pictures: Tensor) -> list[Image.Image]:
-    channels = pictures.shape[1]
+def _images(batch: Tensor) -> list[Image.Image]:
+    channels = batch.shape[1]
     if channels == 2:
-        pictures = pictures.mean(dim=1, keepdim=True)
-    levels = pictures[:, :3].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
-    return [Image.fromarray(picture.squeeze(2) if picture.shape[2] == 1 else picture) for picture in levels]
+        batch = batch.mean(dim=1, keepdim=True)
+    levels = batch[:, :3].mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
+    return [Image.fromarray(image.squeeze(2) if image.shape[2] == 1 else image) for image in levels]

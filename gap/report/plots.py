@@ -1,6 +1,6 @@
-"""Plots as PNG bytes, drawn with matplotlib's object interface: no window, no global state.
+"""Plots as PNG bytes, by matplotlib's object interface, without windows or global state.
 
-Colors are those of Okabe and Ito (2008), which color-blind readers can tell apart; markers repeat the distinction.
+Colors are those of Okabe and Ito (2008), which can be distinguished with color blindness. Markers differ too.
 """
 
 import io
@@ -28,18 +28,18 @@ BAR_LETTERS = 76  # letters of bar names that fit side by side
 def accuracy_curves(
     curves: Mapping[str, Sequence[tuple[float, float, float, float]]], title: str, xlabel: str
 ) -> bytes:
-    """Accuracy against a size or a cost, one curve per name, with its interval as a band.
+    """Accuracy against a threshold or a cost: a curve per name, with its interval as a band.
 
-    A point is (x, accuracy, low, high), the last three shares in [0, 1]. Raises GapError when there is no point.
+    A point is (x, accuracy, low, high), where the last three are in [0, 1]. Raises GapError when there is no point.
     """
     figure, axes = _figure(curves, title)
     for number, (name, points) in enumerate(curves.items()):
-        places, *shares = zip(*sorted(points), strict=True)
-        accuracy, low, high = ([100 * share for share in column] for column in shares)
+        x_values, *fractions = zip(*sorted(points), strict=True)
+        accuracy, low, high = ([100 * fraction for fraction in column] for column in fractions)
         style = _style(number)
-        axes.plot(places, accuracy, label=_plain(name), **style)
-        axes.fill_between(places, low, high, color=style["color"], alpha=0.18, linewidth=0)
-        axes.vlines(places, low, high, color=style["color"], linewidth=1, alpha=0.6)
+        axes.plot(x_values, accuracy, label=_plain(name), **style)
+        axes.fill_between(x_values, low, high, color=style["color"], alpha=0.18, linewidth=0)
+        axes.vlines(x_values, low, high, color=style["color"], linewidth=1, alpha=0.6)
     axes.set(xlabel=_plain(xlabel), ylabel="accuracy", ylim=(-3, 103))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
     _legend(figure, axes)
@@ -47,18 +47,18 @@ def accuracy_curves(
 
 
 def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: str) -> bytes:
-    """One bar per name with its interval as a whisker; a value is (share, low, high) in [0, 1].
+    """A bar per name, with its interval as a line; a value is (fraction, low, high) in [0, 1].
 
     Raises GapError when there is no bar.
     """
     figure, axes = _figure(values, title, width=max(7.0, 0.75 * len(values) + 1))
     shares, lows, highs = ([100 * share for share in column] for column in zip(*values.values(), strict=True))
-    places = range(len(values))
-    axes.bar(places, shares, width=0.62, color=COLORS[0], zorder=2)
-    axes.vlines(places, lows, highs, color="#1c2024", linewidth=1.4, zorder=3)
-    for place, share, high in zip(places, shares, highs, strict=True):
-        above = max(share, high)
-        axes.annotate(f"{share:.1f}%", (place, above), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    positions = range(len(values))
+    axes.bar(positions, shares, width=0.62, color=COLORS[0], zorder=2)
+    axes.vlines(positions, lows, highs, color="#1c2024", linewidth=1.4, zorder=3)
+    for position, share, high in zip(positions, shares, highs, strict=True):
+        top = max(share, high)
+        axes.annotate(f"{share:.1f}%", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     _name_bars(axes, list(values), letters=BAR_LETTERS // min(len(values), 8))
     axes.set(ylabel=_plain(ylabel), ylim=(0, 108))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
@@ -68,31 +68,31 @@ def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: s
 
 
 def grouped_bars(series: Mapping[str, Mapping[str, tuple[float, float, float]]], title: str, ylabel: str) -> bytes:
-    """Bars side by side under each name, one of each series that has it; a value is (value, low, high), 0 or above.
+    """A group of bars per name, with a bar per series that has it; a value is (value, low, high), at least 0.
 
     Raises GapError when there is no bar.
     """
     names = list(dict.fromkeys(name for values in series.values() for name in values))
     figure, axes = _figure(series, title, width=max(7.0, 0.45 * len(names) * len(series) + 1))
     width = 0.8 / len(series)
-    drawn = []
+    containers = []
     for number, (label, values) in enumerate(series.items()):
-        places = [names.index(name) + (number - (len(series) - 1) / 2) * width for name in values]
+        positions = [names.index(name) + (number - (len(series) - 1) / 2) * width for name in values]
         heights, lows, highs = zip(*values.values(), strict=True)
         color = COLORS[number % len(COLORS)]
-        drawn.append(axes.bar(places, heights, width=0.92 * width, color=color, zorder=2, label=_plain(label)))
-        axes.vlines(places, lows, highs, color="#1c2024", linewidth=1.2, zorder=3)
+        containers.append(axes.bar(positions, heights, width=0.92 * width, color=color, zorder=2, label=_plain(label)))
+        axes.vlines(positions, lows, highs, color="#1c2024", linewidth=1.2, zorder=3)
     _name_bars(axes, names, letters=BAR_LETTERS // min(len(names), 8))
     axes.set(ylabel=_plain(ylabel))
     axes.set_ylim(bottom=0)
     axes.grid(visible=False, axis="x")
     columns = max(1, LEGEND_LETTERS // (max(map(len, series)) + 8))
-    figure.legend(handles=drawn, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
+    figure.legend(handles=containers, loc="outside lower center", ncols=columns, frameon=False, fontsize=9.5)
     return _png(figure)
 
 
 def lines(points: Mapping[str, Sequence[tuple[float, float]]], title: str, xlabel: str, ylabel: str) -> bytes:
-    """One line per name, from the left to the right; a point is (x, y).
+    """A line per name, in order of x; a point is (x, y).
 
     Raises GapError when there is no point.
     """
@@ -138,7 +138,7 @@ def _style(number: int) -> dict[str, Any]:
 
 
 def _name_bars(axes: Axes, names: Sequence[str], letters: int) -> None:
-    """Names beneath the bars in lines of at most so many letters, tilted where a word is longer than that."""
+    """Names below the bars, in lines of at most `letters` letters, rotated where a word is longer."""
     wrapped = [textwrap.fill(name, letters, break_long_words=False, break_on_hyphens=False) for name in names]
     axes.set_xticks(range(len(names)), [_plain(name) for name in wrapped])
     axes.tick_params(axis="x", length=0)
@@ -154,7 +154,7 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 
 def _plain(text: str) -> str:
-    """The text as it stands: a dollar sign opens no formula."""
+    """The text with dollar signs escaped, which would begin a formula."""
     return text.replace("$", r"\$")
 
 

@@ -1,4 +1,4 @@
-"""Tables of figures, in the terminal and in HTML: one description of the columns serves both."""
+"""Tables in the terminal, Markdown, LaTeX, CSV and HTML, from the same description of columns."""
 
 import csv
 import html
@@ -19,15 +19,15 @@ from gap.core.files import write_text
 Row = Mapping[str, object]
 
 MISSING = "\N{EN DASH}"
-HEADING_WIDTH = 9  # a heading is broken between words to be about as narrow as its figures
+HEADING_WIDTH = 9  # the minimum width at which a heading is wrapped
 
 
 @dataclass(frozen=True)
 class Column:
-    """Where a column finds its value in a row, what stands above it, and how the value is written.
+    """A column of a table: the key of its values in rows, its heading and its format.
 
-    `format` is a Python format specification: ".1%" for shares, ".3f", ",d"; without one the column is text. Where the
-    row also holds `<key>_interval`, a pair, it is shown beside the value. None, NaN and what is missing become a dash.
+    `format` is a Python format specification, such as ".1%", ".3f" or ",d"; without one the column is text. If a row
+    has a pair `<key>_interval`, it is shown after the value. None, NaN and missing values are shown as a dash.
     """
 
     key: str
@@ -39,17 +39,17 @@ class Column:
         return bool(self.format)
 
     def value(self, row: Row) -> str:
-        return self._written(row.get(self.key))
+        return self._format_value(row.get(self.key))
 
     def interval(self, row: Row) -> str:
-        """The interval as "97.1" and "98.5" joined by a dash, or nothing where the row has none."""
+        """The interval, such as "97.1\N{EN DASH}98.5"; empty where the row has none."""
         pair = row.get(f"{self.key}_interval")
         if not isinstance(pair, Sequence) or isinstance(pair, str) or len(pair) != 2:
             return ""
-        low, high = (self._written(end).removesuffix("%") for end in pair)
+        low, high = (self._format_value(end).removesuffix("%") for end in pair)
         return f"{low}\N{EN DASH}{high}"
 
-    def _written(self, value: object) -> str:
+    def _format_value(self, value: object) -> str:
         if value is None or (isinstance(value, float) and math.isnan(value)):
             return MISSING
         return format(value, self.format) if isinstance(value, int | float) else str(value)
@@ -57,7 +57,7 @@ class Column:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows and the columns to show of them, with a caption that may be empty."""
+    """Rows, the columns to show, and an optional caption."""
 
     rows: Sequence[Row]
     columns: Sequence[Column]
@@ -65,10 +65,10 @@ class Table:
 
 
 def print_table(rows: Sequence[Row], columns: Sequence[Column], title: str, console: Console | None = None) -> None:
-    """Print the rows under the title. Shares show as percentages, intervals beside them.
+    """Print the rows with a title.
 
-    In a terminal too narrow for all columns the table is continued below itself, its first column repeated; where the
-    output is not a terminal every row is one full line.
+    In a terminal that is too narrow, the columns are split into several tables, each with the first column. Without a
+    terminal, every row is one line.
     """
     console = console or Console()
     console.print(Text(title, style="bold"), soft_wrap=True)
@@ -80,12 +80,12 @@ def print_table(rows: Sequence[Row], columns: Sequence[Column], title: str, cons
 
 
 def text_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The rows as plain text, one full line each."""
+    """The rows as plain text, one line each."""
     return _full_lines(rows, columns, Console())
 
 
 def markdown_table(rows: Sequence[Row], columns: Sequence[Column]) -> str:
-    """The rows as a table of GitHub's Markdown; numbers to the right."""
+    """The rows as a table of GitHub's Markdown, with numbers aligned right."""
     lines = [
         [column.heading for column in columns],
         ["---:" if column.is_number else "---" for column in columns],
@@ -118,7 +118,7 @@ def latex_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = "
 
 def csv_table(rows: Sequence[Row], path: Path) -> None:
     """Save all values of the rows, unrounded, as CSV: a column for each key, and two for each pair."""
-    flat = [dict(_pairs_apart(row)) for row in rows]
+    flat = [dict(_split_pairs(row)) for row in rows]
     keys = list(dict.fromkeys(key for row in flat for key in row))
     text = io.StringIO()
     writer = csv.DictWriter(text, keys, lineterminator="\n")
@@ -127,7 +127,7 @@ def csv_table(rows: Sequence[Row], path: Path) -> None:
     write_text(path, text.getvalue())
 
 
-def _pairs_apart(row: Row) -> Iterator[tuple[str, object]]:
+def _split_pairs(row: Row) -> Iterator[tuple[str, object]]:
     for key, value in row.items():
         if isinstance(value, list | tuple) and len(value) == 2:
             yield from ((f"{key}_low", value[0]), (f"{key}_high", value[1]))
@@ -136,7 +136,7 @@ def _pairs_apart(row: Row) -> Iterator[tuple[str, object]]:
 
 
 def _latex(text: str) -> str:
-    """Text with the characters that LaTeX takes for commands escaped."""
+    """Text with the special characters of LaTeX escaped."""
     escaped = "".join(
         {"\\": r"\textbackslash{}"}.get(letter, f"\\{letter}" if letter in "&%$#_{}" else letter) for letter in text
     )
@@ -144,7 +144,7 @@ def _latex(text: str) -> str:
 
 
 def html_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = "") -> str:
-    """The rows as an HTML table, everything escaped; cells of figures carry the class `number`."""
+    """The rows as an HTML table with escaped text; cells of numbers have the class `number`."""
     lines = ["<table>"]
     if caption:
         lines.append(f"<caption>{html.escape(caption)}</caption>")
@@ -152,9 +152,9 @@ def html_table(rows: Sequence[Row], columns: Sequence[Column], caption: str = ""
     lines.append(f"<thead><tr>{headings}</tr></thead>")
     lines.append("<tbody>")
     for row in rows:
-        first, *rest = columns
+        first, *others = columns
         heading = f'<th scope="row"{_class(first)}>{_html_cell(first, row)}</th>'
-        cells = "".join(f"<td{_class(column)}>{_html_cell(column, row)}</td>" for column in rest)
+        cells = "".join(f"<td{_class(column)}>{_html_cell(column, row)}</td>" for column in others)
         lines.append(f"<tr>{heading}{cells}</tr>")
     lines += ["</tbody>", "</table>"]
     return "\n".join(lines)
@@ -170,10 +170,10 @@ def _html_cell(column: Column, row: Row) -> str:
 
 
 def _parts(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> list[list[Column]]:
-    """The columns in groups that fit the console, each group led by the first column."""
-    first, *rest = columns
+    """The columns in groups that fit the console, each with the first column."""
+    first, *others = columns
     parts = [[first]]
-    for column in rest:
+    for column in others:
         widened = [*parts[-1], column]
         if len(parts[-1]) > 1 and _natural_width(console, _rich_table(rows, widened)) > console.width:
             parts.append([first, column])
@@ -183,7 +183,7 @@ def _parts(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> 
 
 
 def _full_lines(rows: Sequence[Row], columns: Sequence[Column], console: Console) -> str:
-    """The whole table as plain text, however wide."""
+    """The table as plain text, with any width."""
     table = _rich_table(rows, columns)
     options = console.options.update(width=_natural_width(console, table))
     lines = console.render_lines(table, options)
@@ -212,5 +212,5 @@ def _text_cell(column: Column, row: Row) -> Text:
 
 
 def _natural_width(console: Console, table: RichTable) -> int:
-    """The width at which nothing in the table is wrapped."""
+    """The width without wrapping."""
     return console.measure(table, options=console.options.update(width=100_000)).maximum

@@ -1,4 +1,4 @@
-"""Walks drawn: pictures with the classes' probabilities under them, frame by frame, and the key frames as a sheet."""
+"""Frames of class traversals: images with the probabilities of the classes, and sheets of key frames."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,14 +10,14 @@ from gap.core.errors import GapError
 from gap.report.layout import EDGE, INK, MUTED, PAPER, font, grid, label, stack, with_border
 from gap.report.pictures import to_image
 
-SIDE, BAR = 168, 13  # the least side of a picture and the height of a bar, in pixels
-SHOWN = 10  # classes with a bar, the likeliest ones where there are more
-LEADING = "#2f6fde"
+SIDE, BAR = 168, 13  # the minimum side of an image and the height of a bar, in pixels
+MAX_BARS = 10  # the maximum number of classes with a bar; the most likely ones are shown
+MOST_LIKELY_COLOR = "#2f6fde"
 
 
 @dataclass(frozen=True, eq=False)
 class TraversalFrames:
-    """What one classifier saw on its walk: pictures T x N x C x H x W in [0, 1], probabilities T x N x K."""
+    """The traversal of one classifier: images T x N x C x H x W in [0, 1], probabilities T x N x K."""
 
     title: str
     pictures: Tensor
@@ -25,66 +25,74 @@ class TraversalFrames:
 
 
 def traversal_frames(walks: Sequence[TraversalFrames], names: Sequence[str]) -> list[Image.Image]:
-    """One frame for each of the T moments: a row for each picture, a column for each walk, all of the same length."""
-    lengths = {len(walk.pictures) for walk in walks}
+    """The T frames of traversals of the same length, with a row for each image and a column for each traversal."""
+    lengths = {len(traversal.pictures) for traversal in walks}
     if len(lengths) != 1:
         raise GapError("walks that stand side by side need one length")
-    order = _order(walks[0].probabilities)
-    return [_frame(walks, names, order, moment) for moment in range(lengths.pop())]
+    classes_of_images = _shown_classes(walks[0].probabilities)
+    return [_frame(walks, names, classes_of_images, step) for step in range(lengths.pop())]
 
 
 def key_frames(walks: Sequence[TraversalFrames], names: Sequence[str], moments: int = 6) -> Image.Image:
-    """A line for each picture and walk: evenly spaced moments, with the likeliest class under each."""
+    """A row for each image and traversal: evenly spaced steps, with the most likely class of each."""
     length = len(walks[0].pictures)
-    chosen = [round(place * (length - 1) / max(1, moments - 1)) for place in range(moments)]
+    steps = [round(index * (length - 1) / max(1, moments - 1)) for index in range(moments)]
     lines = []
     for image in range(walks[0].pictures.shape[1]):
-        for walk in walks:
-            cells = [_key(walk, names, moment, image) for moment in chosen]
-            lines.append([label(walk.title, font(13), 110, align="left"), *cells])
+        for traversal in walks:
+            cells = [_key_frame(traversal, names, step, image) for step in steps]
+            lines.append([label(traversal.title, font(13), 110, align="left"), *cells])
     return ImageOps.expand(grid(lines, across=8, down=12), 18, PAPER)
 
 
-def _key(walk: TraversalFrames, names: Sequence[str], moment: int, image: int) -> Image.Image:
-    share, index = walk.probabilities[moment, image].max(dim=0)
-    picture = with_border(to_image(walk.pictures[moment, image]), SIDE // 2, at_most=SIDE)
+def _key_frame(traversal: TraversalFrames, names: Sequence[str], step: int, image: int) -> Image.Image:
+    probability, index = traversal.probabilities[step, image].max(dim=0)
+    bordered = with_border(to_image(traversal.pictures[step, image]), SIDE // 2, at_most=SIDE)
     return stack(
-        [picture, label(f"{names[int(index)]} {share.item():.0%}", font(12), picture.width, color=MUTED)], down=3
+        [bordered, label(f"{names[int(index)]} {probability.item():.0%}", font(12), bordered.width, color=MUTED)],
+        down=3,
     )
 
 
-def _frame(walks: Sequence[TraversalFrames], names: Sequence[str], order: list[list[int]], moment: int) -> Image.Image:
-    heads = [label(walk.title, font(14, bold=True), SIDE + 2) for walk in walks]
+def _frame(
+    traversals: Sequence[TraversalFrames], names: Sequence[str], classes_of_images: list[list[int]], step: int
+) -> Image.Image:
+    heads = [label(traversal.title, font(14, bold=True), SIDE + 2) for traversal in traversals]
     rows = [
-        [_cell(walk.pictures[moment, image], walk.probabilities[moment, image], names, shown) for walk in walks]
-        for image, shown in enumerate(order)
+        [
+            _cell(traversal.pictures[step, image], traversal.probabilities[step, image], names, class_indices)
+            for traversal in traversals
+        ]
+        for image, class_indices in enumerate(classes_of_images)
     ]
     return ImageOps.expand(grid([heads, *rows], across=18, down=12), 14, PAPER)
 
 
-def _cell(picture: Tensor, probabilities: Tensor, names: Sequence[str], shown: list[int]) -> Image.Image:
-    image = with_border(to_image(picture), SIDE, at_most=SIDE)
-    return stack([image, _bars(probabilities, names, shown, image.width)], down=6)
+def _cell(image_tensor: Tensor, probabilities: Tensor, names: Sequence[str], class_indices: list[int]) -> Image.Image:
+    image = with_border(to_image(image_tensor), SIDE, at_most=SIDE)
+    return stack([image, _bars(probabilities, names, class_indices, image.width)], down=6)
 
 
-def _bars(probabilities: Tensor, names: Sequence[str], shown: list[int], width: int) -> Image.Image:
-    """A bar for each class shown, its name before it; the likeliest one in color."""
-    drawn = Image.new("RGB", (width, BAR * len(shown)), PAPER)
-    draw = ImageDraw.Draw(drawn)
-    longest = max(font(10).getlength(names[index][:12]) for index in shown)
-    left, leading = round(longest) + 6, int(probabilities.argmax())
-    for line, index in enumerate(shown):
+def _bars(probabilities: Tensor, names: Sequence[str], class_indices: list[int], width: int) -> Image.Image:
+    """Bars of the probabilities of classes, with their names; the most likely class is colored."""
+    image = Image.new("RGB", (width, BAR * len(class_indices)), PAPER)
+    draw = ImageDraw.Draw(image)
+    longest = max(font(10).getlength(names[index][:12]) for index in class_indices)
+    left, most_likely = round(longest) + 6, int(probabilities.argmax())
+    for line, index in enumerate(class_indices):
         top = line * BAR
-        color = LEADING if index == leading else EDGE
-        draw.text((0, top), names[index][:12], fill=INK if index == leading else MUTED, font=font(10))
+        color = MOST_LIKELY_COLOR if index == most_likely else EDGE
+        draw.text((0, top), names[index][:12], fill=INK if index == most_likely else MUTED, font=font(10))
         draw.rectangle(
             (left, top + 2, left + (width - left - 1) * probabilities[index].item(), top + BAR - 3), fill=color
         )
-    return drawn
+    return image
 
 
-def _order(probabilities: Tensor) -> list[list[int]]:
-    """For each picture, the classes that have a bar: all of them in order, or those that were ever likeliest."""
-    if probabilities.shape[2] <= SHOWN:
+def _shown_classes(probabilities: Tensor) -> list[list[int]]:
+    """The classes with a bar, for each image: all in order, or those with the highest probabilities in any step."""
+    if probabilities.shape[2] <= MAX_BARS:
         return [list(range(probabilities.shape[2]))] * probabilities.shape[1]
-    return [probabilities[:, image].amax(dim=0).topk(SHOWN).indices.tolist() for image in range(probabilities.shape[1])]
+    return [
+        probabilities[:, image].amax(dim=0).topk(MAX_BARS).indices.tolist() for image in range(probabilities.shape[1])
+    ]

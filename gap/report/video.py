@@ -1,4 +1,4 @@
-"""Pictures in time: MP4 and GIF files that appear whole."""
+"""Videos as MP4 and GIF files, written atomically."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,13 +8,13 @@ from PIL import Image
 from gap.core.errors import GapError
 from gap.core.files import atomic_write
 
-KINDS = (".mp4", ".gif")
+SUFFIXES = (".mp4", ".gif")
 
 
 def check_video(path: Path) -> None:
-    """Raise GapError where the name says no kind of video that can be written."""
-    if path.suffix not in KINDS:
-        raise GapError(f"{path} says no kind of video; end it in {' or '.join(KINDS)}")
+    """Raise GapError where the suffix is not a supported format."""
+    if path.suffix not in SUFFIXES:
+        raise GapError(f"{path} says no kind of video; end it in {' or '.join(SUFFIXES)}")
 
 
 def save_video(frames: Sequence[Image.Image], path: Path, *, fps: int = 20) -> Path:
@@ -22,8 +22,8 @@ def save_video(frames: Sequence[Image.Image], path: Path, *, fps: int = 20) -> P
     check_video(path)
     with atomic_write(path) as part:
         if path.suffix == ".gif":
-            first, *rest = frames
-            first.save(part, format="GIF", save_all=True, append_images=rest, duration=round(1000 / fps), loop=0)
+            first, *others = frames
+            first.save(part, format="GIF", save_all=True, append_images=others, duration=round(1000 / fps), loop=0)
         else:
             _write_mp4(frames, part, fps)
     return path

@@ -1,4 +1,4 @@
-"""What training does to pictures so that what is learned holds on others."""
+"""Augmentation of training images."""
 
 import kornia.augmentation as K
 import torch
@@ -14,17 +14,21 @@ def make_augmentation(
     flip: bool = False,
     crop: float = 1.0,
 ) -> nn.Module:
-    """Changes images N x C x H x W of that size, each in its own way, and keeps their size.
+    """Random changes of images N x C x H x W, different for each image, that keep their size (H, W).
 
-    Each is moved by up to `shift` whole pixels; turned by up to `rotate` degrees, each way, and enlarged or made
-    smaller by up to a share `scale`, both between pixels, its edge repeated; mirrored half of the time if `flip`; and
-    cut to a random part, at least `crop` of each side, and enlarged again.
+    Args:
+        size: (H, W) of the images.
+        shift: the largest translation, in whole pixels.
+        rotate: the largest rotation in either direction, in degrees, with interpolation and repeated borders.
+        scale: the largest relative change of the scale, with interpolation and repeated borders.
+        flip: whether half of the images are mirrored.
+        crop: the smallest share of each side that a random crop keeps; the crop is resized to `size`.
     """
     height, width = size
     parts: list[nn.Module] = []
     if shift:
-        share = (min(1.0, shift / width), min(1.0, shift / height))
-        parts.append(K.RandomAffine(0.0, translate=share, padding_mode="border", resample="nearest", p=1.0))
+        translation = (min(1.0, shift / width), min(1.0, shift / height))
+        parts.append(K.RandomAffine(0.0, translate=translation, padding_mode="border", resample="nearest", p=1.0))
     if rotate or scale:
         parts.append(K.RandomAffine(rotate, scale=(1 - scale, 1 + scale), padding_mode="border", p=1.0))
     if flip:
@@ -36,10 +40,12 @@ def make_augmentation(
 
 
 class Float32Sequential(nn.Sequential):
-    """A chain that computes in the precision of its images also where networks multiply in bfloat16: rounded to 8 bits,
-    coordinates are off by whole pixels."""
+    """A Sequential that computes in the precision of its images, also under autocast.
+
+    With the 8 bits of bfloat16's mantissa, coordinates would be off by whole pixels.
+    """
 
     def forward(self, images: Tensor) -> Tensor:
         with torch.autocast(images.device.type, enabled=False):
-            changed: Tensor = super().forward(images)
-        return changed
+            output: Tensor = super().forward(images)
+        return output

@@ -1,4 +1,4 @@
-"""What hears a training run: the terminal, TensorBoard, and the log in the artifact."""
+"""Callbacks of a training: a progress bar, TensorBoard, and the log of metrics in the artifact."""
 
 import json
 from pathlib import Path
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class ProgressBar(StepBar):
-    """Shows the metrics of a training as it goes."""
+    """A progress bar with the metrics of a training."""
 
     def __enter__(self) -> "ProgressBar":
         super().__enter__()
@@ -33,7 +33,7 @@ class ProgressBar(StepBar):
 
 
 class MetricsLog:
-    """One JSON object a line in the artifact's metrics.jsonl; a resumed run goes on where its checkpoint was."""
+    """Writes a JSON object per line to metrics.jsonl. A resumed run first removes the lines after its checkpoint."""
 
     def __init__(self, folder: Path) -> None:
         self.path = folder / METRICS
@@ -52,7 +52,7 @@ class MetricsLog:
 
 
 class History:
-    """Keeps the metrics of a training as rows: step, epoch, and metrics of training and validation."""
+    """Collects the metrics of a training as rows: step, epoch, and metrics of training and validation."""
 
     def __init__(self) -> None:
         self.rows: list[dict[str, float]] = []
@@ -63,7 +63,7 @@ class History:
 
 
 class TensorBoard:
-    """Scalars at every report; pictures, clean and perturbed, at the end of each epoch."""
+    """Writes scalars at every call, and images, clean and perturbed, at the end of each epoch."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder / "tensorboard"
@@ -75,7 +75,7 @@ class TensorBoard:
 
     def _write(self, progress: TrainingProgress) -> None:
         if self.writer is None:
-            from torch.utils.tensorboard import SummaryWriter  # takes a second to import
+            from torch.utils.tensorboard import SummaryWriter  # imported here because that takes a second
 
             self.writer = SummaryWriter(self.folder, purge_step=progress.step + 1)
             return
@@ -84,9 +84,9 @@ class TensorBoard:
         for name, value in progress.validation_metrics.items():
             self.writer.add_scalar(f"validation/{name}", value, progress.step)
         self.writer.add_scalar("training/images_per_second", progress.images_per_second, progress.step)
-        for name, pictures in progress.pictures.items():
+        for name, images in progress.pictures.items():
             self.writer.add_images(
-                name, pictures[:, :3] if pictures.shape[1] > 3 else _drawable(pictures), progress.step
+                name, images[:, :3] if images.shape[1] > 3 else _to_gray_or_rgb(images), progress.step
             )
         self.writer.flush()
 
@@ -105,12 +105,12 @@ def _row(progress: TrainingProgress) -> dict[str, float]:
 def _is_line_up_to(step: int, line: str) -> bool:
     try:
         return json.loads(line)["step"] <= step
-    except (ValueError, KeyError, TypeError):  # cut short by the end of the process
+    except (ValueError, KeyError, TypeError):  # an incomplete line of a killed process
         return False
 
 
-def _drawable(pictures: torch.Tensor) -> torch.Tensor:
-    return pictures[:, :1] if pictures.shape[1] == 2 else pictures
+def _to_gray_or_rgb(images: torch.Tensor) -> torch.Tensor:
+    return images[:, :1] if images.shape[1] == 2 else images
 
 
 def _format_metrics(progress: TrainingProgress) -> str:

@@ -1,4 +1,4 @@
-"""What an unfinished training keeps: whether a file is that, and whether it is of the same work."""
+"""Reading of training checkpoints, and the check that they belong to the same data and networks."""
 
 import pickle
 from collections.abc import Mapping
@@ -8,12 +8,12 @@ from typing import Any
 from gap.core.errors import GapError
 from gap.core.safe_load import DamagedError, check_finite, load_untrusted
 
-# What to do about a checkpoint that cannot be used.
+# The advice for a checkpoint that cannot be used.
 START_AGAIN = "start again with `overwrite`"
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's tensors and plain values; raises GapError when it is cut short or holds anything that runs."""
+    """A checkpoint's tensors and plain values; raises GapError when the file is truncated or contains code."""
     try:
         state = load_untrusted(path)
     except pickle.UnpicklingError as error:
@@ -31,7 +31,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
 
 
 def check_fingerprints(now: Mapping[str, str], then: Mapping[str, str], path: Path) -> None:
-    """Raise GapError, naming what differs, when work saved in `path` was made of something else."""
+    """Raise GapError, naming the differences, when the fingerprints saved in `path` are not the present ones."""
     changed = [name for name in {**now, **then} if now.get(name) != then.get(name)]
     if changed:
         raise GapError(

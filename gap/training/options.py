@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 
 
 class RuntimeOptions(Options):
-    """Where and how exactly to compute."""
+    """The device, the seed and determinism."""
 
     group = "Machine"
     device: Annotated[
@@ -28,7 +28,7 @@ class RuntimeOptions(Options):
 
 
 class TrainRuntimeOptions(RuntimeOptions):
-    """The same where networks learn, and may multiply in less than float32; what is measured never does."""
+    """RuntimeOptions of trainings, which may use less than float32. Evaluations are always in float32."""
 
     group = "Machine"
     precision: Annotated[
@@ -38,7 +38,7 @@ class TrainRuntimeOptions(RuntimeOptions):
 
 
 class AugmentationOptions(Options):
-    """How the pictures that a classifier learns on are changed."""
+    """The augmentation of the training images of a classifier."""
 
     group = "Augmentation"
     shift: Annotated[int, Field(ge=0, description="Largest random shift, in pixels.")] = 0
@@ -47,7 +47,7 @@ class AugmentationOptions(Options):
     flip: Annotated[bool, Field(description="Mirror half of the images, left to right.")] = False
 
     def augmentation(self, size: tuple[int, int]) -> "nn.Module":
-        """What changes images of that size (H, W) so."""
+        """The augmentation for images of this size (H, W)."""
         from gap.training.augmentation import make_augmentation  # imports torch, which the help does not need
 
         return make_augmentation(size, shift=self.shift, rotate=self.rotate, scale=self.scale, flip=self.flip)

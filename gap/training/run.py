@@ -1,4 +1,4 @@
-"""What every training does around its work: the output folder, the progress, the logs, leaving cleanly."""
+"""The parts that all trainings share: the output folder, the progress bar, the logs and the cleanup."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -27,7 +27,7 @@ from gap.core.process import TrainingInterrupted, is_main_process
 from gap.training.callbacks import History, MetricsLog, ProgressBar, TensorBoard
 from gap.training.trainer import Callback, TrainingProgress
 
-# Takes the options, a folder and callbacks, and `resume` by name; leaves an artifact in the folder.
+# A function of options, a folder, callbacks and the keyword `resume`, which saves an artifact in the folder.
 Work = Callable[..., Artifact]
 
 
@@ -42,15 +42,15 @@ def run_training(
     callbacks: Sequence[Callback] = (),
     progress: bool = True,
 ) -> tuple[Artifact, list[dict[str, float]]]:
-    """A training of a user in Python, in the folder `out`, or in memory where that is None.
+    """Run a training from Python, in the folder `out`, or in memory if that is None.
 
-    Returns the artifact, whose tensors are in memory where there is no folder, and the metrics along the way.
+    Returns the artifact, whose tensors are in memory if there is no folder, and the metrics during the training.
     """
     history = History()
-    shown: list[Callback] = [history, *callbacks]
+    all_callbacks: list[Callback] = [history, *callbacks]
     if out is None:
         with TemporaryDirectory(ignore_cleanup_errors=True) as temporary:
-            artifact = run_in_folder(name, work, options, Path(temporary), shown, progress=progress)
+            artifact = run_in_folder(name, work, options, Path(temporary), all_callbacks, progress=progress)
             return artifact.in_memory(), history.rows
     folder = Path(out)
     if resume and is_artifact(folder):
@@ -59,12 +59,14 @@ def run_training(
             raise GapError(f"{folder} is finished, with other options; leave out `resume`, or use another folder")
         return artifact, []
     prepare_run_dir(folder, resume=resume, overwrite=overwrite)
-    artifact = run_in_folder(name, work, options, folder, [*logs(folder), *shown], resume=resume, progress=progress)
+    artifact = run_in_folder(
+        name, work, options, folder, [*logs(folder), *all_callbacks], resume=resume, progress=progress
+    )
     return artifact, history.rows
 
 
 def logs(folder: Path) -> list[Callback]:
-    """What keeps the metrics of a training in its folder: a file of JSON lines, and TensorBoard."""
+    """The callbacks that write the metrics of a training to its folder: a file of JSON lines, and TensorBoard."""
     return [MetricsLog(folder), TensorBoard(folder)]
 
 
@@ -78,10 +80,10 @@ def run_in_folder(
     resume: bool = False,
     progress: bool = True,
 ) -> Artifact:
-    """Run `work(options, folder, callbacks, resume=...)`, with a progress bar if `progress` says so.
+    """Run `work(options, folder, callbacks, resume=...)`, with a progress bar if `progress` is True.
 
-    What an earlier run left in the folder goes when the first step is about to be made, not before: options that turn
-    out not to fit lose nothing. Of several processes, one shows the progress and the warnings.
+    The files of an earlier run are removed immediately before the first step, so that an error in the options does not
+    lose them. Of several processes, only the main process shows progress and warnings.
     """
     for part in stale_temp_files(out, (MARKER_FILE, *RUN_FILES)):
         part.unlink(missing_ok=True)
@@ -93,7 +95,7 @@ def run_in_folder(
             return work(options, out, [opening, *([bar] if bar else []), *callbacks], resume=resume)
         except TrainingInterrupted:
             raise
-        except Exception:  # a network of the user's own may raise anything
+        except Exception:  # a user's network may raise anything
             opening.rollback()
             raise
 
@@ -115,12 +117,12 @@ class _OutputFolder:
         (self.out / MARKER_FILE).unlink()
 
     def rollback(self) -> None:
-        """After a failure that left no checkpoint: nothing of the run stays, and the folder can be given again.
+        """Remove the files of a failed run without a checkpoint, so that the folder can be used again.
 
-        What an earlier run had left there went when this one began.
+        The files of an earlier run are already removed at that time.
         """
         if self.opened and not (self.out / CHECKPOINT).is_file():
             remove_run_files(self.out)
             (self.out / MARKER_FILE).unlink(missing_ok=True)
         with suppress(OSError):
-            self.out.rmdir()  # only where it is empty
+            self.out.rmdir()  # fails where the folder is not empty

@@ -1,4 +1,4 @@
-"""Where a training runs: device, precision, determinism, processes."""
+"""The runtime of a training: device, precision, determinism and processes."""
 
 import atexit
 import gc
@@ -18,18 +18,18 @@ from accelerate.utils import DistributedDataParallelKwargs
 from gap.core.device import pick_device
 from gap.training.options import Precision, RuntimeOptions, TrainRuntimeOptions
 
-# The variable without which cuBLAS does not give the same result every time.
+# The variable that cuBLAS needs for deterministic results.
 CUBLAS_WORKSPACE = "CUBLAS_WORKSPACE_CONFIG"
-# What all accelerators of a process share.
+# The state that all accelerators of a process share.
 ACCELERATE_STATES = (PartialState, AcceleratorState, GradientState)
 
 
 def make_accelerator(options: RuntimeOptions) -> Accelerator:
     """An accelerator for these options; works alone and under `accelerate launch` or `torchrun`.
 
-    Precision `auto` takes bfloat16 where the hardware multiplies in it, since elsewhere it is several times slower.
-    What is float32 is so on a GPU, too, whose convolutions would else take ten bits. Raises GapError when the device is
-    not there.
+    Precision `auto` is bfloat16 where the hardware supports it; without that it is several times slower. TF32, which
+    has a mantissa of ten bits, is disabled in the convolutions of a GPU. Raises GapError when the device is not
+    available.
     """
     device = pick_device(options.device)
     if device.type == "cuda" and device.index is not None:
@@ -43,7 +43,7 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     torch.backends.cudnn.allow_tf32 = False
     precision = options.precision if isinstance(options, TrainRuntimeOptions) else "fp32"
     half = use_bf16(precision, device)
-    # What an earlier call in this process chose must not outlive it; a process group, once joined, must.
+    # The choices of an earlier call in this process are reset, but a process group stays.
     AcceleratorState._reset_state(reset_partial_state=not torch.distributed.is_initialized())
     atexit.register(_destroy_process_group)
     return Accelerator(cpu=device.type == "cpu", mixed_precision="bf16" if half else "no")
@@ -51,32 +51,32 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
 
 @contextmanager
 def preserve_process_state() -> Iterator[None]:
-    """Put back, after the block, what a training changes in the process around it.
+    """Restore, after the block, the state of the process that a training changes.
 
-    That is what `make_accelerator` sets: the flags of torch, the current CUDA device, a variable of the environment and
-    the state that accelerate shares; and the random number generators of torch, numpy and Python. A process group that
-    was joined stays, with its device.
+    This is the state that `make_accelerator` sets: the flags of torch, the current CUDA device, an environment variable
+    and the shared state of accelerate; and the random state of torch, numpy and Python. A process group, and then also
+    its device, is not reset.
     """
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    flush_denormal = sys.float_info.min / 2 == 0  # torch has no function that says it
+    flush_denormal = sys.float_info.min / 2 == 0  # torch has no function for this flag
     cudnn: Any = torch.backends.cudnn  # its module is made at run time, and mypy does not know all of it
     benchmark, allow_tf32 = cudnn.benchmark, _allow_tf32()
-    precisions = [(part, part.fp32_precision) for part in (cudnn.conv, cudnn.rnn)]
+    precisions = [(module, module.fp32_precision) for module in (cudnn.conv, cudnn.rnn)]
     workspace = os.environ.get(CUBLAS_WORKSPACE)
-    shared = [(state._shared_state, dict(state._shared_state)) for state in ACCELERATE_STATES]
-    python, arrays = random.getstate(), np.random.get_state()
+    accelerate_states = [(state._shared_state, dict(state._shared_state)) for state in ACCELERATE_STATES]
+    python_state, numpy_state = random.getstate(), np.random.get_state()
     device = torch.cuda.current_device() if torch.cuda.is_available() else None
     try:
         with torch.random.fork_rng(range(torch.accelerator.device_count())):
             yield
     finally:
-        random.setstate(python)
-        np.random.set_state(arrays)
+        random.setstate(python_state)
+        np.random.set_state(numpy_state)
         if not torch.distributed.is_initialized():
             if device is not None:
                 torch.cuda.set_device(device)
-            for state, values in shared:
+            for state, values in accelerate_states:
                 state.clear()
                 state.update(values)
         if workspace is None:
@@ -84,8 +84,8 @@ def preserve_process_state() -> Iterator[None]:
         cudnn.benchmark = benchmark
         if allow_tf32 is not None:
             cudnn.allow_tf32 = allow_tf32
-        for part, precision in precisions:
-            part.fp32_precision = precision
+        for module, precision in precisions:
+            module.fp32_precision = precision
         torch.set_flush_denormal(flush_denormal)
         _set_deterministic(deterministic, warn_only=warn_only)
 
@@ -98,7 +98,7 @@ def _set_deterministic(enabled: bool, *, warn_only: bool = False) -> None:
 
 
 def _allow_tf32() -> bool | None:
-    """The flag of cuDNN; None where the newer `fp32_precision` was set, which makes torch refuse to read the flag."""
+    """The flag of cuDNN; None where `fp32_precision` was set: torch then raises when the older flag is read."""
     try:
         return torch.backends.cudnn.allow_tf32
     except RuntimeError:
@@ -106,14 +106,14 @@ def _allow_tf32() -> bool | None:
 
 
 def allow_unused_weights(accelerator: Accelerator) -> None:
-    """Let several processes train a network of which some weights, as those of auxiliary heads, get no gradient."""
+    """Allow several processes to train a network in which some weights, such as auxiliary heads, get no gradient."""
     accelerator.ddp_handler = DistributedDataParallelKwargs(find_unused_parameters=True)
 
 
 def _destroy_process_group() -> None:
-    """End the process group with its threads: one that is still there when Python ends may abort the process.
+    """Destroy the process group and its threads: a remaining thread may abort the process when Python exits.
 
-    They go with the last reference to the group, which networks hold.
+    The garbage collection removes networks, which have references to the group.
     """
     if torch.distributed.is_initialized():
         gc.collect()
@@ -122,9 +122,9 @@ def _destroy_process_group() -> None:
 
 @contextmanager
 def main_first(accelerator: Accelerator) -> Iterator[None]:
-    """The block runs on one process of each machine, and then on the others, which find what it downloaded.
+    """Run the block first on one process of each machine, then on the others, which can use its downloads.
 
-    Unlike accelerate's own, it lets the others go when the first one fails.
+    Unlike accelerate's own function, it does not block the others when the first process fails.
     """
     if not accelerator.is_local_main_process:
         accelerator.wait_for_everyone()
@@ -136,7 +136,7 @@ def main_first(accelerator: Accelerator) -> Iterator[None]:
 
 
 def use_bf16(precision: Precision, device: torch.device) -> bool:
-    """Whether networks are to multiply in bfloat16 on a device."""
+    """Whether training on a device uses bfloat16."""
     return precision == "bf16" or (precision == "auto" and _multiplies_bf16(device))
 
 

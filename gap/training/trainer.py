@@ -1,4 +1,4 @@
-"""The one loop that every training uses: batches, learning rates, checkpoints, resume, and leaving cleanly."""
+"""The training loop of all trainings: batches, learning rates, checkpoints, resume and signals."""
 
 import math
 import os
@@ -29,9 +29,15 @@ from gap.training.task import TrainingTask
 
 @dataclass(frozen=True)
 class TrainSchedule:
-    """How long and in what portions: `batch_size` counts all processes; the learning rate warms up, then falls to 0.
+    """The length and the batches of a training. The learning rate rises linearly, then falls to 0.
 
-    After each epoch the first `validation_images` held-out images are used for validation; where that is None, all.
+    Attributes:
+        epochs: passes over the training images.
+        batch_size: images per step, over all processes.
+        seed: the seed of all random choices.
+        validation_images: the number of validation images that are used after each epoch; None is all.
+        warmup: the share of the steps in which the learning rate rises.
+        checkpoint_seconds: the time between checkpoints, besides those at the end of each epoch.
     """
 
     epochs: float
@@ -42,16 +48,16 @@ class TrainSchedule:
     checkpoint_seconds: float = 30.0
 
     def steps(self, images: int) -> int:
-        """How many steps that makes of a training split of so many images."""
+        """The number of steps for a training split of `images` images."""
         return max(1, round(self.epochs * (images // max(1, min(self.batch_size, images)))))
 
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """What every callback hears: a terminal, TensorBoard, a log. Rates are in images a second over all processes.
+    """The state of a training, passed to callbacks. Rates are in images per second, over all processes.
 
-    The first one comes before anything is learned and holds no metrics. `validation_metrics` holds those on held-out
-    images where this is the end of an epoch; else it is empty.
+    The first call is before the first step and has no metrics. `validation_metrics` and `pictures` are only set at the
+    end of an epoch.
     """
 
     step: int
@@ -68,7 +74,7 @@ Callback = Callable[[TrainingProgress], None]
 
 @dataclass(frozen=True)
 class TrainingRun:
-    """Where a training is kept, where it computes, what hears of it, and whether it goes on from its checkpoint."""
+    """The output folder of a training, its accelerator, its callbacks, and whether it resumes from its checkpoint."""
 
     folder: Path
     accelerator: Accelerator
@@ -76,7 +82,7 @@ class TrainingRun:
     resume: bool = False
 
     def save(self, kind: str, tensors: Mapping[str, Tensor], card: Mapping[str, Any]) -> Artifact:
-        """Leave the artifact in the folder. Only the main process writes it; the others have its card alone."""
+        """Save the artifact in the folder. Only the main process writes; the others return the card without files."""
         if not self.accelerator.is_main_process:
             return Artifact(self.folder, {"kind": kind, **card})
         return save_artifact(self.folder, kind, tensors, card)
@@ -92,11 +98,10 @@ def train(
 ) -> dict[str, float]:
     """Run a training to its end and return its last metrics on `held_out`.
 
-    `fingerprints` says what the work is made of, as hashes by name: it is kept with the checkpoint, and resuming on
-    something else is refused.
-    Every step is a function of (seed, step, process): an interrupted run, resumed, ends where an unbroken one ends.
-    Raises TrainingInterrupted after SIGINT or SIGTERM, with the work saved, and GapError when the loss is no longer
-    finite.
+    `fingerprints` are hashes of the data and networks by name. They are saved in the checkpoint, and resuming with
+    other data or networks raises GapError. The random choices of a step depend on (seed, step, process) only, so a
+    resumed run has the same result as an uninterrupted one. Raises TrainingInterrupted after SIGINT or SIGTERM, with
+    the state saved, and GapError when the loss is no longer finite.
     """
     return _Trainer(training, split, held_out, schedule, run, fingerprints or {}).run(run.resume)
 
@@ -130,7 +135,7 @@ class _Trainer:
             for group in module.optimizer.param_groups:
                 group["base_lr"] = group["lr"]
             module.network, module.optimizer = accelerator.prepare(module.network, module.optimizer)
-            # Autocast is for learning, where this loop turns it on; validation, and what is saved, is in float32.
+            # Autocast is enabled in training steps only, by this loop. Validation and saved networks are in float32.
             extract_model_from_parallel(module.network, keep_fp32_wrapper=False)
             training.modules[name] = module
 
@@ -141,31 +146,31 @@ class _Trainer:
         validation_metrics: dict[str, float] = {}
         self._notify({}, 0.0)
         with _signals() as signals:
-            saved = rated_at = time.monotonic()
-            seen = 0
+            last_save = rate_start = time.monotonic()
+            images_since = 0
             for images, labels in self.split.batches(self._batch_indices(), self.accelerator.device):
                 metrics = self._train_step(images, labels)
                 self.step += 1
-                seen += self.batch
-                ended = self.step % self.per_epoch == 0 or self.step == self.steps
-                now = time.monotonic()
-                if ended:
+                images_since += self.batch
+                is_epoch_end = self.step % self.per_epoch == 0 or self.step == self.steps
+                time_now = time.monotonic()
+                if is_epoch_end:
                     values = self._finite(metrics)
                     validation_metrics = self._validate()
                     self.training.on_validation_end(validation_metrics)
-                    self._notify(values, seen / (now - rated_at), validation_metrics)
-                    rated_at, seen = time.monotonic(), 0
+                    self._notify(values, images_since / (time_now - rate_start), validation_metrics)
+                    rate_start, images_since = time.monotonic(), 0
                 elif self.step % 20 == 0:
-                    self._notify(self._finite(metrics), seen / (now - rated_at))
+                    self._notify(self._finite(metrics), images_since / (time_now - rate_start))
                 stop = self._any_rank(bool(signals))
                 if (
                     stop
-                    or (ended and self.step < self.steps)
-                    or self._any_rank(now - saved > self.schedule.checkpoint_seconds)
+                    or (is_epoch_end and self.step < self.steps)
+                    or self._any_rank(time_now - last_save > self.schedule.checkpoint_seconds)
                 ):
                     self._finite(metrics)
                     self._save(path)
-                    saved = time.monotonic()
+                    last_save = time.monotonic()
                 if stop:
                     raise TrainingInterrupted(
                         self.step, self.steps, self.folder, signals[0] if signals else signal.SIGTERM
@@ -174,7 +179,7 @@ class _Trainer:
         return validation_metrics or self._validate()
 
     def _check_weights(self) -> None:
-        """Raise GapError where the last update, which no loss has seen, left weights that are no numbers."""
+        """Raise GapError where the last update, after which no loss was computed, left weights that are not finite."""
         for name, module in self.training.modules.items():
             if not _finite_state(module.unwrapped.state_dict()):
                 raise GapError(
@@ -184,11 +189,11 @@ class _Trainer:
 
     def _train_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
         seed_all(self.schedule.seed, self.step, self.accelerator.process_index)
-        share = _schedule(self.step, self.steps, self.schedule.warmup)
+        lr_factor = _schedule(self.step, self.steps, self.schedule.warmup)
         for module in self.training.modules.values():
             module.network.train()
             for group in module.optimizer.param_groups:
-                group["lr"] = group["base_lr"] * share
+                group["lr"] = group["base_lr"] * lr_factor
         try:
             with self.accelerator.autocast():
                 return self.training.training_step(images, labels, self.accelerator.backward)
@@ -209,7 +214,7 @@ class _Trainer:
 
     @torch.no_grad()
     def _validate(self) -> dict[str, float]:
-        """The mean of each metric over the held-out images: sums and counts are added up over the processes."""
+        """The mean of each metric over the validation images of all processes."""
         device, rank, world = self.accelerator.device, self.accelerator.process_index, self.accelerator.num_processes
         sums: dict[str, Tensor] = {}
         count = torch.zeros((), device=device, dtype=torch.float64)
@@ -230,7 +235,7 @@ class _Trainer:
 
     @contextmanager
     def _unwrapped_modules(self) -> Iterator[None]:
-        """The networks that learn, in eval mode and unwrapped, so that no process waits for another at each call."""
+        """Use the networks unwrapped in eval mode inside the block, so that processes call them independently."""
         wrapped = {name: module.network for name, module in self.training.modules.items()}
         for module in self.training.modules.values():
             module.network = module.unwrapped.eval()
@@ -241,7 +246,7 @@ class _Trainer:
                 self.training.modules[name].network = network
 
     def _names(self, sums: dict[str, Tensor]) -> list[str]:
-        """The metrics' names, also on a process that got no held-out image."""
+        """The names of the metrics, also on a process that got no validation images."""
         if self.accelerator.num_processes == 1:
             return list(sums)
         from accelerate.utils import gather_object
@@ -254,13 +259,13 @@ class _Trainer:
             torch.stack([metrics[name].detach().float() for name in names]), "mean"
         ).tolist()
         if not all(math.isfinite(value) for value in values):
-            kept = (
+            saved = (
                 f"the last good state is in {self.folder}"
                 if (self.folder / CHECKPOINT).is_file()
                 else "nothing was kept yet"
             )
             raise GapError(
-                f"the loss is no longer a number at step {self.step} of {self.steps}; {kept}; try a smaller `lr`,"
+                f"the loss is no longer a number at step {self.step} of {self.steps}; {saved}; try a smaller `lr`,"
                 " or see whether the classifier's gradient is one (gap evaluate fgsm says so)"
             )
         return dict(zip(names, values, strict=True))
@@ -268,15 +273,15 @@ class _Trainer:
     def _notify(
         self, metrics: dict[str, float], rate: float, validation_metrics: dict[str, float] | None = None
     ) -> None:
-        with self._main_only() as here:
-            if here:
+        with self._main_only() as is_main:
+            if is_main:
                 self._call_callbacks(metrics, rate, validation_metrics or {})
 
     def _call_callbacks(self, metrics: dict[str, float], rate: float, validation_metrics: dict[str, float]) -> None:
         pictures: dict[str, Tensor] = {}
         if self.callbacks and validation_metrics and len(self.held_out):
-            few = torch.arange(min(8, len(self.held_out)))
-            images, _ = next(iter(self.held_out.batches([few], self.accelerator.device)))
+            indices = torch.arange(min(8, len(self.held_out)))
+            images, _ = next(iter(self.held_out.batches([indices], self.accelerator.device)))
             with self._unwrapped_modules():
                 pictures = dict(self.training.sample_images(images))
         progress = TrainingProgress(
@@ -286,14 +291,14 @@ class _Trainer:
             callback(progress)
 
     def _any_rank(self, flag: bool) -> bool:
-        """Whether the flag is up on any process: all must save together."""
+        """Whether the flag is set on any process, so that all processes save together."""
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device), "sum") > 0)
 
     @contextmanager
     def _main_only(self) -> Iterator[bool]:
-        """Gives True on the main process alone. All leave together, and with an error where it failed there."""
+        """Yield True on the main process only. If the block fails there, all processes raise GapError."""
         failure: GapError | None = None
         try:
             yield self.accelerator.is_main_process
@@ -303,8 +308,8 @@ class _Trainer:
             raise failure or GapError("the main process could not go on; its own message says why")
 
     def _save(self, path: Path) -> None:
-        with self._main_only() as here:
-            if here:
+        with self._main_only() as is_main:
+            if is_main:
                 self._write(path)
 
     def _write(self, path: Path) -> None:
@@ -340,19 +345,19 @@ class _Trainer:
             raise GapError(f"{path} is of a work of {steps} steps, and this one has {self.steps}; keep its options")
 
     def _check_same(self, fingerprints: Mapping[str, str], path: Path) -> None:
-        """On the main process, which kept the fingerprints: on another machine, copies of files have other times."""
-        with self._main_only() as here:
-            if here:
+        """Check the fingerprints on the main process, which saved them: copies of files have other times."""
+        with self._main_only() as is_main:
+            if is_main:
                 check_fingerprints(self.fingerprints, fingerprints, path)
 
 
 def seed_all(seed: int, step: int, process: int) -> None:
-    """Make every random choice of a step a function of (seed, step, process)."""
+    """Seed torch for a step, from (seed, step, process)."""
     torch.manual_seed(((seed * 1_000_003 + step) * 1_009 + process) % 2**63)
 
 
 def _schedule(step: int, steps: int, warmup: float) -> float:
-    """The share of the learning rate at a step: a short linear rise, then half a cosine down to 0."""
+    """The factor of the learning rate at a step: a short linear rise, then half a cosine down to 0."""
     rise = max(1.0, warmup * steps)
     if step < rise:
         return (step + 1) / (rise + 1)
@@ -360,7 +365,7 @@ def _schedule(step: int, steps: int, warmup: float) -> float:
 
 
 def _finite_state(state: dict[str, Any]) -> bool:
-    """Whether all the tensors of a state dict are finite; a module may keep other things there besides."""
+    """Whether all tensors of a state dict are finite; other values in it are ignored."""
     tensors = (value for value in state.values() if isinstance(value, Tensor) and value.is_floating_point())
     return all(bool(tensor.isfinite().all()) for tensor in tensors)
 
@@ -370,24 +375,24 @@ SECOND_INTERRUPT_MESSAGE = b"\ngap: interrupted twice: ended at once, with nothi
 
 @contextmanager
 def _signals() -> Iterator[list[int]]:
-    """A list that SIGINT and SIGTERM append to instead of ending the process.
+    """A list to which SIGINT and SIGTERM are appended, instead of ending the process.
 
-    A second SIGINT ends it at once: someone is impatient. A launcher repeats SIGTERM, and the work is still saved.
+    A second SIGINT ends the process at once. A repeated SIGTERM, which launchers send, does not: the state is saved.
     """
     received: list[int] = []
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def record(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGINT and number in received:
             os.write(2, SECOND_INTERRUPT_MESSAGE)
             os._exit(128 + number)
         received.append(number)
 
     try:
-        before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # only the main thread may set handlers; elsewhere the caller keeps its own
-        before = {}
+        previous_handlers = {number: signal.signal(number, record) for number in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # only the main thread may set handlers
+        previous_handlers = {}
     try:
         yield received
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)

@@ -9,7 +9,7 @@ from torch import nn
 
 @pytest.fixture(scope="session")
 def small_net() -> Callable[..., nn.Module]:
-    """Makes random networks for pictures of any size, with parts that have modes and buffers."""
+    """A factory of random networks for images of any size, with batch normalization and dropout."""
 
     def make(classes: int = 5, channels: int = 1) -> nn.Module:
         with torch.random.fork_rng(devices=[]):

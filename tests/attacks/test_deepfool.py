@@ -1,4 +1,4 @@
-"""DeepFool against its closed form on affine classifiers and against foolbox on a curved one."""
+"""DeepFool against its closed form on affine classifiers and against foolbox on a nonlinear one."""
 
 import foolbox
 import pytest
@@ -20,7 +20,7 @@ def affine(classes, pixels=9, seed=0):
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
 @pytest.mark.parametrize("classes", [2, 6])
-def test_affine_distance_is_exact(norm, classes):
+def test_deepfool_affine_classifier_perturbation_has_the_exact_boundary_distance(norm, classes):
     torch.manual_seed(0)
     net = affine(classes)
     images = 0.4 + 0.2 * torch.rand(40, 1, 3, 3)
@@ -32,48 +32,50 @@ def test_affine_distance_is_exact(norm, classes):
     slopes = weight[labels][:, None] - weight[None]
     dual = slopes.norm(dim=2) if norm == "l2" else slopes.abs().sum(dim=2)
     nearest = (gaps / dual).nan_to_num(nan=torch.inf).amin(dim=1)
-    near = (nearest > 2e-4) & (nearest < 0.35)  # not on a boundary, and not so far that the clamp bites
-    assert near.sum() > 20
+    # Images that are not on the boundary, and near enough to it that nothing is clamped to [0, 1].
+    tested = (nearest > 2e-4) & (nearest < 0.35)
+    assert tested.sum() > 20
 
     deepfool = DeepFool(norm=norm, overshoot=0.02, candidates=classes)
     with torch.no_grad():
         path = deepfool.path_to_boundary(net, images, labels)
     # The path ends at the boundary, up to the overshoot that the last step may have used already.
-    assert Budget(norm, 1.0).norm_of(path)[near].tolist() == pytest.approx(nearest[near].tolist(), rel=1e-4)
+    assert Budget(norm, 1.0).norm_of(path)[tested].tolist() == pytest.approx(nearest[tested].tolist(), rel=1e-4)
     adversarial = deepfool(net, images, labels)
     measured = Budget(norm, 1.0).norm_of(adversarial - images)
-    assert (measured[near] > 1.0199 * nearest[near]).all()
-    assert bool((net(adversarial).argmax(dim=1) != labels)[near].all())
+    assert (measured[tested] > 1.0199 * nearest[tested]).all()
+    assert bool((net(adversarial).argmax(dim=1) != labels)[tested].all())
 
 
 @torch.no_grad()
 def unrounded(deepfool, pictures):
-    """The adversarial images of the paper's method, which ends before anything is said of 8 bits."""
+    """The adversarial images of the method of the paper, which does not round to 8 bits."""
     path = deepfool.path_to_boundary(pictures.net, pictures.images, pictures.labels)
     return (pictures.images + (1 + deepfool.overshoot) * path).clamp(0, 1)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_curved_distance_agrees_with_foolbox(norm, pictures):
-    theirs = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}[norm]
+def test_deepfool_nonlinear_classifier_mean_distance_agrees_with_foolbox(norm, pictures):
+    peer = {"l2": foolbox.attacks.L2DeepFoolAttack, "linf": foolbox.attacks.LinfDeepFoolAttack}[norm]
     model = foolbox.PyTorchModel(pictures.net, bounds=(0, 1))
-    expected = theirs().run(model, pictures.images, pictures.labels)
-    ours = unrounded(DeepFool(norm=norm), pictures)
-    assert pictures.accuracy(ours) == pictures.accuracy(expected) == 0
-    mean = Budget(norm, 1.0).norm_of
-    expected_mean = mean(expected - pictures.images).mean().item()
-    assert mean(ours - pictures.images).mean().item() == pytest.approx(expected_mean, rel=0.03)
+    expected = peer().run(model, pictures.images, pictures.labels)
+    adversarial = unrounded(DeepFool(norm=norm), pictures)
+    assert pictures.accuracy(adversarial) == pictures.accuracy(expected) == 0
+    norm_of = Budget(norm, 1.0).norm_of
+    expected_mean = norm_of(expected - pictures.images).mean().item()
+    assert norm_of(adversarial - pictures.images).mean().item() == pytest.approx(expected_mean, rel=0.03)
 
 
-def test_a_budget_cuts_what_is_farther_away(pictures):
+def test_deepfool_budget_below_boundary_distance_limits_the_perturbation(pictures):
+    """Catches: a budget that is ignored, or that changes perturbations which are small enough."""
     images = to_8bit(pictures.images)
-    free = DeepFool(norm="l2")(pictures.net, images, pictures.labels)
-    needed = (free - images).flatten(1).norm(dim=1)
-    budget = Budget("l2", needed.median().item())
+    unbounded = DeepFool(norm="l2")(pictures.net, images, pictures.labels)
+    distances = (unbounded - images).flatten(1).norm(dim=1)
+    budget = Budget("l2", distances.median().item())
     bounded = DeepFool(budget)(pictures.net, images, pictures.labels)
-    near = needed < 0.99 * budget.epsilon
-    assert torch.allclose(bounded[near], free[near], atol=1e-6)
-    # Growing in steps passes the least length by up to 5%, and the budget is hit without that.
+    within = distances < 0.99 * budget.epsilon
+    assert torch.allclose(bounded[within], unbounded[within], atol=1e-6)
+    # Without a budget the perturbation grows in steps and may exceed the least norm by up to 5%; with one it does not.
     assert 0.4 <= pictures.accuracy(budget.quantize(images, bounded)) <= 0.5
 
 
@@ -87,23 +89,24 @@ def test_deepfool_rounded_to_8_bits_stays_misclassified(budget, pictures):
     assert pictures.accuracy(rounded) == 0
     with torch.no_grad():
         path = deepfool.path_to_boundary(pictures.net, images, pictures.labels)
-    plain = (images + (1 + deepfool.overshoot) * path).clamp(0, 1)
-    assert pictures.accuracy(plain) == 0
-    assert pictures.accuracy(quantize_towards(images, plain)) > 0.3
+    paper_images = (images + (1 + deepfool.overshoot) * path).clamp(0, 1)
+    assert pictures.accuracy(paper_images) == 0
+    assert pictures.accuracy(quantize_towards(images, paper_images)) > 0.3
 
 
-def test_the_norm_of_the_budget_is_the_norm_of_the_walk(pictures):
-    wide = DeepFool(Budget("linf", 1.0))(pictures.net, pictures.images, pictures.labels)
-    assert torch.equal(wide, DeepFool(norm="linf")(pictures.net, pictures.images, pictures.labels))
+def test_deepfool_with_budget_minimizes_the_norm_of_the_budget(pictures):
+    """Catches: a budget under Linf whose perturbation is computed under the default norm, L2."""
+    adversarial = DeepFool(Budget("linf", 1.0))(pictures.net, pictures.images, pictures.labels)
+    assert torch.equal(adversarial, DeepFool(norm="linf")(pictures.net, pictures.images, pictures.labels))
 
 
-def test_what_is_already_wrong_stays(pictures):
+def test_deepfool_already_misclassified_images_are_returned_unchanged(pictures):
     assert torch.equal(DeepFool()(pictures.net, pictures.images, (pictures.labels + 1) % 4), pictures.images)
 
 
 @pytest.mark.parametrize("norm", ["l2", "linf"])
-def test_an_almost_flat_classifier_is_walked_along_its_slope(norm):
-    """The boundary is 1e30 pixels away; the budget is spent towards it all the same."""
+def test_deepfool_tiny_gradient_spends_the_whole_budget_along_it(norm):
+    """Catches: overflow or an early stop where the linearized boundary is 1e30 away; the budget should be spent."""
 
     class AlmostFlat(nn.Module):
         def forward(self, images):
@@ -115,7 +118,7 @@ def test_an_almost_flat_classifier_is_walked_along_its_slope(norm):
     assert (change > 0).all()
 
 
-def test_candidates_limit_the_classes_looked_at():
+def test_deepfool_two_candidates_mostly_reaches_the_runner_up_class():
     net = affine(6)
     images = 0.4 + 0.2 * torch.rand(30, 1, 3, 3, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
@@ -123,11 +126,11 @@ def test_candidates_limit_the_classes_looked_at():
     labels, second = logits.topk(2).indices.unbind(dim=1)
     with torch.no_grad():
         reached = net(DeepFool(candidates=2)(net, images, labels)).argmax(dim=1)
-    # Only the runner-up is walked to; another class can be met only on the way.
+    # Steps go towards the runner-up only; another class is reached by crossing its region.
     assert (reached == second).double().mean() > 0.7
 
 
 @pytest.mark.parametrize("options", [{"steps": 0}, {"candidates": 1}, {"overshoot": -0.1}, {"norm": "l7"}])
-def test_options_that_make_no_sense_are_refused(options):
+def test_deepfool_invalid_options_raise_gap_error(options):
     with pytest.raises(GapError):
         DeepFool(**options)

@@ -1,4 +1,4 @@
-"""Adversarial losses: their values, their signs, and gradients where the usual forms lose them."""
+"""Adversarial losses: their values, their signs, and gradients where cross-entropy has none."""
 
 import math
 
@@ -34,7 +34,7 @@ def random_case(seed, images=6, classes=5, scale=2.0):
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10_000), classes=st.integers(2, 9))
-def test_cross_entropy_is_that_of_torch(seed, classes):
+def test_cross_entropy_losses_random_logits_equal_those_of_torch(seed, classes):
     logits, clean, labels = random_case(seed, classes=classes)
     expected = F.cross_entropy(logits, labels, reduction="none")
     assert torch.allclose(capped_cross_entropy(logits, clean, Criterion(labels, True)), expected, atol=1e-5)
@@ -48,7 +48,7 @@ def test_cross_entropy_is_that_of_torch(seed, classes):
     assert torch.allclose(relativistic(logits, clean, Criterion(labels, True)), change, atol=1e-5)
 
 
-def test_margin_is_own_minus_best_other():
+def test_margin_of_logits_is_own_minus_best_other():
     logits = torch.tensor([[3.0, 1.0, 2.5], [0.0, 2.5, 4.0]])
     labels = torch.tensor([0, 1])
     assert margin(logits, logits, Criterion(labels)).tolist() == [0.5, -1.5]
@@ -57,8 +57,8 @@ def test_margin_is_own_minus_best_other():
 
 @ALL
 @TARGETED
-def test_gradient_survives_a_logit_margin_of_40(loss, targeted):
-    """Far from won: the label leads by 40, or the target trails by 40. Plain cross-entropy is 0 at the first."""
+def test_loss_logit_margin_of_40_has_a_gradient(loss, targeted):
+    """Catches: a loss that saturates far from success: the label leads by 40, or the target trails by 40."""
     logits = torch.tensor([[-20.0 if targeted else 20.0, 20.0 if targeted else -20.0, -25.0]], requires_grad=True)
     loss(logits, torch.zeros(1, 3), Criterion(torch.tensor([0]), targeted)).sum().backward()
     assert logits.grad is not None
@@ -68,8 +68,8 @@ def test_gradient_survives_a_logit_margin_of_40(loss, targeted):
 
 @ALL
 @TARGETED
-def test_descending_the_loss_brings_the_goal_nearer(loss, targeted):
-    """The gradient by the goal's own logit: untargeted it must fall, targeted it must rise."""
+def test_loss_gradient_of_own_logit_has_the_sign_of_the_criterion(loss, targeted):
+    """Catches: a wrong sign. Descent must lower the logit of the label, or raise that of the target."""
     logits, clean, labels = random_case(1, scale=0.3)
     logits.requires_grad_()
     loss(logits, clean, Criterion(labels, targeted)).sum().backward()
@@ -79,7 +79,7 @@ def test_descending_the_loss_brings_the_goal_nearer(loss, targeted):
 
 @ALL
 @TARGETED
-def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
+def test_loss_extreme_logits_give_one_finite_value_per_image(loss, targeted):
     extremes = torch.tensor([[1e4, -1e4, 0.0], [-1e4, 1e4, 0.0], [0.0, 0.0, 0.0], [3e38, -3e38, 0.0]])
     for dtype in (torch.float32, torch.bfloat16):
         logits = extremes.to(dtype, copy=True).requires_grad_()
@@ -92,7 +92,7 @@ def test_one_finite_value_per_image_at_the_extremes(loss, targeted):
         assert logits.grad.isfinite().all()
 
 
-def test_floor_and_cap_hold_and_what_is_past_them_is_left_alone():
+def test_loss_beyond_floor_or_cap_is_constant_without_gradient():
     logits = torch.tensor([[-30.0, 30.0]], requires_grad=True)
     criterion = Criterion(torch.tensor([0]))
     assert margin(logits, logits, criterion).item() == -CONFIDENCE
@@ -103,14 +103,14 @@ def test_floor_and_cap_hold_and_what_is_past_them_is_left_alone():
         assert gradient.abs().max() == 0
 
 
-def test_log_cross_entropy_is_finite_where_cross_entropy_is_zero():
+def test_log_cross_entropy_zero_cross_entropy_is_finite():
     logits = torch.tensor([[1e4, -1e4]])
     value = log_cross_entropy(logits, logits, Criterion(torch.tensor([0]), True)).item()
     assert math.isfinite(value)
     assert value <= math.log(LOG_FLOOR) + 1e-3
 
 
-def test_relativistic_looks_at_the_change_and_sends_no_gradient_to_the_clean_side():
+def test_relativistic_common_shift_changes_nothing_and_clean_logits_get_no_gradient():
     logits, clean, labels = random_case(2)
     clean.requires_grad_()
     logits.requires_grad_()
@@ -121,7 +121,7 @@ def test_relativistic_looks_at_the_change_and_sends_no_gradient_to_the_clean_sid
 
 
 @TARGETED
-def test_goal_is_met_by_the_predicted_class(targeted):
+def test_criterion_is_adversarial_depends_on_the_predicted_class(targeted):
     logits = torch.tensor([[2.0, 1.0], [1.0, 2.0]])
     assert Criterion(torch.tensor([0, 0]), targeted).is_adversarial(logits).tolist() == (
         [True, False] if targeted else [False, True]
@@ -129,13 +129,13 @@ def test_goal_is_met_by_the_predicted_class(targeted):
 
 
 @pytest.mark.parametrize("confidence", [0.0, 2.0, 7.5])
-def test_the_margin_loss_pushes_as_far_as_it_is_told(confidence):
+def test_margin_confidence_is_the_floor_of_the_loss(confidence):
     logits = torch.tensor([[-20.0, 0.0, 0.0], [0.0, 1.0, 0.0], [3.0, 1.0, 0.0]])
-    found = find_loss("margin", confidence)(logits, None, Criterion(torch.zeros(3, dtype=torch.int64)))
-    assert found.tolist() == [-confidence, max(-1.0, -confidence), 2.0]
+    values = find_loss("margin", confidence)(logits, None, Criterion(torch.zeros(3, dtype=torch.int64)))
+    assert values.tolist() == [-confidence, max(-1.0, -confidence), 2.0]
 
 
-def test_losses_are_found_by_name():
+def test_find_loss_unknown_name_raises_with_a_suggestion():
     assert find_loss("relativistic") is relativistic
     with pytest.raises(GapError, match="did you mean margin"):
         find_loss("margins")

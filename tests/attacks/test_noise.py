@@ -1,4 +1,4 @@
-"""The controls use the whole budget and know nothing."""
+"""Noise and Checkerboard: baselines without access to the model, which use the whole budget."""
 
 import pytest
 import torch
@@ -14,9 +14,9 @@ LABELS = torch.zeros(3, dtype=torch.long)
 
 
 @BUDGETS
-@pytest.mark.parametrize("control", [Noise, Checkerboard])
-def test_the_whole_budget_is_used(control, budget):
-    change = control(budget)(nn.Identity(), GRAY, LABELS) - GRAY
+@pytest.mark.parametrize("attack", [Noise, Checkerboard])
+def test_noise_and_checkerboard_gray_images_use_the_whole_budget(attack, budget):
+    change = attack(budget)(nn.Identity(), GRAY, LABELS) - GRAY
     assert budget.norm_of(change).tolist() == pytest.approx([budget.epsilon] * 3, rel=1e-5)
 
 
@@ -28,20 +28,20 @@ def test_noise_differs_between_images_and_calls(budget):
     assert not torch.equal(first, second)
 
 
-def test_linf_noise_is_signs():
+def test_noise_linf_budget_consists_of_signs():
     change = Noise(Budget("linf", 0.1))(nn.Identity(), GRAY, LABELS) - GRAY
     assert torch.allclose(change.abs(), torch.tensor(0.1))
     assert -0.05 < change.mean() < 0.05
 
 
 @BUDGETS
-def test_checkerboard_has_squares_of_its_side(budget):
+def test_checkerboard_side_2_has_squares_of_2_pixels(budget):
     change = Checkerboard(budget, side=2)(nn.Identity(), GRAY, LABELS) - GRAY
     expected = torch.tensor([[1, 1, -1, -1, 1], [1, 1, -1, -1, 1], [-1, -1, 1, 1, -1]])
     assert torch.equal(change[0, 0, :3].sign().int(), expected.int())
     assert torch.equal(change[0, 0], change[2, 1])
 
 
-def test_a_side_below_one_is_refused():
+def test_checkerboard_side_below_one_raises_gap_error():
     with pytest.raises(GapError, match="side"):
         Checkerboard(Budget("linf", 0.1), side=0)

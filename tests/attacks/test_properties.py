@@ -1,4 +1,4 @@
-"""What every untrained attack keeps, whatever the pictures: the budget, [0, 1], the classifier, the seed."""
+"""Properties of every untrained attack: budget, pixel range, unchanged classifier, reproducibility."""
 
 import pytest
 import torch
@@ -41,8 +41,8 @@ def make(name, budget, net, images, labels):
     return ATTACKS[name](budget)
 
 
-def random_pictures(shape, classes):
-    # A quarter of the pixels at either end of the range, where the clamp bites.
+def random_images(shape, classes):
+    # A quarter of the pixels is at either end of the range, where perturbations are clamped.
     images = (torch.rand(shape) * 2 - 0.5).clamp(0, 1)
     return images, torch.randint(classes, (shape[0],))
 
@@ -50,10 +50,10 @@ def random_pictures(shape, classes):
 @pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @settings(max_examples=15, deadline=None, derandomize=True)
 @given(shape=shapes, classes=st.integers(2, 12), budget=budgets, seed=st.integers(0, 99))
-def test_stays_inside_the_ball_and_the_range_of_a_pixel(name, shape, classes, budget, seed, small_net):
+def test_attack_random_images_stay_inside_the_budget_and_the_pixel_range(name, shape, classes, budget, seed, small_net):
     torch.manual_seed(seed)
-    images, labels = random_pictures(shape, classes)
-    kept = images.clone()
+    images, labels = random_images(shape, classes)
+    original = images.clone()
     net = small_net(classes, shape[1])
     adversarial = make(name, budget, net, images, labels)(net, images, labels)
     assert adversarial.shape == images.shape
@@ -63,14 +63,14 @@ def test_stays_inside_the_ball_and_the_range_of_a_pixel(name, shape, classes, bu
     assert adversarial.max() <= 1
     # Adding to a pixel near 1 rounds at 6e-8, whatever the budget.
     assert budget.norm_of(adversarial - images).max() <= budget.epsilon * (1 + 1e-6) + 1.2e-7
-    assert torch.equal(images, kept)
+    assert torch.equal(images, original)
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("device", DEVICES)
-def test_leaves_the_classifier_as_it_was(name, device, small_net):
+def test_attack_call_leaves_modes_weights_and_gradients_of_the_classifier_unchanged(name, device, small_net):
     torch.manual_seed(0)
-    images, labels = (each.to(device) for each in random_pictures((4, 1, 8, 8), 5))
+    images, labels = (tensor.to(device) for tensor in random_images((4, 1, 8, 8), 5))
     net = small_net().to(device).train()
     net[5].eval()
     net[0].weight.requires_grad_(False)
@@ -89,7 +89,7 @@ def test_leaves_the_classifier_as_it_was(name, device, small_net):
 
 @pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("budget", [Budget("linf", 0.05), Budget("l2", 0.5)], ids=str)
-def test_the_same_seed_gives_the_same_pictures(name, budget, pictures):
+def test_attack_same_seed_gives_the_same_images(name, budget, pictures):
     def attacked():
         torch.manual_seed(7)
         attack = make(name, budget, pictures.net, pictures.images[:20], pictures.labels[:20])
@@ -99,7 +99,9 @@ def test_the_same_seed_gives_the_same_pictures(name, budget, pictures):
 
 
 @pytest.mark.parametrize("name", [*ATTACKS, *FITS])
-def test_a_caller_without_gradients_gets_the_same_pictures(name, pictures):
+def test_attack_under_no_grad_gives_the_same_images(name, pictures):
+    """Catches: an attack that relies on its caller to enable gradients."""
+
     def attacked():
         torch.manual_seed(7)
         attack = make(name, Budget("l2", 0.5), pictures.net, pictures.images[:20], pictures.labels[:20])
@@ -112,8 +114,8 @@ def test_a_caller_without_gradients_gets_the_same_pictures(name, pictures):
 
 @pytest.mark.parametrize("name", [*ATTACKS, *FITS])
 @pytest.mark.parametrize("norm", NORMS)
-def test_a_classifier_without_slope_gives_finite_pictures(name, norm):
-    """Dead units are common in hardened networks; nothing may divide by their zero gradient."""
+def test_attack_zero_gradient_gives_finite_images(name, norm):
+    """Catches: a division by a zero gradient, as dead units of hardened networks cause."""
 
     class Flat(nn.Module):
         def forward(self, images):
@@ -125,7 +127,7 @@ def test_a_classifier_without_slope_gives_finite_pictures(name, norm):
     assert Budget(norm, 0.1).norm_of(adversarial - images).max() <= 0.1 + 1e-6
 
 
-def test_universal_is_projected_even_when_its_tensor_is_not():
+def test_universal_tensor_outside_the_budget_is_projected():
     images = torch.full((2, 1, 4, 4), 0.5)
     attack = Universal(torch.ones(1, 1, 4, 4), Budget("l2", 0.3))
     adversarial = attack(nn.Identity(), images, torch.zeros(2, dtype=torch.long))

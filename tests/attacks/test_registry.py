@@ -1,4 +1,4 @@
-"""Attacks by name: every name makes an attack, options reach it, and mistakes are named."""
+"""create_attack: every name makes an attack, options are passed on, mistakes are reported by name."""
 
 from pathlib import Path
 
@@ -16,14 +16,14 @@ from gap.threat import Budget
 BUDGET = Budget("linf", 0.1)
 
 
-def test_the_names_are_those_of_the_contract_and_say_what_they_are():
+def test_list_attacks_has_the_documented_names_with_descriptions():
     names = list_attacks()
     assert set(names) == {"pgd", "fgsm", "deepfool", "uap", "uap-sign-sgd", "uap-sgd", "noise", "checkerboard"}
     assert all(len(line) > 20 for line in names.values())
 
 
 @pytest.mark.parametrize("name", list_attacks())
-def test_every_name_makes_an_attack_that_carries_its_spec(name, pictures):
+def test_create_attack_every_name_makes_a_working_attack_named_by_its_spec(name, pictures):
     spec = f"{name}:images_seen=60" if name.startswith("uap") else name
     attack = create_attack(spec, BUDGET, pictures.net, pictures.batches)
     assert attack.name == spec
@@ -31,7 +31,7 @@ def test_every_name_makes_an_attack_that_carries_its_spec(name, pictures):
     assert (adversarial - pictures.images[:4]).abs().max() > 0
 
 
-def test_options_are_read_by_type():
+def test_create_attack_options_are_converted_to_their_types():
     spec = "pgd: steps=100, restarts=3,loss=capped-cross-entropy,relative_step_sizes=0.5/2,confidence=1e-1"
     assert create_attack(spec, BUDGET) == PGD(
         BUDGET,
@@ -49,7 +49,7 @@ def test_options_are_read_by_type():
     assert create_attack("fgsm", BUDGET) == FGSM(BUDGET)
 
 
-def test_options_reach_the_fit(pictures):
+def test_create_attack_uap_options_are_passed_to_the_fit(pictures):
     def fitted(spec):
         torch.manual_seed(0)
         attack = create_attack(spec, BUDGET, pictures.net, pictures.batches)
@@ -60,7 +60,7 @@ def test_options_reach_the_fit(pictures):
 
 
 @pytest.mark.parametrize("name", list_attacks())
-def test_the_options_listed_are_the_options_taken(name, pictures):
+def test_attack_options_listed_defaults_are_accepted_by_create_attack(name, pictures):
     options = attack_options(name)
     assert not {"budget", "name", "classifier", "batches", "targeted"} & set(options)
     if name.startswith("uap"):
@@ -90,14 +90,15 @@ def test_the_options_listed_are_the_options_taken(name, pictures):
         ("uap", "fitted to a classifier on training images"),
     ],
 )
-def test_mistakes_are_named(spec, message):
+def test_create_attack_invalid_spec_raises_one_line_that_names_the_mistake(spec, message):
     with pytest.raises(GapError, match=message) as error:
         create_attack(spec, BUDGET)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["a,b", "a=b", "a,steps=3", "me@lab:x", "a,b=c,d"])
-def test_a_folder_that_exists_keeps_the_separators_in_its_name(name, tmp_path, monkeypatch):
+def test_init_folder_of_existing_folder_may_contain_separators(name, tmp_path, monkeypatch):
+    """Catches: a folder name cut at its own comma or equals sign."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).mkdir()
     assert init_folder_of(f"pgd:restarts=2,init={name},steps=2") == Path(name)
@@ -108,5 +109,5 @@ def test_a_folder_that_exists_keeps_the_separators_in_its_name(name, tmp_path, m
         init_folder_of(f"pgd:init={name},step=2")
 
 
-def test_a_folder_that_does_not_exist_ends_at_the_comma():
+def test_init_folder_of_missing_folder_ends_at_the_comma():
     assert init_folder_of("pgd:init=nowhere/a,steps=2") == Path("nowhere/a")

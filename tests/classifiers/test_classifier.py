@@ -1,3 +1,5 @@
+"""load_classifier and Classifier: names, factories, weights, normalizers, cards."""
+
 import pickle
 import sys
 from collections.abc import Callable
@@ -49,7 +51,7 @@ class Wrong(Net):
 def number():
     return 3
 """
-LIKE = {"channels": 3, "size": (2, 2)}
+INPUT_SHAPE = {"channels": 3, "size": (2, 2)}
 
 
 @pytest.fixture
@@ -60,14 +62,14 @@ def source(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_ours_by_name() -> None:
+def test_load_classifier_builtin_name_gives_its_spec() -> None:
     classifier = load_classifier("mnist-cnn")
     assert classifier.spec == ClassifierSpec(1, (28, 28), 10, (0.0,), (1.0,))
     assert (classifier.name, classifier.architecture, classifier.training) == ("mnist-cnn", "mnist-cnn", False)
     assert load_classifier("cifar-resnet18-narrow", channels=1, size=(9, 8), classes=4).spec.classes == 4
 
 
-def test_torchvision_without_weights() -> None:
+def test_load_classifier_torchvision_without_weights_gives_its_spec() -> None:
     classifier = load_classifier("torchvision:resnet18@none", size=(32, 32))
     assert classifier.spec.size == (32, 32)
     assert classifier.spec.classes == 1000
@@ -75,27 +77,29 @@ def test_torchvision_without_weights() -> None:
     assert classifier.spec.mean == (0.485, 0.456, 0.406)
 
 
-def test_timm_without_weights() -> None:
+def test_load_classifier_timm_without_weights_gives_its_spec() -> None:
     classifier = load_classifier("timm:resnet18@none")
     assert (classifier.spec.channels, classifier.spec.size, classifier.spec.classes) == (3, (224, 224), 1000)
     assert classifier.spec.std == (0.229, 0.224, 0.225)
 
 
 @pytest.mark.parametrize("factory", ["net", "Net", "ready"])
-def test_a_factory_in_a_file(source: Path, factory: str) -> None:
-    classifier = load_classifier(f"{source}:{factory}", **LIKE)
+def test_load_classifier_factory_in_a_file_is_used(source: Path, factory: str) -> None:
+    classifier = load_classifier(f"{source}:{factory}", **INPUT_SHAPE)
     assert classifier.spec == ClassifierSpec(3, (2, 2), 3)
     assert classifier(torch.rand(5, 3, 2, 2)).shape == (5, 3)
 
 
-def test_a_factory_in_a_package_of_the_current_folder(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_classifier_factory_in_a_package_of_the_current_folder_is_used(
+    source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     package = source.parent / "gap_test_nets"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "net.py").write_text(SOURCE)
     monkeypatch.chdir(source.parent)
     before = list(sys.path)
-    assert load_classifier("gap_test_nets.net:Net", **LIKE).spec.classes == 3
+    assert load_classifier("gap_test_nets.net:Net", **INPUT_SHAPE).spec.classes == 3
     assert sys.path[: len(before)] == before
 
 
@@ -113,10 +117,10 @@ def test_a_factory_in_a_package_of_the_current_folder(source: Path, monkeypatch:
         ("./nowhere", "there is no classifier at ./nowhere"),
     ],
 )
-def test_names_nobody_knows(name: str, message: str) -> None:
-    with pytest.raises(GapError, match=message) as refused:
-        load_classifier(name, **LIKE)
-    assert "\n" not in str(refused.value)
+def test_load_classifier_unknown_name_raises_a_one_line_error(name: str, message: str) -> None:
+    with pytest.raises(GapError, match=message) as error:
+        load_classifier(name, **INPUT_SHAPE)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -129,26 +133,26 @@ def test_names_nobody_knows(name: str, message: str) -> None:
         ("Wrong", "returns the shape"),
     ],
 )
-def test_what_is_no_classifier(source: Path, factory: str, message: str) -> None:
+def test_load_classifier_factory_of_no_classifier_raises_gap_error(source: Path, factory: str, message: str) -> None:
     with pytest.raises(GapError, match=message):
-        load_classifier(f"{source}:{factory}", **LIKE)
+        load_classifier(f"{source}:{factory}", **INPUT_SHAPE)
 
 
-def test_what_it_takes_must_be_said_and_right(source: Path) -> None:
+def test_load_classifier_missing_or_wrong_input_shape_raises_gap_error(source: Path) -> None:
     with pytest.raises(GapError, match="add `input` CxHxW"):
         load_classifier(f"{source}:net")
     with pytest.raises(GapError, match="fails on 2 images of 3x5x5"):
         load_classifier(f"{source}:net", channels=3, size=(5, 5))
     with pytest.raises(GapError, match="returns 3 classes where 4 were expected"):
-        load_classifier(f"{source}:net", classes=4, **LIKE)
+        load_classifier(f"{source}:net", classes=4, **INPUT_SHAPE)
 
 
-def test_a_softmax_is_warned_about(source: Path) -> None:
+def test_load_classifier_network_with_softmax_warns(source: Path) -> None:
     with pytest.warns(GapWarning, match="seems to return probabilities"):
-        load_classifier(f"{source}:softmax", **LIKE)
+        load_classifier(f"{source}:softmax", **INPUT_SHAPE)
 
 
-def test_the_normalizer_is_inside() -> None:
+def test_classifier_with_mean_and_std_normalizes_its_images() -> None:
     spec = ClassifierSpec(3, (2, 2), 12, (0.1, 0.2, 0.3), (0.5, 1.0, 2.0))
     classifier = Classifier(nn.Flatten(), spec, name="flat", architecture="flat")
     images = torch.rand(4, 3, 2, 2)
@@ -157,17 +161,18 @@ def test_the_normalizer_is_inside() -> None:
     assert not classifier.state_dict()
 
 
-def test_a_normalizer_can_be_given(source: Path) -> None:
+def test_load_classifier_mean_and_std_options_normalize_the_images(source: Path) -> None:
     name = f"{source}:ready"
-    plain, given = load_classifier(name, **LIKE), load_classifier(name, **LIKE, mean=[0.5], std=[0.25, 0.5, 1.0])
-    given.network.load_state_dict(plain.network.state_dict())
+    plain = load_classifier(name, **INPUT_SHAPE)
+    normalized = load_classifier(name, **INPUT_SHAPE, mean=[0.5], std=[0.25, 0.5, 1.0])
+    normalized.network.load_state_dict(plain.network.state_dict())
     images = torch.rand(4, 3, 2, 2)
     scaled = (images - 0.5) / torch.tensor([0.25, 0.5, 1.0]).view(1, 3, 1, 1)
-    assert torch.allclose(given(images), plain(scaled), atol=1e-6)
-    assert given.spec.std == (0.25, 0.5, 1.0)
+    assert torch.allclose(normalized(images), plain(scaled), atol=1e-6)
+    assert normalized.spec.std == (0.25, 0.5, 1.0)
 
 
-def test_a_second_normalizer_is_refused() -> None:
+def test_load_classifier_second_normalizer_raises_unless_lenient() -> None:
     own = load_classifier("mnist-cnn").spec
     with pytest.raises(GapError, match="mnist-cnn has its own normalizer"):
         load_classifier("mnist-cnn", mean=[0.9])
@@ -183,13 +188,15 @@ def test_a_second_normalizer_is_refused() -> None:
         ([float("nan")], None, "finite"),
     ],
 )
-def test_normalizers_that_cannot_be(source: Path, mean: list[float], std: list[float] | None, message: str) -> None:
+def test_load_classifier_invalid_normalizer_raises_gap_error(
+    source: Path, mean: list[float], std: list[float] | None, message: str
+) -> None:
     with pytest.raises(GapError, match=message):
-        load_classifier(f"{source}:net", **LIKE, mean=mean, std=std)
+        load_classifier(f"{source}:net", **INPUT_SHAPE, mean=mean, std=std)
 
 
 @pytest.mark.parametrize("suffix", ["safetensors", "pt"])
-def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
+def test_load_classifier_weights_file_is_loaded_and_a_wrong_one_raises(tmp_path: Path, suffix: str) -> None:
     first, second = load_classifier("mnist-cnn"), load_classifier("mnist-cnn")
     assert first.fingerprint() != second.fingerprint()
     path = tmp_path / f"weights.{suffix}"
@@ -213,7 +220,7 @@ def test_weights_from_a_file(tmp_path: Path, suffix: str) -> None:
         (lambda state: state.update({"0.bias": torch.zeros(11)}), "another shape for 0.bias"),
     ],
 )
-def test_weights_of_another_architecture(
+def test_load_classifier_weights_of_another_architecture_raises_gap_error(
     tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], message: str
 ) -> None:
     state = dict(load_classifier("mnist-cnn").network.state_dict())
@@ -223,7 +230,7 @@ def test_weights_of_another_architecture(
         load_classifier(f"mnist-cnn@{tmp_path / 'weights.pt'}")
 
 
-class _Runs:
+class _PickledCode:
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -231,14 +238,14 @@ class _Runs:
         return Path.mkdir, (self.path,)
 
 
-def test_a_pickle_that_carries_code_is_refused_and_not_run(tmp_path: Path) -> None:
-    (tmp_path / "weights.pt").write_bytes(pickle.dumps({"weight": _Runs(tmp_path / "trap")}, protocol=2))
+def test_load_classifier_pickle_with_code_raises_and_does_not_run_it(tmp_path: Path) -> None:
+    (tmp_path / "weights.pt").write_bytes(pickle.dumps({"weight": _PickledCode(tmp_path / "trap")}, protocol=2))
     with pytest.raises(GapError, match="opening it could run anything"):
         load_classifier(f"mnist-cnn@{tmp_path / 'weights.pt'}")
     assert not (tmp_path / "trap").exists()
 
 
-def test_the_fingerprint_is_of_the_weights() -> None:
+def test_fingerprint_changes_with_the_weights_and_not_with_the_memory_format() -> None:
     classifier = load_classifier("cifar-resnet18-narrow")
     same = load_classifier("cifar-resnet18-narrow")
     same.network.load_state_dict(classifier.network.state_dict())
@@ -249,17 +256,17 @@ def test_the_fingerprint_is_of_the_weights() -> None:
     assert same.fingerprint() != before == classifier.fingerprint()
 
 
-def test_a_saved_artifact_is_the_same_classifier(tmp_path: Path) -> None:
-    made = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=7)
-    save_artifact(tmp_path, "classifier", made.network.state_dict(), {"classifier": made.describe()})
+def test_load_classifier_saved_artifact_gives_the_same_classifier(tmp_path: Path) -> None:
+    original = load_classifier("cifar-resnet18-narrow", size=(16, 16), classes=7)
+    save_artifact(tmp_path, "classifier", original.network.state_dict(), {"classifier": original.describe()})
     loaded = load_classifier(tmp_path)
-    assert loaded.spec == made.spec
-    assert loaded.fingerprint() == made.fingerprint()
+    assert loaded.spec == original.spec
+    assert loaded.fingerprint() == original.fingerprint()
     assert loaded.architecture == "cifar-resnet18-narrow"
     assert loaded.name == str(tmp_path)
 
 
-def test_labels_have_names_where_known() -> None:
+def test_classifier_label_without_class_name_is_the_index() -> None:
     spec = ClassifierSpec(1, (1, 1), 3, class_names=("cat", "dog"))
     classifier = Classifier(nn.Flatten(), spec, name="x", architecture="x")
     assert [classifier.label(index) for index in range(3)] == ["cat", "dog", "2"]
@@ -269,12 +276,12 @@ def test_labels_have_names_where_known() -> None:
     ("channels", "classes", "message"),
     [(3, 10, "takes 1-channel images, but pictures has 3"), (1, 7, "knows 10 classes, but pictures has 7")],
 )
-def test_data_that_does_not_fit(channels: int, classes: int, message: str) -> None:
+def test_check_compatible_other_channels_or_classes_raises_gap_error(channels: int, classes: int, message: str) -> None:
     with pytest.raises(GapError, match=message):
         check_compatible(load_classifier("mnist-cnn"), channels=channels, classes=classes, data="pictures")
 
 
-def test_indices_of_fewer_classes_fit_and_of_more_do_not() -> None:
+def test_check_compatible_label_index_above_the_classes_raises_gap_error() -> None:
     classifier = load_classifier("mnist-cnn")
     for classes in (1, 7, 10):
         check_compatible(classifier, channels=1, classes=classes, data="pictures", labels_index_model=True)
@@ -282,7 +289,7 @@ def test_indices_of_fewer_classes_fit_and_of_more_do_not() -> None:
         check_compatible(classifier, channels=1, classes=11, data="pictures", labels_index_model=True)
 
 
-def test_images_of_another_size_are_resized_with_gradients() -> None:
+def test_classifier_images_of_another_size_are_resized_with_gradients() -> None:
     spec = ClassifierSpec(1, (2, 2), 4)
     classifier = Classifier(nn.Flatten(), spec, name="flat", architecture="flat")
     images = torch.rand(3, 1, 4, 4, requires_grad=True)
@@ -305,54 +312,59 @@ def test_images_of_another_size_are_resized_with_gradients() -> None:
         ({"class_names": [["zero"]]}, "classifier.class_names.0"),
     ],
 )
-def test_a_card_that_is_garbled(tmp_path: Path, change: dict[str, object], key: str) -> None:
-    made = load_classifier("mnist-cnn")
-    told = change if "classifier" in change else {"classifier": made.describe() | change}
-    save_artifact(tmp_path, "classifier", {}, told)
-    with pytest.raises(GapError, match=f"^{tmp_path / 'card.yaml'} is damaged at {key}: .*") as refused:
+def test_load_classifier_damaged_card_raises_a_one_line_error_with_the_key(
+    tmp_path: Path, change: dict[str, object], key: str
+) -> None:
+    original = load_classifier("mnist-cnn")
+    card = change if "classifier" in change else {"classifier": original.describe() | change}
+    save_artifact(tmp_path, "classifier", {}, card)
+    with pytest.raises(GapError, match=f"^{tmp_path / 'card.yaml'} is damaged at {key}: .*") as error:
         load_classifier(tmp_path)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_a_card_that_says_nothing_of_its_classifier(tmp_path: Path) -> None:
+def test_load_classifier_card_without_classifier_raises_gap_error(tmp_path: Path) -> None:
     save_artifact(tmp_path, "classifier", {}, {})
     with pytest.raises(GapError, match="is damaged at classifier: field required"):
         load_classifier(tmp_path)
 
 
-@pytest.mark.parametrize("behind", ["", "/model.safetensors"])
-def test_code_that_the_user_names_takes_weights_and_facts_of_a_folder(
-    source: Path, tmp_path: Path, behind: str
+@pytest.mark.parametrize("suffix", ["", "/model.safetensors"])
+def test_load_classifier_code_with_folder_takes_weights_and_spec_of_the_folder(
+    source: Path, tmp_path: Path, suffix: str
 ) -> None:
-    made = load_classifier(f"{source}:net", **LIKE, mean=[0.5], std=[0.25])
+    original = load_classifier(f"{source}:net", **INPUT_SHAPE, mean=[0.5], std=[0.25])
     (tmp_path / "made").mkdir()
-    save_artifact(tmp_path / "made", "classifier", made.network.state_dict(), {"classifier": made.describe()})
-    again = load_classifier(f"{source}:net@{tmp_path / 'made'}{behind}")
-    assert again.fingerprint() == made.fingerprint() and again.spec == made.spec
-    assert artifact_dir_of(again) == tmp_path / "made"
+    save_artifact(tmp_path / "made", "classifier", original.network.state_dict(), {"classifier": original.describe()})
+    loaded = load_classifier(f"{source}:net@{tmp_path / 'made'}{suffix}")
+    assert loaded.fingerprint() == original.fingerprint() and loaded.spec == original.spec
+    assert artifact_dir_of(loaded) == tmp_path / "made"
     images = torch.rand(2, 3, 2, 2)
-    assert torch.equal(again(images), made(images))
+    assert torch.equal(loaded(images), original(images))
 
 
-def test_only_the_card_of_that_very_classifier_is_found(tmp_path: Path) -> None:
-    made, other = load_classifier("mnist-cnn"), load_classifier("mnist-cnn")
-    for name, each in (("run@b", made), ("b", other)):
+def test_artifact_dir_of_finds_only_the_folder_of_the_same_classifier(tmp_path: Path) -> None:
+    """Catches: the card of folder `b` taken for that of `run@b`, or a card used with another normalizer."""
+    original, other = load_classifier("mnist-cnn"), load_classifier("mnist-cnn")
+    for name, classifier in (("run@b", original), ("b", other)):
         (tmp_path / name).mkdir()
-        save_artifact(tmp_path / name, "classifier", each.network.state_dict(), {"classifier": each.describe()})
+        save_artifact(
+            tmp_path / name, "classifier", classifier.network.state_dict(), {"classifier": classifier.describe()}
+        )
     weights = f"mnist-cnn@{tmp_path / 'b' / 'model.safetensors'}"
     assert artifact_dir_of(load_classifier(tmp_path / "run@b")) == tmp_path / "run@b"
     assert artifact_dir_of(load_classifier(weights)) == tmp_path / "b"
     assert artifact_dir_of(load_classifier(weights, mean=[0.5], std=[0.5])) is None
-    assert artifact_dir_of(made) is None
+    assert artifact_dir_of(original) is None
 
 
-def test_code_that_only_a_card_names_is_not_run(tmp_path: Path) -> None:
-    trap = tmp_path / "trap.py"
-    trap.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
+def test_load_classifier_code_named_only_by_a_card_is_not_run(tmp_path: Path) -> None:
+    code_file = tmp_path / "trap.py"
+    code_file.write_text(f"open({str(tmp_path / 'ran')!r}, 'w').close()\n")
     spec = {"channels": 1, "size": [8, 8], "classes": 2, "mean": None, "std": None, "class_names": None}
     card = {
         "kind": "classifier",
-        "classifier": {"name": "mine", "fingerprint": "0", "architecture": f"{trap}:Net", **spec},
+        "classifier": {"name": "mine", "fingerprint": "0", "architecture": f"{code_file}:Net", **spec},
     }
     (tmp_path / "made").mkdir()
     (tmp_path / "made" / "card.yaml").write_text(yaml.safe_dump(card))

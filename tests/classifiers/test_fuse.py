@@ -1,3 +1,5 @@
+"""fuse_conv_bn: the fused copy computes the same function; a network that cannot be fused is returned itself."""
+
 from functools import partial
 from typing import Any
 
@@ -11,7 +13,7 @@ from gap.classifiers.fuse import FusedCopy, fuse_conv_bn
 
 
 class Net(nn.Module):
-    """Two convolutions and their norms; `forward` is what the tests vary."""
+    """Two convolutions, each with batch normalization; subclasses override `forward`."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,32 +25,32 @@ class Net(nn.Module):
         return self.head(self.bn2(self.conv2(self.bn1(self.conv1(images)).relu())).relu().mean(dim=(2, 3)))
 
 
-class TakesTheConvolutionTwice(Net):
+class UsesConvolutionOutputTwice(Net):
     def forward(self, images: Tensor) -> Tensor:
         before = self.conv1(images)
         return self.head((self.bn1(before) + before).mean(dim=(2, 3)))
 
 
-class RunsTheConvolutionTwice(Net):
+class CallsConvolutionTwice(Net):
     def forward(self, images: Tensor) -> Tensor:
         once = self.bn2(self.conv2(self.conv1(images)))
         return self.head(self.conv2(once).mean(dim=(2, 3)))
 
 
-class ReadsItsNorm(Net):
+class ReadsNormWeight(Net):
     def forward(self, images: Tensor) -> Tensor:
         return super().forward(images) * self.bn2.weight.mean()
 
 
-class StrictNorm(nn.BatchNorm2d):
+class ScaledNorm(nn.BatchNorm2d):
     def forward(self, inputs: Tensor, scale: float) -> Tensor:
         return super().forward(inputs) * scale
 
 
-class CallsItsNormWithMore(Net):
+class CallsNormWithScale(Net):
     def __init__(self) -> None:
         super().__init__()
-        self.bn2 = StrictNorm(8)
+        self.bn2 = ScaledNorm(8)
 
     def forward(self, images: Tensor) -> Tensor:
         return self.head(
@@ -56,7 +58,7 @@ class CallsItsNormWithMore(Net):
         )
 
 
-def reweighted(norm: Any) -> Net:
+def reparametrized(norm: Any) -> Net:
     network = Net()
     network.conv1, network.conv2 = norm(network.conv1), norm(network.conv2)
     return network
@@ -69,7 +71,7 @@ def without_statistics() -> Net:
     return network
 
 
-def make(network: nn.Module) -> Classifier:
+def make_classifier(network: nn.Module) -> Classifier:
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d) and module.track_running_stats:
             module.running_mean = torch.randn(module.num_features)
@@ -78,45 +80,45 @@ def make(network: nn.Module) -> Classifier:
     return Classifier(network, ClassifierSpec(3, (16, 16), 5), name="net", architecture="net").eval()
 
 
-def norms(network: nn.Module) -> int:
+def count_norms(network: nn.Module) -> int:
     return sum(isinstance(module, nn.BatchNorm2d) for module in network.modules())
 
 
-def test_the_same_function_and_gradient_without_norms() -> None:
+def test_fuse_conv_bn_gives_the_same_function_and_gradient_without_norms() -> None:
     torch.manual_seed(0)
-    classifier = make(Net())
-    lean = fuse_conv_bn(classifier, 3, classifier.spec.size)
+    classifier = make_classifier(Net())
+    fused = fuse_conv_bn(classifier, 3, classifier.spec.size)
     images = torch.rand(4, 3, 16, 16, requires_grad=True)
-    values = [network(images).logsumexp(dim=1).sum() for network in (classifier, lean)]
+    values = [network(images).logsumexp(dim=1).sum() for network in (classifier, fused)]
     gradients = [torch.autograd.grad(value, images)[0] for value in values]
-    assert norms(lean) == 0 and norms(classifier) == 2
-    torch.testing.assert_close(lean(images), classifier(images), rtol=1e-4, atol=1e-5)
+    assert count_norms(fused) == 0 and count_norms(classifier) == 2
+    torch.testing.assert_close(fused(images), classifier(images), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "kind",
     [
-        TakesTheConvolutionTwice,
-        RunsTheConvolutionTwice,
-        ReadsItsNorm,
-        CallsItsNormWithMore,
+        UsesConvolutionOutputTwice,
+        CallsConvolutionTwice,
+        ReadsNormWeight,
+        CallsNormWithScale,
         without_statistics,
-        pytest.param(partial(reweighted, nn.utils.spectral_norm), id="old spectral norm"),
-        pytest.param(partial(reweighted, nn.utils.weight_norm), id="old weight norm"),
-        pytest.param(partial(reweighted, nn.utils.parametrizations.spectral_norm), id="spectral norm"),
-        pytest.param(partial(reweighted, nn.utils.parametrizations.weight_norm), id="weight norm"),
+        pytest.param(partial(reparametrized, nn.utils.spectral_norm), id="old spectral norm"),
+        pytest.param(partial(reparametrized, nn.utils.weight_norm), id="old weight norm"),
+        pytest.param(partial(reparametrized, nn.utils.parametrizations.spectral_norm), id="spectral norm"),
+        pytest.param(partial(reparametrized, nn.utils.parametrizations.weight_norm), id="weight norm"),
     ],
 )
 @pytest.mark.filterwarnings("ignore:.*weight_norm:FutureWarning")
-def test_what_cannot_be_folded_is_left(kind: Any) -> None:
+def test_fuse_conv_bn_unfusable_network_is_returned_itself(kind: Any) -> None:
     torch.manual_seed(0)
-    classifier = make(kind())
+    classifier = make_classifier(kind())
     assert fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size) is classifier
 
 
-def test_the_classifier_is_left_as_it_was() -> None:
-    classifier = make(Net()).train()
+def test_fuse_conv_bn_leaves_the_classifier_unchanged() -> None:
+    classifier = make_classifier(Net()).train()
     classifier.network.bn1.eval()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     fuse_conv_bn(classifier, 3, (16, 16))
@@ -125,41 +127,41 @@ def test_the_classifier_is_left_as_it_was() -> None:
     assert all(torch.equal(value, before[name]) for name, value in classifier.state_dict().items())
 
 
-def test_nothing_to_fold() -> None:
+def test_fuse_conv_bn_network_without_norms_is_returned_itself() -> None:
     classifier = load_classifier("mnist-cnn")
     assert fuse_conv_bn(classifier, classifier.spec.channels, classifier.spec.size) is classifier
 
 
 @pytest.mark.parametrize("name", ["cifar-resnet18-narrow", "timm:mobilenetv3_small_050@none"])
-def test_real_networks(name: str) -> None:
+def test_fuse_conv_bn_real_network_gives_the_same_logits(name: str) -> None:
     torch.manual_seed(0)
-    classifier = make(load_classifier(name, channels=3, size=(32, 32), classes=5).network)
+    classifier = make_classifier(load_classifier(name, channels=3, size=(32, 32), classes=5).network)
     images = torch.rand(2, 3, 32, 32)
-    lean = fuse_conv_bn(classifier, 3, classifier.spec.size)
-    assert norms(lean) == 0
-    torch.testing.assert_close(lean(images), classifier(images), rtol=1e-2, atol=1e-3)
+    fused = fuse_conv_bn(classifier, 3, classifier.spec.size)
+    assert count_norms(fused) == 0
+    torch.testing.assert_close(fused(images), classifier(images), rtol=1e-2, atol=1e-3)
 
 
-def test_a_generator_is_folded_too() -> None:
+def test_fuse_conv_bn_generator_gives_the_same_output() -> None:
     torch.manual_seed(0)
     network = make_generator(1, encoder="strided-32", decoder=[16, 8], pixel_unshuffle=2)
     network(torch.rand(8, 1, 28, 28))
-    lean = fuse_conv_bn(network.eval(), 1, (28, 28))
+    fused = fuse_conv_bn(network.eval(), 1, (28, 28))
     images = torch.rand(3, 1, 28, 28)
-    assert norms(network) > 0 == norms(lean)
-    torch.testing.assert_close(lean(images), network(images), rtol=1e-3, atol=1e-4)
+    assert count_norms(network) > 0 == count_norms(fused)
+    torch.testing.assert_close(fused(images), network(images), rtol=1e-3, atol=1e-4)
 
 
-def test_the_fused_copy_follows_training() -> None:
+def test_fused_copy_refresh_after_training_gives_the_new_logits() -> None:
     torch.manual_seed(0)
-    classifier = make(load_classifier("cifar-resnet18-narrow", channels=3, size=(32, 32), classes=5).network)
-    folding = FusedCopy(classifier, 3, (32, 32))
+    classifier = make_classifier(load_classifier("cifar-resnet18-narrow", channels=3, size=(32, 32), classes=5).network)
+    fused_copy = FusedCopy(classifier, 3, (32, 32))
     optimizer = torch.optim.SGD(classifier.parameters(), lr=0.1)
     for _ in range(3):
         classifier.train()(torch.rand(8, 3, 32, 32)).square().mean().backward()
         optimizer.step()
         optimizer.zero_grad()
     images = torch.rand(2, 3, 32, 32)
-    stale = folding.lean(images)
-    torch.testing.assert_close(folding.refresh()(images), classifier.eval()(images), rtol=1e-3, atol=1e-4)
+    stale = fused_copy.lean(images)
+    torch.testing.assert_close(fused_copy.refresh()(images), classifier.eval()(images), rtol=1e-3, atol=1e-4)
     assert not torch.allclose(stale, classifier(images), rtol=1e-1, atol=1e-2)

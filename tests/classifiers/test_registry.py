@@ -1,4 +1,4 @@
-"""Names of classifiers, taken apart where they are to be, and found or refused."""
+"""Names of classifiers: how they are split into architecture and weights, and what is loaded or refused."""
 
 import os
 from pathlib import Path
@@ -12,11 +12,11 @@ from gap.core.artifact import save_artifact
 from gap.core.errors import GapError
 
 SOURCE = "from torch import nn\nmake = lambda: nn.Sequential(nn.Flatten(), nn.Linear(12, 3))\n"
-LIKE = {"channels": 3, "size": (2, 2)}
+INPUT_SHAPE = {"channels": 3, "size": (2, 2)}
 
 
 @pytest.fixture
-def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def working_dir(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
@@ -45,8 +45,8 @@ def write(path: str, text: str = SOURCE) -> None:
         ("@", "", ""),
     ],
 )
-def test_split_name_where_nothing_exists_follows_how_it_is_written(
-    here: Path, name: str, architecture: str, weights: str
+def test_split_name_without_existing_files_follows_the_syntax(
+    working_dir: Path, name: str, architecture: str, weights: str
 ) -> None:
     assert split_name(name) == (architecture, weights)
 
@@ -67,8 +67,8 @@ def test_split_name_where_nothing_exists_follows_how_it_is_written(
         (["mnist-cn/x", "w.pt"], "mnist-cm@w.pt", "mnist-cm", "w.pt"),
     ],
 )
-def test_split_name_of_what_exists_does_not_take_it_apart(
-    here: Path, files: list[str], name: str, architecture: str, weights: str
+def test_split_name_existing_path_is_kept_whole(
+    working_dir: Path, files: list[str], name: str, architecture: str, weights: str
 ) -> None:
     for file in files:
         write(file)
@@ -76,32 +76,32 @@ def test_split_name_of_what_exists_does_not_take_it_apart(
 
 
 @pytest.mark.parametrize("folder", ["me@lab", "a:b", "me@lab:x=1,y", "./timm:resnet18"])
-def test_code_and_weights_in_a_folder_with_separators_in_its_name_are_loaded(here: Path, folder: str) -> None:
+def test_load_classifier_code_in_a_folder_named_with_separators_is_loaded(working_dir: Path, folder: str) -> None:
     write(f"{folder}/net.py")
-    made = load_classifier(f"{folder}/net.py:make", **LIKE)
-    torch.save(made.network.state_dict(), f"{folder}/w.pt")
-    again = load_classifier(f"{folder}/net.py:make@{folder}/w.pt", mean=[0.0], std=[1.0], **LIKE)
-    assert again.fingerprint() == made.fingerprint()
+    original = load_classifier(f"{folder}/net.py:make", **INPUT_SHAPE)
+    torch.save(original.network.state_dict(), f"{folder}/w.pt")
+    loaded = load_classifier(f"{folder}/net.py:make@{folder}/w.pt", mean=[0.0], std=[1.0], **INPUT_SHAPE)
+    assert loaded.fingerprint() == original.fingerprint()
 
 
 @pytest.mark.parametrize("folder", ["me@lab", "a:b", "x.py:make"])
-def test_an_artifact_in_a_folder_with_separators_in_its_name_is_loaded(here: Path, folder: str) -> None:
-    made = load_classifier("mnist-cnn")
+def test_load_classifier_artifact_in_a_folder_named_with_separators_is_loaded(working_dir: Path, folder: str) -> None:
+    original = load_classifier("mnist-cnn")
     Path(folder).mkdir()
-    save_artifact(Path(folder), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(Path(folder), "classifier", original.network.state_dict(), {"classifier": original.describe()})
     for name in (folder, f"mnist-cnn@{folder}/model.safetensors"):
         loaded = load_classifier(name)
-        assert loaded.fingerprint() == made.fingerprint()
+        assert loaded.fingerprint() == original.fingerprint()
         assert artifact_dir_of(loaded) == Path(folder)
         assert not runs_user_code(split_name(name)[0])
 
 
 @pytest.mark.parametrize("name", ["a:b", "C:\\runs\\mine", "net.py:make", "package.module:make"])
-def test_is_code_of_what_does_not_exist_expects_code(here: Path, name: str) -> None:
+def test_runs_user_code_missing_path_is_taken_for_code(working_dir: Path, name: str) -> None:
     assert runs_user_code(name)
 
 
-def test_is_fresh_splits_at_the_architecture() -> None:
+def test_is_untrained_weights_that_only_end_in_none_are_trained() -> None:
     assert is_untrained("torchvision:resnet18@none")
     assert not is_untrained("torchvision:resnet18@me@none")
 
@@ -123,31 +123,31 @@ def test_is_fresh_splits_at_the_architecture() -> None:
         ("\ud800", "unknown classifier"),
     ],
 )
-def test_names_that_mean_nothing_are_refused_in_a_line(here: Path, name: str, message: str) -> None:
+def test_load_classifier_meaningless_name_raises_a_one_line_error(working_dir: Path, name: str, message: str) -> None:
     with pytest.raises(GapError, match=message) as error:
-        load_classifier(name, **LIKE)
+        load_classifier(name, **INPUT_SHAPE)
     assert "\n" not in str(error.value)
 
 
-def test_a_classifier_with_weights_behind_it_that_says_itself_which_it_is(here: Path) -> None:
-    made = load_classifier("mnist-cnn")
+def test_load_classifier_artifact_followed_by_weights_raises_gap_error(working_dir: Path) -> None:
+    original = load_classifier("mnist-cnn")
     Path("run").mkdir()
-    save_artifact(Path("run"), "classifier", made.network.state_dict(), {"classifier": made.describe()})
+    save_artifact(Path("run"), "classifier", original.network.state_dict(), {"classifier": original.describe()})
     with pytest.raises(GapError, match=r"run says itself which network it is; leave out @w\.pt"):
         load_classifier("run@w.pt")
 
 
-def test_a_module_is_not_imported_for_a_path(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_load_classifier_path_is_not_imported_as_a_module(working_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported: list[str] = []
     monkeypatch.setattr("gap.classifiers.registry.importlib.import_module", imported.append)
     for name in ("antigravity:\\runs", "C:/runs", "a/b:c", ":x", "a b:c"):
         with pytest.raises(GapError):
-            load_classifier(name, **LIKE)
+            load_classifier(name, **INPUT_SHAPE)
     assert not imported
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may look at every file")
-def test_a_name_in_a_folder_that_may_not_be_read(here: Path) -> None:
+def test_load_classifier_unreadable_folder_raises_gap_error(working_dir: Path) -> None:
     Path("closed").mkdir(mode=0)
     with pytest.raises(GapError, match=r"cannot look at closed/w\.pt: Permission denied"):
         load_classifier("mnist-cnn@closed/w.pt")

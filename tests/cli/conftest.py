@@ -1,4 +1,4 @@
-"""The command line in this process, and small artifacts that it made."""
+"""The command line in this process, and small artifacts that it wrote."""
 
 import io
 import os
@@ -13,7 +13,7 @@ import pytest
 
 from gap.cli.app import main
 
-# A network that learns something in a second.
+# Options of a generator that is trained in a second.
 SMALL = (
     "--batch-size=64",
     "--set=generator.decoder=[16,16]",
@@ -26,16 +26,16 @@ from torch import nn
 
 
 class Net(nn.Module):
-    # Takes gray or color pictures of any size, and has learned nothing.
+    # An untrained network for gray or color images of any size.
 
-    def __init__(self, say=lambda logits: logits):
+    def __init__(self, transform=lambda logits: logits):
         super().__init__()
         self.body = nn.Sequential(nn.AdaptiveAvgPool2d(7), nn.Flatten(), nn.Linear(49, 10))
         nn.init.zeros_(self.body[2].weight)
-        self.say = say
+        self.transform = transform
 
     def forward(self, images):
-        return self.say(self.body(images.mean(dim=1, keepdim=True)))
+        return self.transform(self.body(images.mean(dim=1, keepdim=True)))
 
 
 def nan():
@@ -54,7 +54,7 @@ def softmax():
     return Net(lambda logits: (logits * 10).softmax(dim=1))
 
 
-def needy(size):
+def needs_argument(size):
     return Net()
 
 
@@ -63,7 +63,7 @@ def number():
 
 
 class Mean(nn.Module):
-    # Class 0 by the mean pixel, and nine others that are always 0.
+    # The logit of class 0 is the mean pixel; those of the nine other classes are 0.
 
     def forward(self, images):
         return nn.functional.pad(images.mean(dim=(1, 2, 3))[:, None], (0, 9))
@@ -78,16 +78,16 @@ def color():
 """
 
 
-class Ended(NamedTuple):
-    """How a command ended, and what it wrote."""
+class CommandResult(NamedTuple):
+    """The exit status of a command, and its output."""
 
     code: int
     out: str
     err: str
 
     @property
-    def complaint(self) -> str:
-        """The one line of an error; fails where the command did not end with one line and exit status 2."""
+    def error_line(self) -> str:
+        """The line of the error; fails unless the command printed exactly one such line and exited with status 2."""
         assert self.code == 2, self
         assert "Traceback" not in self.err
         *before, last = self.err.splitlines()
@@ -100,23 +100,23 @@ class Ended(NamedTuple):
         return [line for line in self.err.splitlines() if line.startswith("gap: ")]
 
 
-Run = Callable[..., Ended]
+Run = Callable[..., CommandResult]
 
 
 @pytest.fixture(scope="session")
 def run() -> Run:
     """Run `gap` with these arguments, as its console script would."""
 
-    def call(*arguments: str | os.PathLike[str]) -> Ended:
+    def call(*arguments: str | os.PathLike[str]) -> CommandResult:
         out, err = io.StringIO(), io.StringIO()
-        given = ["gap", *map(os.fspath, arguments)]
-        with patch.object(sys, "argv", given), redirect_stdout(out), redirect_stderr(err):
+        argv = ["gap", *map(os.fspath, arguments)]
+        with patch.object(sys, "argv", argv), redirect_stdout(out), redirect_stderr(err):
             try:
                 main()
                 code = 0
             except SystemExit as end:
                 code = end.code or 0
-        return Ended(code, out.getvalue(), err.getvalue())
+        return CommandResult(code, out.getvalue(), err.getvalue())
 
     return call
 
@@ -127,66 +127,66 @@ def _wide_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="session")
-def small() -> tuple[str, ...]:
-    """Options of `gap train` for a network that learns something in a second."""
+def small_generator() -> tuple[str, ...]:
+    """Options of `gap train` for a generator that is trained in a second."""
     return SMALL
 
 
 @pytest.fixture(scope="session")
-def made(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """Makes an artifact, or fails saying why."""
+def make_artifact(run: Run, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Runs a command with `--out` set to a new folder, and returns the folder; fails if the command does."""
 
     def make(name: str, *arguments: str | os.PathLike[str]) -> Path:
         folder = tmp_path_factory.mktemp("artifacts") / name
-        ended = run(*arguments, "--out", folder)
-        assert ended.code == 0, ended.err
+        result = run(*arguments, "--out", folder)
+        assert result.code == 0, result.err
         return folder
 
     return make
 
 
 @pytest.fixture(scope="session")
-def classifier(made: Callable[..., Path]) -> Path:
-    return made("classifier", "pretrain", "--epochs=3", "--batch-size=64")
+def classifier(make_artifact: Callable[..., Path]) -> Path:
+    return make_artifact("classifier", "pretrain", "--epochs=3", "--batch-size=64")
 
 
 @pytest.fixture(scope="session")
-def per_image(made: Callable[..., Path], classifier: Path) -> Path:
-    return made("per-image", "train", "--classifier", classifier, "--budget=l2:3", "--epochs=1", *SMALL)
+def per_image(make_artifact: Callable[..., Path], classifier: Path) -> Path:
+    return make_artifact("per-image", "train", "--classifier", classifier, "--budget=l2:3", "--epochs=1", *SMALL)
 
 
 @pytest.fixture(scope="session")
-def universal(made: Callable[..., Path], classifier: Path) -> Path:
-    return made(
+def universal(make_artifact: Callable[..., Path], classifier: Path) -> Path:
+    return make_artifact(
         "universal", "train", "--classifier", classifier, "--budget=linf:0.2", "--universal", "--epochs=0.3", *SMALL
     )
 
 
 @pytest.fixture(scope="session")
-def direct(made: Callable[..., Path], classifier: Path) -> Path:
-    return made(
+def direct(make_artifact: Callable[..., Path], classifier: Path) -> Path:
+    return make_artifact(
         "direct", "train", "--classifier", classifier, "--unbounded", "--target-norm=l2:3", "--epochs=0.3", *SMALL
     )
 
 
 @pytest.fixture
 def networks(tmp_path: Path) -> Path:
-    """A Python file with classifiers of a user's own, each with something wrong."""
+    """A Python file with classifiers of the user, most of them broken in some way."""
     (tmp_path / "networks.py").write_text(NETWORKS)
     return tmp_path / "networks.py"
 
 
-class Evil:
-    """A pickle that makes a folder when it is loaded."""
+class PickledCode:
+    """An object whose pickle creates a folder when it is loaded."""
 
-    def __init__(self, witness: Path) -> None:
-        self.witness = witness
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return os.mkdir, (os.fspath(self.witness),)
+        return os.mkdir, (os.fspath(self.folder),)
 
 
 @pytest.fixture
-def evil(tmp_path: Path) -> Evil:
-    """Something whose pickle makes the folder `ran` when it is loaded."""
-    return Evil(tmp_path / "ran")
+def pickled_code(tmp_path: Path) -> PickledCode:
+    """An object whose pickle creates the folder `ran` when it is loaded."""
+    return PickledCode(tmp_path / "ran")

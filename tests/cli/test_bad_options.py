@@ -1,4 +1,4 @@
-"""Options, names, configs and budgets that cannot be: one line that names them, exit status 2, nothing left behind."""
+"""Invalid options, names, configs and budgets: one line that names them, exit status 2, no files left."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +10,7 @@ from PIL import Image
 
 
 @pytest.mark.parametrize(
-    ("given", "named", "mend"),
+    ("option", "name", "suggestion"),
     [
         ("--classifier=mnist-cn", "mnist-cn", "mnist-cnn"),
         ("--classifier=torchvision:resnet19", "resnet19", "resnet18"),
@@ -46,63 +46,75 @@ from PIL import Image
         ("--discriminator", "--discriminator", "--unbounded"),
     ],
 )
-def test_names_and_options(
-    run: Callable[..., Any], classifier: Path, small: tuple[str, ...], tmp_path: Path, given: str, named: str, mend: str
+def test_train_invalid_option_exits_with_its_name_and_a_suggestion(
+    run: Callable[..., Any],
+    classifier: Path,
+    small_generator: tuple[str, ...],
+    tmp_path: Path,
+    option: str,
+    name: str,
+    suggestion: str,
 ) -> None:
-    if given == "--device=cuda" and torch.cuda.is_available():
-        pytest.skip("a CUDA device is here, so asking for one is no mistake")
+    if option == "--device=cuda" and torch.cuda.is_available():
+        pytest.skip("a CUDA device is available, so requesting one is valid")
     out = tmp_path / "out"
-    against = [] if given.startswith("--classifier") else ["--classifier", classifier]
-    ended = run("train", *against, "--budget=linf:0.1", "--epochs=0.05", *small, given, "--out", out)
-    assert named in ended.complaint and mend in ended.complaint
+    classifier_option = [] if option.startswith("--classifier") else ["--classifier", classifier]
+    result = run(
+        "train", *classifier_option, "--budget=linf:0.1", "--epochs=0.05", *small_generator, option, "--out", out
+    )
+    assert name in result.error_line and suggestion in result.error_line
     assert not out.exists()
 
 
-def test_a_config_that_is_none(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_train_and_harden_invalid_config_exits_with_the_reason(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "list.yaml").write_text("- classifier\n")
     (tmp_path / "torn.yaml").write_text("classifier: [a\n")
     (tmp_path / "wrong.yaml").write_text("classifer: [mnist-cnn]\nbudget: linf:0.1\n")
-    for name, says in [("list", "mapping"), ("torn", "not readable YAML"), ("wrong", "did you mean classifier")]:
-        ended = run("train", "--config", tmp_path / f"{name}.yaml", "--out", tmp_path / "out")
-        assert says in ended.complaint
-    assert "no config file" in run("train", "--config=nowhere.yaml", "--out", tmp_path / "out").complaint
+    for name, reason in [("list", "mapping"), ("torn", "not readable YAML"), ("wrong", "did you mean classifier")]:
+        result = run("train", "--config", tmp_path / f"{name}.yaml", "--out", tmp_path / "out")
+        assert reason in result.error_line
+    assert "no config file" in run("train", "--config=nowhere.yaml", "--out", tmp_path / "out").error_line
     (tmp_path / "text.yaml").write_text("attack: pgd=0.5\nbudget: linf:0.1\n")
     assert (
         "as [a, b]"
-        in run("harden", "mnist-cnn", "--config", tmp_path / "text.yaml", "--out", tmp_path / "out").complaint
+        in run("harden", "mnist-cnn", "--config", tmp_path / "text.yaml", "--out", tmp_path / "out").error_line
     )
-    assert "give --budget: Largest perturb" in run("harden", "mnist-cnn", "--out", tmp_path / "out").complaint
+    assert "give --budget: Largest perturb" in run("harden", "mnist-cnn", "--out", tmp_path / "out").error_line
     assert not (tmp_path / "out").exists()
 
 
-def test_what_is_missing(run: Callable[..., Any], tmp_path: Path) -> None:
-    assert "--classifier" in run("train", "--budget=linf:0.1", "--out", tmp_path / "out").complaint
-    assert "--budget" in run("train", "--classifier=mnist-cnn", "--out", tmp_path / "out").complaint
-    assert "--out" in run("train", "--classifier=mnist-cnn", "--budget=linf:0.1").complaint
+def test_train_missing_required_option_exits_with_its_name(run: Callable[..., Any], tmp_path: Path) -> None:
+    assert "--classifier" in run("train", "--budget=linf:0.1", "--out", tmp_path / "out").error_line
+    assert "--budget" in run("train", "--classifier=mnist-cnn", "--out", tmp_path / "out").error_line
+    assert "--out" in run("train", "--classifier=mnist-cnn", "--budget=linf:0.1").error_line
     assert not (tmp_path / "out").exists()
 
 
-def test_a_verb_nobody_knows(run: Callable[..., Any]) -> None:
-    complaint = run("trian").complaint
-    assert "trian" in complaint and "train" in complaint
+def test_main_unknown_command_exits_with_a_suggestion(run: Callable[..., Any]) -> None:
+    error_line = run("trian").error_line
+    assert "trian" in error_line and "train" in error_line
 
 
 @pytest.mark.parametrize(
-    ("attack", "says"),
+    ("attack", "reason"),
     [("pdg", "pgd"), ("pgd:step=3", "steps"), ("pgd:steps=few", "whole number"), ("runs/nowhere", "no folder")],
 )
-def test_attacks(run: Callable[..., Any], classifier: Path, attack: str, says: str) -> None:
-    ended = run("evaluate", attack, "--classifier", classifier, "--budget=linf:0.1", "--images=10")
-    assert says in ended.complaint
+def test_evaluate_invalid_attack_exits_with_the_reason(
+    run: Callable[..., Any], classifier: Path, attack: str, reason: str
+) -> None:
+    result = run("evaluate", attack, "--classifier", classifier, "--budget=linf:0.1", "--images=10")
+    assert reason in result.error_line
 
 
-def test_an_attack_without_a_budget(run: Callable[..., Any], classifier: Path) -> None:
-    assert "--budget" in run("evaluate", "pgd", "--classifier", classifier).complaint
+def test_evaluate_attack_without_budget_exits_with_the_missing_option(
+    run: Callable[..., Any], classifier: Path
+) -> None:
+    assert "--budget" in run("evaluate", "pgd", "--classifier", classifier).error_line
 
 
 @pytest.mark.parametrize("verb", ["train", "evaluate", "perturb"])
 @pytest.mark.parametrize(
-    ("budget", "says"),
+    ("budget", "reason"),
     [
         ("much", "linf:8/255"),
         ("linf", "linf:8/255"),
@@ -115,16 +127,16 @@ def test_an_attack_without_a_budget(run: Callable[..., Any], classifier: Path) -
         ("l2:600", "l2:600/255"),
     ],
 )
-def test_budgets(
-    run: Callable[..., Any], classifier: Path, per_image: Path, tmp_path: Path, verb: str, budget: str, says: str
+def test_commands_invalid_budget_exits_with_the_reason(
+    run: Callable[..., Any], classifier: Path, per_image: Path, tmp_path: Path, verb: str, budget: str, reason: str
 ) -> None:
     Image.new("L", (28, 28)).save(tmp_path / "picture.png")
     out = tmp_path / "out"
-    given = {
+    arguments = {
         "train": ["--classifier", classifier, "--epochs=0.05"],
         "evaluate": [per_image, "--classifier", classifier, "--images=10"],
         "perturb": [per_image, tmp_path / "picture.png"],
     }[verb]
-    ended = run(verb, *given, "--budget", budget, "--out", out)
-    assert says in ended.complaint
+    result = run(verb, *arguments, "--budget", budget, "--out", out)
+    assert reason in result.error_line
     assert not out.exists() or not list(out.iterdir())

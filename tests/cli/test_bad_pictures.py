@@ -1,4 +1,4 @@
-"""Pictures and folders of them that cannot be read: named, and the good ones done."""
+"""Images and folders of images that cannot be read are named, and the readable images are processed."""
 
 import json
 import struct
@@ -12,7 +12,7 @@ from PIL import Image
 
 
 def huge_png() -> bytes:
-    """A PNG whose header promises 60,000 x 60,000 pixels."""
+    """A small PNG file whose header claims 60,000 x 60,000 pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -27,8 +27,8 @@ def huge_png() -> bytes:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
-    """A folder with a picture of every kind: `good-` ones that can be read, `bad-` ones that cannot."""
+def image_folder(tmp_path: Path) -> Path:
+    """A folder with an image of every kind: names with `good-` can be read, names with `bad-` cannot."""
     folder = tmp_path / "pictures"
     folder.mkdir()
     noise = Image.effect_noise((40, 30), 80)
@@ -51,54 +51,58 @@ def pictures(tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("artifact", ["per_image", "universal", "direct"])
-def test_bad_pictures_are_left_out_and_good_ones_done(
-    run: Callable[..., Any], request: pytest.FixtureRequest, pictures: Path, tmp_path: Path, artifact: str
+def test_perturb_unreadable_images_are_skipped_with_a_warning(
+    run: Callable[..., Any], request: pytest.FixtureRequest, image_folder: Path, tmp_path: Path, artifact: str
 ) -> None:
-    ended = run("perturb", request.getfixturevalue(artifact), pictures, "--out", tmp_path / "out")
-    assert ended.code == 0, ended.err
-    good = sorted(path.stem for path in pictures.glob("good-*"))
+    result = run("perturb", request.getfixturevalue(artifact), image_folder, "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    good = sorted(path.stem for path in image_folder.glob("good-*"))
     rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
     assert sorted(Path(row["picture"]).stem for row in rows) == good
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.png") if "side" not in path.name) == good
-    left_out = [line for line in ended.warnings if "left out" in line]
-    for bad in pictures.glob("bad-*"):
+    left_out = [line for line in result.warnings if "left out" in line]
+    for bad in image_folder.glob("bad-*"):
         assert sum(bad.name in line for line in left_out) == 1
     assert len(left_out) == 4
-    assert [line for line in ended.warnings if "left out" not in line] == [
-        f"gap: {pictures / 'good-frames.gif'} has 2 frames; only the first is used"
+    assert [line for line in result.warnings if "left out" not in line] == [
+        f"gap: {image_folder / 'good-frames.gif'} has 2 frames; only the first is used"
     ]
 
 
-def test_no_picture_that_can_be_read(run: Callable[..., Any], per_image: Path, pictures: Path, tmp_path: Path) -> None:
-    ended = run("perturb", per_image, pictures / "bad-text.png", "--out", tmp_path / "out")
-    assert ended.code == 2 and "Traceback" not in ended.err
-    assert "could be read" in ended.err.splitlines()[-1]
+def test_perturb_only_unreadable_images_exits_with_error(
+    run: Callable[..., Any], per_image: Path, image_folder: Path, tmp_path: Path
+) -> None:
+    result = run("perturb", per_image, image_folder / "bad-text.png", "--out", tmp_path / "out")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert "could be read" in result.err.splitlines()[-1]
     assert not (tmp_path / "out" / "table.json").exists()
 
 
 @pytest.mark.parametrize("verb", ["perturb", "evaluate", "train"])
-def test_an_empty_folder(run: Callable[..., Any], classifier: Path, per_image: Path, tmp_path: Path, verb: str) -> None:
+def test_commands_empty_image_folder_exits_with_its_path(
+    run: Callable[..., Any], classifier: Path, per_image: Path, tmp_path: Path, verb: str
+) -> None:
     (tmp_path / "empty").mkdir()
     data = ["--classifier", classifier, "--data", f"folder:{tmp_path / 'empty'}"]
-    given = {
+    arguments = {
         "perturb": [per_image, tmp_path / "empty"],
         "evaluate": [per_image, *data],
         "train": [*data, "--budget=linf:0.1"],
     }[verb]
-    ended = run(verb, *given, "--out", tmp_path / "out")
-    assert str(tmp_path / "empty") in ended.complaint and "holds no pictures" in ended.complaint
+    result = run(verb, *arguments, "--out", tmp_path / "out")
+    assert str(tmp_path / "empty") in result.error_line and "holds no pictures" in result.error_line
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_a_picture_that_is_not_there(run: Callable[..., Any], per_image: Path, tmp_path: Path) -> None:
-    ended = run("perturb", per_image, tmp_path / "nowhere.png", "--out", tmp_path / "out")
-    assert "nowhere.png" in ended.complaint
+def test_perturb_missing_image_exits_with_its_name(run: Callable[..., Any], per_image: Path, tmp_path: Path) -> None:
+    result = run("perturb", per_image, tmp_path / "nowhere.png", "--out", tmp_path / "out")
+    assert "nowhere.png" in result.error_line
 
 
-def test_a_damaged_picture_in_a_data_set(
-    run: Callable[..., Any], classifier: Path, per_image: Path, pictures: Path
+def test_evaluate_damaged_image_in_the_data_exits_with_its_name(
+    run: Callable[..., Any], classifier: Path, per_image: Path, image_folder: Path
 ) -> None:
-    (pictures / "bad-huge.png").unlink()
-    ended = run("evaluate", per_image, "--classifier", classifier, "--data", f"folder:{pictures}")
-    assert ended.code == 2 and "Traceback" not in ended.err
-    assert "bad-" in ended.err.splitlines()[-1]
+    (image_folder / "bad-huge.png").unlink()
+    result = run("evaluate", per_image, "--classifier", classifier, "--data", f"folder:{image_folder}")
+    assert result.code == 2 and "Traceback" not in result.err
+    assert "bad-" in result.err.splitlines()[-1]

@@ -1,4 +1,4 @@
-"""Drawing through the command line."""
+"""Commands that draw: traverse, stylize, texture, visualize, layer-robustness, compare-styles, train-stylizer."""
 
 import json
 import signal
@@ -24,62 +24,64 @@ def digit(tmp_path: Path) -> Path:
     return save_image(to_image(images), tmp_path / "digit.png")
 
 
-def test_traverse(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
-    out = tmp_path / "walk.gif"
-    ended = run(
-        "traverse", classifier, digit, "--compare-with", "mnist-cnn", "--target-class=0", "--steps=8", "--out", out
-    )
-    assert ended.code == 0, ended.err
-    assert "digit.png" in ended.out and "within l2:7" in ended.out
-    said = [line for line in ended.out.splitlines() if "->" in line]
-    assert len(said) == 2 and all("-> 0 " in line or "(not 0, " in line for line in said)
-    assert ended.out.splitlines()[-1] == str(out)
-    with Image.open(out) as walk, Image.open(tmp_path / "walk.frames.png") as sheet:
-        assert walk.n_frames >= 5 and sheet.width > 300
-
-
-def test_where_a_walk_ends_short_of_its_class_it_says_so(
+def test_traverse_two_classifiers_writes_a_video_and_a_sheet_of_frames(
     run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path
 ) -> None:
-    for budget, steps, short in (("l2:0.01", 1, True), ("l2:12", 40, False)):
-        given = ["--target-class=0", f"--budget={budget}", f"--steps={steps}", "--out", tmp_path / "walk.gif"]
-        assert ("(not 0, " in run("traverse", classifier, digit, *given).out) == short
+    out = tmp_path / "walk.gif"
+    result = run(
+        "traverse", classifier, digit, "--compare-with", "mnist-cnn", "--target-class=0", "--steps=8", "--out", out
+    )
+    assert result.code == 0, result.err
+    assert "digit.png" in result.out and "within l2:7" in result.out
+    class_lines = [line for line in result.out.splitlines() if "->" in line]
+    assert len(class_lines) == 2 and all("-> 0 " in line or "(not 0, " in line for line in class_lines)
+    assert result.out.splitlines()[-1] == str(out)
+    with Image.open(out) as video, Image.open(tmp_path / "walk.frames.png") as sheet:
+        assert video.n_frames >= 5 and sheet.width > 300
 
 
-def test_no_drawing_takes_the_place_of_a_picture_it_is_made_from(
-    run: Callable[..., Any], classifier: Path, digit: Path, pictures: list[Path], tmp_path: Path
+def test_traverse_target_class_not_reached_is_printed(
+    run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path
 ) -> None:
-    before = [path.read_bytes() for path in (digit, *pictures)]
+    for budget, steps, not_reached in (("l2:0.01", 1, True), ("l2:12", 40, False)):
+        arguments = ["--target-class=0", f"--budget={budget}", f"--steps={steps}", "--out", tmp_path / "walk.gif"]
+        assert ("(not 0, " in run("traverse", classifier, digit, *arguments).out) == not_reached
+
+
+def test_drawing_commands_output_that_is_an_input_exits_and_keeps_it(
+    run: Callable[..., Any], classifier: Path, digit: Path, content_and_style: list[Path], tmp_path: Path
+) -> None:
+    before = [path.read_bytes() for path in (digit, *content_and_style)]
     frames = digit.rename(tmp_path / "walk.frames.png")
-    given = [
-        ["stylize", *pictures, "--out", pictures[0]],
-        ["stylize", *pictures, "--out", pictures[1]],
-        ["texture", pictures[1], "--out", pictures[1]],
-        ["visualize", NET, "logit:0", "--init", pictures[0], "--out", pictures[0]],
+    command_lines = [
+        ["stylize", *content_and_style, "--out", content_and_style[0]],
+        ["stylize", *content_and_style, "--out", content_and_style[1]],
+        ["texture", content_and_style[1], "--out", content_and_style[1]],
+        ["visualize", NET, "logit:0", "--init", content_and_style[0], "--out", content_and_style[0]],
         ["traverse", classifier, frames, "--target-class=0", "--out", tmp_path / "walk.mp4"],
     ]
-    for arguments in given:
-        ended = run(*arguments)
-        assert ended.code == 2 and "would be lost" in ended.complaint, arguments
-    assert [path.read_bytes() for path in (frames, *pictures)] == before
+    for arguments in command_lines:
+        result = run(*arguments)
+        assert result.code == 2 and "would be lost" in result.error_line, arguments
+    assert [path.read_bytes() for path in (frames, *content_and_style)] == before
 
 
-def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
+def test_traverse_compare_with_user_network_uses_the_size_of_the_first(
     run: Callable[..., Any], classifier: Path, digit: Path, networks: Path, tmp_path: Path
 ) -> None:
-    own = f"{networks}:mean"
-    ended = run(
+    user_network = f"{networks}:mean"
+    result = run(
         "traverse",
         classifier,
         digit,
         "--compare-with",
-        own,
+        user_network,
         "--target-class=0",
         "--steps=2",
         "--out",
         tmp_path / "walk.gif",
     )
-    assert ended.code == 0, ended.err
+    assert result.code == 0, result.err
 
 
 @pytest.mark.parametrize(
@@ -92,81 +94,89 @@ def test_a_network_of_one_s_own_walks_beside_at_the_first_one_s_size(
         (("--target-class=0", "--out=walk.gif", "--compare-with=efficientnet-lite0"), "differ in channels or classes"),
     ],
 )
-def test_mistakes(
+def test_traverse_invalid_option_exits_and_leaves_no_file(
     run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     arguments: tuple[str, ...], message: str,
 ) -> None:  # fmt: skip
     monkeypatch.chdir(tmp_path)
-    ended = run("traverse", classifier, digit, *arguments)
-    assert ended.code == 2 and message in ended.complaint
+    result = run("traverse", classifier, digit, *arguments)
+    assert result.code == 2 and message in result.error_line
     assert not list(tmp_path.glob("walk*"))
 
 
-# It comes with gap, and sees 32 pixels: quicker to make ready than a fresh one.
+# A small trained network that is part of gap and takes images of 32 x 32 pixels.
 NET = "drawing-hardened"
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> list[Path]:
-    """Of two sizes, in two modes."""
+def content_and_style(tmp_path: Path) -> list[Path]:
+    """A gray content image and a color style image, of different sizes."""
     torch.manual_seed(0)
     waves = (torch.arange(40)[:, None] * 0.3 + torch.arange(56)[None, :] * 0.7).sin() * 0.4 + 0.5
     content = save_image(to_image(waves[None]), tmp_path / "content.png")
     return [content, save_image(to_image(torch.rand(3, 30, 30)), tmp_path / "style.png")]
 
 
-def test_stylize(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+def test_stylize_writes_an_rgb_image_of_the_requested_size(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "new" / "stylized.png"
-    ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=5", "--out", out)
-    assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[-2:] == ["5 evaluations", str(out)] and "style at relu2_x" in ended.out
+    result = run("stylize", *content_and_style, "--backbone", NET, "--size=32", "--evaluations=5", "--out", out)
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-2:] == ["5 evaluations", str(out)] and "style at relu2_x" in result.out
     with Image.open(out) as drawn:
         assert drawn.size == (32, 23) and drawn.mode == "RGB"
 
 
-def test_stylize_with_two_styles_masks_and_another_content_network(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path
+def test_stylize_two_styles_masks_and_content_backbone_are_accepted(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
 ) -> None:
-    content, style = pictures
-    given = ["--backbone", NET, "--content-backbone", NET, "--layers=relu2_x,relu3_x", "--content-layers=relu4_x"]
-    more = ["--weights=2,1", "--mask", content, "--mask", content, "--keep-colors", "--optimizer=adam"]
+    content, style = content_and_style
+    arguments = ["--backbone", NET, "--content-backbone", NET, "--layers=relu2_x,relu3_x", "--content-layers=relu4_x"]
+    more_arguments = ["--weights=2,1", "--mask", content, "--mask", content, "--keep-colors", "--optimizer=adam"]
     out = tmp_path / "s.png"
-    ended = run("stylize", content, style, style, *given, *more, "--size=32", "--evaluations=3", "--out", out)
-    assert ended.code == 0, ended.err
-    assert "content at content relu4_x" in ended.out and "relu5_x" not in ended.out
+    result = run(
+        "stylize", content, style, style, *arguments, *more_arguments, "--size=32", "--evaluations=3", "--out", out
+    )
+    assert result.code == 0, result.err
+    assert "content at content relu4_x" in result.out and "relu5_x" not in result.out
 
 
-def test_a_shaken_look_draws_another_picture(run: Callable[..., Any], tmp_path: Path) -> None:
-    """Also without the natural prior; nothing moves but what was asked for."""
+def test_visualize_without_prior_only_requested_transforms_change_the_image(
+    run: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Catches: transforms that are ignored without the natural prior, or applied without being requested."""
 
-    def drawn(*given: str) -> bytes:
+    def drawn(*arguments: str) -> bytes:
         out = tmp_path / "drawn.png"
-        assert run("visualize", NET, "logit:3", "--steps=3", *given, "--out", out).code == 0
+        assert run("visualize", NET, "logit:3", "--steps=3", *arguments, "--out", out).code == 0
         return out.read_bytes()
 
     assert drawn("--jitter=0") == drawn() != drawn("--pad=4")
 
 
-def test_nothing_is_drawn_where_a_later_feature_is_not_there(run: Callable[..., Any], tmp_path: Path) -> None:
-    """Neither a sheet of the first, nor in place of an older sheet."""
+def test_visualize_missing_later_feature_exits_and_keeps_the_old_file(run: Callable[..., Any], tmp_path: Path) -> None:
+    """Catches: features that are checked only after the first is drawn, or after an older file is replaced."""
     out = tmp_path / "sheet.png"
     out.write_bytes(b"older")
-    for wrong, message in (("layer9:0", "unknown layer 'layer9'"), ("layer1:99", "not 99")):
-        ended = run("visualize", NET, "layer1:0", wrong, "--steps=2", "--out", out)
-        assert ended.code == 2 and message in ended.err
+    for missing_feature, message in (("layer9:0", "unknown layer 'layer9'"), ("layer1:99", "not 99")):
+        result = run("visualize", NET, "layer1:0", missing_feature, "--steps=2", "--out", out)
+        assert result.code == 2 and message in result.err
         assert out.read_bytes() == b"older"
 
 
-def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+def test_texture_writes_an_image_of_the_requested_size(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "texture.png"
-    ended = run("texture", pictures[1], "--backbone", NET, "--size=24", "--evaluations=4", "--out", out)
-    assert ended.code == 0, ended.err
+    result = run("texture", content_and_style[1], "--backbone", NET, "--size=24", "--evaluations=4", "--out", out)
+    assert result.code == 0, result.err
     with Image.open(out) as drawn:
         assert drawn.size == (24, 24)
 
 
 @pytest.mark.parametrize(
-    ("given", "count"),
+    ("arguments", "count"),
     [
         (["logit:3", "layer2:0-2,5"], 5),
         (["layer1:0", "--prior=natural", "--size=16"], 1),
@@ -178,19 +188,24 @@ def test_texture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) 
         (["logit:cat,Ship"], 2),
     ],
 )
-def test_visualize(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: Any, given: list[str], count: int
+def test_visualize_writes_a_sheet_of_all_requested_features(
+    run: Callable[..., Any],
+    content_and_style: list[Path],
+    tmp_path: Path,
+    monkeypatch: Any,
+    arguments: list[str],
+    count: int,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    ended = run("visualize", NET, *given, "--steps=3", "--out", "sheet.png")
-    assert ended.code == 0, ended.err
-    assert ended.out.splitlines()[-2:] == [f"{count} pictures", "sheet.png"]
+    result = run("visualize", NET, *arguments, "--steps=3", "--out", "sheet.png")
+    assert result.code == 0, result.err
+    assert result.out.splitlines()[-2:] == [f"{count} pictures", "sheet.png"]
     with Image.open("sheet.png") as drawn:
         assert drawn.width > count * 160
 
 
 @pytest.mark.parametrize(
-    ("given", "message"),
+    ("arguments", "message"),
     [
         (["stylize", "content.png", "gone.png"], "gone.png does not exist"),
         (["stylize", "content.png", "style.png", "--layers=relu9_x"], "unknown layer 'relu9_x'; did you mean relu5_x"),
@@ -226,22 +241,29 @@ def test_visualize(
         (["visualize", NET, "layer2:99"], "has the channels 0 to 31, not 99"),
     ],
 )
-def test_bad_drawing(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: Any, given: list[str], message: str
+def test_drawing_commands_invalid_option_exits_with_one_line_and_leaves_no_file(
+    run: Callable[..., Any],
+    content_and_style: list[Path],
+    tmp_path: Path,
+    monkeypatch: Any,
+    arguments: list[str],
+    message: str,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.iterdir())
-    backbone = [] if given[0] == "visualize" else ["--backbone", NET, "--size=32", "--evaluations=2"]
-    ended = run(*given, *backbone)
-    assert ended.code == 2 and message in ended.err and len(ended.err.splitlines()) == 1, ended.err
+    backbone = [] if arguments[0] == "visualize" else ["--backbone", NET, "--size=32", "--evaluations=2"]
+    result = run(*arguments, *backbone)
+    assert result.code == 2 and message in result.err and len(result.err.splitlines()) == 1, result.err
     assert sorted(tmp_path.iterdir()) == before
 
 
-def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> None:
+def test_layer_robustness_two_classifiers_writes_table_and_plot(
+    run: Callable[..., Any], classifier: Path, tmp_path: Path
+) -> None:
     plot, table = tmp_path / "layers.png", tmp_path / "layers.json"
-    given = ["--budget=l2:0.5", "--images=20", "--steps=3", "--json", table, "--out", plot]
-    ended = run("layer-robustness", classifier, "mnist-cnn", *given)
-    assert ended.code == 0, ended.err
+    arguments = ["--budget=l2:0.5", "--images=20", "--steps=3", "--json", table, "--out", plot]
+    result = run("layer-robustness", classifier, "mnist-cnn", *arguments)
+    assert result.code == 0, result.err
     rows = json.loads(table.read_text())["rows"]
     assert [(row["classifier"], row["layer"]) for row in rows] == [
         (name, layer) for name in (str(classifier), "mnist-cnn") for layer in ("1", "3")
@@ -251,25 +273,29 @@ def test_layers(run: Callable[..., Any], classifier: Path, tmp_path: Path) -> No
         assert drawn.width > 600
 
 
-def test_a_sweep_through_single_layers(run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path) -> None:
+def test_layer_robustness_layer_sweep_writes_a_sheet_of_single_layers(
+    run: Callable[..., Any], classifier: Path, digit: Path, tmp_path: Path
+) -> None:
     sheet = tmp_path / "sweep.png"
-    given = ["--budget=l2:0.5", "--images=4", "--steps=1", "--evaluations=2", "--size=28", "--content", digit]
-    ended = run("layer-robustness", classifier, *given, "--style", digit, "--layer-sweep", sheet)
-    assert ended.code == 0, ended.err
-    assert [line.split(": R ")[0] for line in ended.err.splitlines() if ": R " in line] == [
+    arguments = ["--budget=l2:0.5", "--images=4", "--steps=1", "--evaluations=2", "--size=28", "--content", digit]
+    result = run("layer-robustness", classifier, *arguments, "--style", digit, "--layer-sweep", sheet)
+    assert result.code == 0, result.err
+    assert [line.split(": R ")[0] for line in result.err.splitlines() if ": R " in line] == [
         f"{classifier} 1",
         f"{classifier} 3",
     ]
     with Image.open(sheet) as drawn:
         assert drawn.width > 300
-    assert "need" in run("layer-robustness", classifier, *given, "--layer-sweep", sheet).complaint
+    assert "need" in run("layer-robustness", classifier, *arguments, "--layer-sweep", sheet).error_line
 
 
-def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
+def test_stylize_grid_search_saves_all_images_and_outputs_the_best(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
     out = tmp_path / "s.png"
-    given = ["--backbone", NET, "--size=32", "--evaluations=2", "--out", out]
-    ended = run("stylize", *pictures, "--grid-search", *given)
-    assert ended.code == 0, ended.err
+    arguments = ["--backbone", NET, "--size=32", "--evaluations=2", "--out", out]
+    result = run("stylize", *content_and_style, "--grid-search", *arguments)
+    assert result.code == 0, result.err
     rows = json.loads((tmp_path / "s-grid" / "table.json").read_text())["rows"]
     assert len(rows) == 9 and all(row["score"] == row["content_distance"] + row["style_distance"] for row in rows)
     assert len({row["layers"] for row in rows}) == 3 and {row["style_weight"] for row in rows} == {3, 30, 300}
@@ -278,73 +304,94 @@ def test_a_grid_keeps_all_and_chooses_the_best(run: Callable[..., Any], pictures
     assert (tmp_path / "s-grid" / "sheet.png").is_file()
 
 
-def test_a_drawing_logs_to_tensorboard(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
-    given = ["--backbone", NET, "--size=32", "--evaluations=3", "--out", tmp_path / "s.png", "--log", tmp_path / "log"]
-    assert run("stylize", *pictures, *given).code == 0
+def test_stylize_log_option_writes_the_objective_to_tensorboard(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
+    arguments = [
+        "--backbone",
+        NET,
+        "--size=32",
+        "--evaluations=3",
+        "--out",
+        tmp_path / "s.png",
+        "--log",
+        tmp_path / "log",
+    ]
+    assert run("stylize", *content_and_style, *arguments).code == 0
     (events,) = (tmp_path / "log").glob("events*")
     log = EventAccumulator(str(events)).Reload()
     assert [event.step for event in log.Scalars("objective")] == [1, 2, 3]
 
 
-def test_memory_that_will_not_suffice_is_said_before(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_stylize_insufficient_memory_exits_before_drawing(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("gap.imagery.memory.available", lambda device: 2.0**20)
-    given = ["--backbone", NET, "--evaluations=1", "--size=384", "--out", tmp_path / "s.png"]
-    ended = run("stylize", *pictures, *given)
-    assert ended.code == 2 and "GiB are needed" in ended.complaint and "--size" in ended.complaint
+    arguments = ["--backbone", NET, "--evaluations=1", "--size=384", "--out", tmp_path / "s.png"]
+    result = run("stylize", *content_and_style, *arguments)
+    assert result.code == 2 and "GiB are needed" in result.error_line and "--size" in result.error_line
     assert not (tmp_path / "s.png").exists()
 
 
 @pytest.fixture
 def interruptible() -> Iterator[None]:
-    """Ctrl-C as at a terminal: what a shell runs in the background begins with SIGINT ignored."""
+    """The handler of SIGINT as in a terminal; processes that a shell runs in the background ignore SIGINT."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
 
 
 @pytest.mark.usefixtures("interruptible")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_drawing_that_a_signal_ends_is_kept(
-    run: Callable[..., Any], pictures: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+@pytest.mark.parametrize("signal_number", [signal.SIGINT, signal.SIGTERM])
+def test_stylize_signal_saves_the_image_so_far_and_exits_with_its_status(
+    run: Callable[..., Any],
+    content_and_style: list[Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    signal_number: int,
 ) -> None:
-    def ended_in_the_middle(self: DrawingProgress, progress: OptimizationProgress) -> None:
-        listen(self, progress)
+    def call_and_raise_signal(self: DrawingProgress, progress: OptimizationProgress) -> None:
+        original_call(self, progress)
         if progress.step == 2:
-            signal.raise_signal(number)
+            signal.raise_signal(signal_number)
 
-    listen, before = DrawingProgress.__call__, signal.getsignal(number)
-    monkeypatch.setattr(DrawingProgress, "__call__", ended_in_the_middle)
+    original_call, handler_before = DrawingProgress.__call__, signal.getsignal(signal_number)
+    monkeypatch.setattr(DrawingProgress, "__call__", call_and_raise_signal)
     out = tmp_path / "s.png"
-    ended = run("stylize", *pictures, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
-    assert ended.code == 128 + number and "ended at evaluation 3 of 9; the picture so far is kept" in ended.err
+    result = run("stylize", *content_and_style, "--backbone", NET, "--size=32", "--evaluations=9", "--out", out)
+    assert result.code == 128 + signal_number and "ended at evaluation 3 of 9; the picture so far is kept" in result.err
     with Image.open(out) as drawn:
         assert drawn.size == (32, 23)
-    assert signal.getsignal(number) == before
+    assert signal.getsignal(signal_number) == handler_before
 
 
-def test_a_network_of_one_s_own_draws(run: Callable[..., Any], digit: Path, tmp_path: Path) -> None:
-    net = tmp_path / "net.py"
-    net.write_text(
+def test_stylize_gray_user_network_draws_in_gray_and_warns_of_lost_colors(
+    run: Callable[..., Any], digit: Path, tmp_path: Path
+) -> None:
+    network_file = tmp_path / "net.py"
+    network_file.write_text(
         "from torch import nn\n\n\ndef net():\n"
         "    layers = [nn.Conv2d(1, 4, 3), nn.ReLU(), nn.Conv2d(4, 8, 3, 2), nn.ReLU(), nn.Flatten()]\n"
         "    return nn.Sequential(*layers, nn.Linear(8 * 12 * 12, 10))\n"
     )
-    given = ["--input=1x28x28", "--mean=0.1", "--std=0.3", "--evaluations=2", "--size=28"]
-    ended = run("stylize", digit, digit, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
-    assert ended.code == 0, ended.err
-    assert "loses its colors" not in ended.err
+    arguments = ["--input=1x28x28", "--mean=0.1", "--std=0.3", "--evaluations=2", "--size=28"]
+    result = run("stylize", digit, digit, "--backbone", f"{network_file}:net", *arguments, "--out", tmp_path / "s.png")
+    assert result.code == 0, result.err
+    assert "loses its colors" not in result.err
     with Image.open(tmp_path / "s.png") as drawn:
         assert drawn.mode == "L"
-    Image.new("RGB", (28, 28), "red").save(red := tmp_path / "red.png")
-    ended = run("stylize", digit, red, "--backbone", f"{net}:net", *given, "--out", tmp_path / "s.png")
-    assert ended.code == 0 and f"{red} loses its colors" in ended.err
+    Image.new("RGB", (28, 28), "red").save(red_image := tmp_path / "red.png")
+    result = run(
+        "stylize", digit, red_image, "--backbone", f"{network_file}:net", *arguments, "--out", tmp_path / "s.png"
+    )
+    assert result.code == 0 and f"{red_image} loses its colors" in result.err
 
 
-def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
-    content, style = pictures
-    given = [
+def test_compare_styles_two_backbones_writes_page_and_table(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
+    content, style = content_and_style
+    arguments = [
         "--content",
         content,
         "--style",
@@ -354,7 +401,7 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
         "--backbone=drawing-standard",
         "--backbone=drawing-hardened",
     ]
-    more = [
+    more_arguments = [
         "--metric-network=cifar-resnet18-narrow",
         "--weights=3,300",
         "--precision=bf16",
@@ -364,50 +411,63 @@ def test_compare_styles(run: Callable[..., Any], pictures: list[Path], tmp_path:
         "--out",
         tmp_path / "page",
     ]
-    ended = run("compare-styles", *given, *more)
-    assert ended.code == 0, ended.err
-    page = Path(ended.out.splitlines()[-1])
+    result = run("compare-styles", *arguments, *more_arguments)
+    assert result.code == 0, result.err
+    page = Path(result.out.splitlines()[-1])
     assert page.read_text().count('type="range"') == 8
-    told = json.loads((tmp_path / "page" / "table.json").read_text())
-    # R is of the backbone, and what is smoothed is what a drawing sees of it.
-    assert [row["layer_robustness"] is None for row in told["rows"]] == [False, False, True]
-    assert all(0 < row["activation_entropy"] < 1 for row in told["rows"])
-    assert all(0 < row["least_style_distance"] <= row["style_distance"] for row in told["rows"])
-    assert [row["backbone"] for row in told["rows"]] == [
+    report = json.loads((tmp_path / "page" / "table.json").read_text())
+    # R is measured on the backbone; smoothing is applied only in drawing, so the smoothed row has no R.
+    assert [row["layer_robustness"] is None for row in report["rows"]] == [False, False, True]
+    assert all(0 < row["activation_entropy"] < 1 for row in report["rows"])
+    assert all(0 < row["least_style_distance"] <= row["style_distance"] for row in report["rows"])
+    assert [row["backbone"] for row in report["rows"]] == [
         "drawing-standard",
         "drawing-hardened",
         "drawing-standard smoothed",
     ]
-    assert len(told["drawings"]) == 12 and told["precision"] == "bf16"
-    assert all((tmp_path / "page" / each["file"]).is_file() for each in told["drawings"])
+    assert len(report["drawings"]) == 12 and report["precision"] == "bf16"
+    assert all((tmp_path / "page" / drawing["file"]).is_file() for drawing in report["drawings"])
 
 
-def test_one_backbone_cannot_be_compared(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
-    given = ["--content", pictures[0], "--style", pictures[1], "--backbone", NET, "--out", tmp_path / "page"]
-    ended = run("compare-styles", *given)
-    assert ended.code == 2 and "two or more backbones" in ended.complaint and not (tmp_path / "page").exists()
+def test_compare_styles_one_backbone_exits_with_error(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
+    arguments = [
+        "--content",
+        content_and_style[0],
+        "--style",
+        content_and_style[1],
+        "--backbone",
+        NET,
+        "--out",
+        tmp_path / "page",
+    ]
+    result = run("compare-styles", *arguments)
+    assert result.code == 2 and "two or more backbones" in result.error_line and not (tmp_path / "page").exists()
 
 
-def test_a_stylizer_from_training_to_a_picture(run: Callable[..., Any], pictures: list[Path], tmp_path: Path) -> None:
-    content, style = pictures
+def test_train_stylizer_artifact_is_used_by_stylize_fast_and_refused_elsewhere(
+    run: Callable[..., Any], content_and_style: list[Path], tmp_path: Path
+) -> None:
+    content, style = content_and_style
     for number in range(6):
         for folder, picture in (("contents", content), ("styles", style)):
             (tmp_path / folder).mkdir(exist_ok=True)
             (tmp_path / folder / f"{number}.png").write_bytes(picture.read_bytes())
     data = ["--content", f"folder:{tmp_path / 'contents'}", "--style", f"folder:{tmp_path / 'styles'}"]
     trained, out = tmp_path / "stylizer", tmp_path / "s.png"
-    ended = run("train-stylizer", *data, "--size=32", "--epochs=2", "--batch-size=2", "--out", trained)
-    assert ended.code == 0, ended.err
-    assert "validation objective" in ended.out and ended.out.splitlines()[-1] == str(trained)
-    ended = run("stylize", content, style, style, "--weights=2,1", "--fast", trained, "--size=48", "--out", out)
-    assert ended.code == 0, ended.err
-    assert "seconds" in ended.out and ended.out.splitlines()[-1] == str(out)
+    result = run("train-stylizer", *data, "--size=32", "--epochs=2", "--batch-size=2", "--out", trained)
+    assert result.code == 0, result.err
+    assert "validation objective" in result.out and result.out.splitlines()[-1] == str(trained)
+    result = run("stylize", content, style, style, "--weights=2,1", "--fast", trained, "--size=48", "--out", out)
+    assert result.code == 0, result.err
+    assert "seconds" in result.out and result.out.splitlines()[-1] == str(out)
     with Image.open(out) as drawn:
         assert drawn.size == (48, 34)
-    ended = run("stylize", content, style, "--fast", trained, "--backbone=drawing-standard", "--out", out)
-    assert ended.code == 2 and "is another" in ended.complaint
-    ended = run("evaluate", trained, "--classifier", NET, "--data=mnist-5k", "--budget=l2:1")
-    assert ended.code == 2 and "holds a stylizer" in ended.complaint
+    result = run("stylize", content, style, "--fast", trained, "--backbone=drawing-standard", "--out", out)
+    assert result.code == 2 and "is another" in result.error_line
+    result = run("evaluate", trained, "--classifier", NET, "--data=mnist-5k", "--budget=l2:1")
+    assert result.code == 2 and "holds a stylizer" in result.error_line
 
 
 @pytest.mark.parametrize(
@@ -430,9 +490,9 @@ def test_a_stylizer_from_training_to_a_picture(run: Callable[..., Any], pictures
         ),
     ],
 )
-def test_drawing_verbs_config_equals_flags(
+def test_drawing_commands_config_file_equals_flags(
     run: Callable[..., Any],
-    pictures: list[Path],
+    content_and_style: list[Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     arguments: list[str],
@@ -442,9 +502,9 @@ def test_drawing_verbs_config_equals_flags(
     monkeypatch.chdir(tmp_path)
     network = [] if NET in arguments else ["--backbone", NET]
     (tmp_path / "options.yaml").write_text(json.dumps({**config, "size": 40}))
-    ended = run(*arguments, *network, "--config=options.yaml", "--set=size=24", "--out=a.png")
-    assert ended.code == 0, ended.err
-    ended = run(*arguments, *network, *flags, "--out=b.png")
-    assert ended.code == 0, ended.err
+    result = run(*arguments, *network, "--config=options.yaml", "--set=size=24", "--out=a.png")
+    assert result.code == 0, result.err
+    result = run(*arguments, *network, *flags, "--out=b.png")
+    assert result.code == 0, result.err
     assert Path("a.png").read_bytes() == Path("b.png").read_bytes()
-    assert "did you mean" in run(*arguments, *network, "--set=siez=24", "--out=c.png").complaint
+    assert "did you mean" in run(*arguments, *network, "--set=siez=24", "--out=c.png").error_line

@@ -1,4 +1,4 @@
-"""Help and completion come at once: neither imports torch or what comes with it. And what a shell completes."""
+"""Help and completion import neither torch nor other slow libraries; what the completion suggests."""
 
 import json
 import subprocess
@@ -16,15 +16,15 @@ from gap.attacks.registry import list_attacks
 from gap.cli.app import COMMANDS
 
 SLOW = ("torch", "torchvision", "matplotlib", "kornia", "scipy", "accelerate", "timm", "PIL", "numpy")
-TYPED = ("gap train --data mn", "gap evaluate p", "gap judge dr", "gap harden --attack tr", "gap train --config m")
+COMPLETED = ("gap train --data mn", "gap evaluate p", "gap judge dr", "gap harden --attack tr", "gap train --config m")
 
-# One process for all, since each costs half a second: what a command line imports is charged to the first that does.
-LOOK = """
+# One process runs all command lines, as each process takes half a second. An import counts for the first line only.
+PROBE_CODE = """
 import contextlib, io, json, os, sys
 
 import gap.cli.app
 
-slow, seen, lines = set(json.loads(sys.argv[1])), {}, json.loads(sys.argv[2])
+slow, outcomes, lines = set(json.loads(sys.argv[1])), {}, json.loads(sys.argv[2])
 for line in lines:
     before = set(sys.modules)
     _, *sys.argv[1:] = line.split()
@@ -36,44 +36,45 @@ for line in lines:
             gap.cli.app.main()
         except SystemExit as end:
             status = end.code
-    seen[line] = {"status": status, "said": len(out.getvalue()), "slow": sorted(slow & (set(sys.modules) - before))}
-print(json.dumps(seen))
+    imported = sorted(slow & (set(sys.modules) - before))
+    outcomes[line] = {"status": status, "output_length": len(out.getvalue()), "slow": imported}
+print(json.dumps(outcomes))
 """
 HELP = ("gap --help", *(f"gap {verb} --help" for verb in COMMANDS))
 
 
 @pytest.fixture(scope="module")
-def seen() -> dict[str, Any]:
-    """How each command line ended, how much it said, and which slow modules it was the first to import."""
-    arguments = [sys.executable, "-c", LOOK, json.dumps(SLOW), json.dumps([*HELP, *TYPED])]
-    ended = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
-    result: dict[str, Any] = json.loads(ended.stdout)
+def outcomes() -> dict[str, Any]:
+    """Of each command line: exit status, length of the output, and slow modules that it was the first to import."""
+    arguments = [sys.executable, "-c", PROBE_CODE, json.dumps(SLOW), json.dumps([*HELP, *COMPLETED])]
+    process = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=60)
+    result: dict[str, Any] = json.loads(process.stdout)
     return result
 
 
-@pytest.mark.parametrize("line", [*HELP, *TYPED])
-def test_help_and_completion_import_nothing_slow(seen: dict[str, Any], line: str) -> None:
-    assert seen[line]["status"] in (0, None) and seen[line]["said"] > 20
-    assert seen[line]["slow"] == []
+@pytest.mark.parametrize("line", [*HELP, *COMPLETED])
+def test_help_and_completion_import_no_slow_library(outcomes: dict[str, Any], line: str) -> None:
+    assert outcomes[line]["status"] in (0, None) and outcomes[line]["output_length"] > 20
+    assert outcomes[line]["slow"] == []
 
 
 @pytest.fixture
 def complete(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callable[[str], set[str]]:
-    """What bash is offered at the end of a command line."""
+    """The suggestions of bash at the end of a command line."""
 
     def call(line: str) -> set[str]:
         monkeypatch.setenv("_GAP_COMPLETE", "complete_bash")
         monkeypatch.setenv("COMP_WORDS", line)
         monkeypatch.setenv("COMP_CWORD", str(len(line.split(" ")) - 1))
-        ended = run()
-        assert (ended.code, ended.err) == (0, "")
-        return set(ended.out.split())
+        result = run()
+        assert (result.code, result.err) == (0, "")
+        return set(result.out.split())
 
     return call
 
 
 @pytest.mark.parametrize(
-    ("line", "offered"),
+    ("line", "expected"),
     [
         ("gap tra", {"train", "train-stylizer", "traverse"}),
         ("gap train --epo", {"--epochs"}),
@@ -93,12 +94,14 @@ def complete(run: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> Callab
         ("gap visualize drawing-standard lay", {f"layer{stage}:" for stage in range(1, 5)}),
     ],
 )
-def test_completion(complete: Callable[[str], set[str]], line: str, offered: set[str]) -> None:
-    found = complete(line)
-    assert {each for each in found if "." not in each} == offered
+def test_completion_of_a_partial_word_gives_the_matching_suggestions(
+    complete: Callable[[str], set[str]], line: str, expected: set[str]
+) -> None:
+    suggestions = complete(line)
+    assert {suggestion for suggestion in suggestions if "." not in suggestion} == expected
 
 
-def test_completion_of_folders(
+def test_completion_of_folders_suggests_only_artifacts_of_the_right_kind(
     complete: Callable[[str], set[str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     kinds = {"runs/net": "classifier", "runs/per-image": "bounded_generator", "swift": "stylizer", "runs/odd": "[]"}
@@ -114,11 +117,11 @@ def test_completion_of_folders(
     assert complete("gap train --data folder:s") == {"folder:swift"}
 
 
-def test_completion_script(run: Callable[..., Any]) -> None:
-    ended = run("--show-completion", "bash")
-    assert ended.code == 0 and "_GAP_COMPLETE" in ended.out
+def test_show_completion_option_prints_a_script(run: Callable[..., Any]) -> None:
+    result = run("--show-completion", "bash")
+    assert result.code == 0 and "_GAP_COMPLETE" in result.out
 
 
-def test_names_that_import_no_torch_are_those_of_the_registries() -> None:
+def test_name_lists_without_torch_equal_the_registries() -> None:
     assert set(ATTACK_NAMES) == set(list_attacks())
     assert set(BUILTIN_DESCRIPTIONS) == set(BUILTIN)

@@ -1,4 +1,4 @@
-"""Flags made from option classes."""
+"""Command-line flags made from option classes."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +14,7 @@ from gap.core.options import Options
 
 
 class Lists(Options):
-    """A list of each kind that a command takes."""
+    """Lists of all types that commands take."""
 
     names: Annotated[list[str] | None, Field(description="names")] = None
     paths: Annotated[list[Path] | None, Field(description="paths")] = None
@@ -22,18 +22,18 @@ class Lists(Options):
     widths: Annotated[tuple[int, ...], Field(description="widths")] = (1, 2)
 
 
-def given(*arguments: str) -> Lists:
-    found: list[Lists] = []
+def parse(*arguments: str) -> Lists:
+    parsed: list[Lists] = []
 
     @with_options(Lists)
     def command(read: Callable[..., Lists]) -> None:
-        found.append(read())
+        parsed.append(read())
 
     app = typer.Typer()
     app.command()(command)
-    ended = CliRunner().invoke(app, arguments)
-    assert ended.exit_code == 0, ended.output
-    return found[0]
+    result = CliRunner().invoke(app, arguments)
+    assert result.exit_code == 0, result.output
+    return parsed[0]
 
 
 @pytest.mark.parametrize(
@@ -48,68 +48,68 @@ def given(*arguments: str) -> Lists:
         (["--widths=16,8"], {"widths": (16, 8)}),
     ],
 )
-def test_only_lists_of_numbers_are_parted_at_commas(arguments: list[str], options: dict[str, Any]) -> None:
-    assert given(*arguments) == Lists(**options)
+def test_with_options_only_lists_of_numbers_are_split_at_commas(arguments: list[str], options: dict[str, Any]) -> None:
+    assert parse(*arguments) == Lists(**options)
 
 
-def test_what_must_be_given_says_so() -> None:
-    class Needy(Options):
-        """One that must be given, one that need not."""
+def test_with_options_required_option_is_marked_in_the_help() -> None:
+    class OneRequired(Options):
+        """A required option and an optional one."""
 
         data: Annotated[str, Field(description="the data")]
         seed: Annotated[int, Field(description="the seed")] = 0
 
-    @with_options(Needy)
-    def command(read: Callable[..., Needy]) -> None:
+    @with_options(OneRequired)
+    def command(read: Callable[..., OneRequired]) -> None:
         pass
 
     app = typer.Typer()
     app.command()(command)
-    shown = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
-    assert "the data (required, here or in a config)" in shown and "the seed (required" not in shown
+    help_text = " ".join(CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.split())
+    assert "the data (required, here or in a config)" in help_text and "the seed (required" not in help_text
 
 
-def test_defaults_stand_in_the_help_where_there_are_any() -> None:
-    class Room(Options):
-        """One of each kind that has something to show, or nothing."""
+def test_with_options_existing_defaults_are_shown_in_the_help() -> None:
+    class RoomOptions(Options):
+        """Options with and without a default to show."""
 
         light: Annotated[bool, Field(description="the light")] = True
         fan: Annotated[bool, Field(description="the fan")] = False
         chairs: Annotated[int, Field(description="the chairs")] = 0
         guests: Annotated[list[str], Field(default_factory=list, description="the guests")]
 
-    @with_options(Room)
-    def command(read: Callable[..., Room]) -> None:
+    @with_options(RoomOptions)
+    def command(read: Callable[..., RoomOptions]) -> None:
         pass
 
     app = typer.Typer()
     app.command()(command)
     lines = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.splitlines()
-    shown = {name: next(line for line in lines if f"the {name}" in line) for name in Room.model_fields}
-    assert "[default: (on)]" in shown["light"] and "[default: (0)]" in shown["chairs"]
-    assert "default" not in shown["fan"] and "default" not in shown["guests"]
+    help_lines = {name: next(line for line in lines if f"the {name}" in line) for name in RoomOptions.model_fields}
+    assert "[default: (on)]" in help_lines["light"] and "[default: (0)]" in help_lines["chairs"]
+    assert "default" not in help_lines["fan"] and "default" not in help_lines["guests"]
 
 
-def test_options_stand_under_the_group_that_declared_them_first() -> None:
-    class Kitchen(Options):
+def test_with_options_inherited_option_is_in_the_group_of_its_first_class() -> None:
+    class KitchenOptions(Options):
         """A group of its own."""
 
         group = "Kitchen"
         oven: Annotated[int, Field(description="the oven")] = 200
 
-    class Meal(Kitchen):
-        """The same oven, hotter, and what belongs to no group."""
+    class MealOptions(KitchenOptions):
+        """The same option with another default, and an option without a group."""
 
         oven: Annotated[int, Field(description="the oven")] = 250
         salt: Annotated[int, Field(description="the salt")] = 1
 
-    @with_options(Meal)
-    def command(read: Callable[..., Meal]) -> None:
+    @with_options(MealOptions)
+    def command(read: Callable[..., MealOptions]) -> None:
         pass
 
     app = typer.Typer()
     app.command()(command)
-    shown = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
-    ungrouped, kitchen = shown.split("─ Kitchen ─")
+    help_text = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "80"}).output
+    ungrouped, kitchen = help_text.split("─ Kitchen ─")
     assert "the salt" in ungrouped and "the oven" not in ungrouped
     assert "the oven" in kitchen and "250" in kitchen and "the salt" not in kitchen

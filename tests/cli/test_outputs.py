@@ -1,4 +1,4 @@
-"""Where results go: files, pipes, standard output; and that they are there whatever becomes of what is printed."""
+"""Where results are written: files, pipes, standard output; they are complete even where printing fails."""
 
 import inspect
 import json
@@ -27,13 +27,13 @@ from gap.imagery.optimize import OptimizationProgress
 
 @pytest.fixture
 def command(networks: Path) -> list[str]:
-    """An evaluation that takes a second and prints dashes."""
+    """The arguments of an evaluation that takes a second and prints dashes."""
     return ["evaluate", "noise", "--classifier", f"{networks}:Net", "--input=1x28x28", "--budget=linf:0.1",
             "--images=20"]  # fmt: skip
 
 
 @pytest.mark.parametrize("path", ["-", "/dev/stdout", "/dev/fd/1"])
-def test_json_to_standard_output_is_alone_there(
+def test_json_option_to_standard_output_prints_only_json_there(
     run: Callable[..., Any],
     command: list[str],
     monkeypatch: pytest.MonkeyPatch,
@@ -41,75 +41,77 @@ def test_json_to_standard_output_is_alone_there(
     path: str,
 ) -> None:
     monkeypatch.setattr(os, "replace", lambda source, target: pytest.fail(f"{target} would be replaced"))
-    ended = run(*command, "--json", path)
-    assert ended.code == 0, ended.err
+    result = run(*command, "--json", path)
+    assert result.code == 0, result.err
     assert json.loads(capfd.readouterr().out)["rows"][0]["attack"] == "noise"
-    assert ended.out == "" and "under attack" in ended.err
+    assert result.out == "" and "under attack" in result.err
 
 
-def test_json_to_standard_output_keeps_it_from_a_network_that_prints(
+def test_json_option_to_standard_output_moves_prints_of_the_network_to_stderr(
     run: Callable[..., Any], command: list[str], networks: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(os, "replace", lambda source, target: pytest.fail(f"{target} would be replaced"))
     networks.write_text(networks.read_text() + "\nprint('a word of the network')\n")
-    ended = run(*command, "--json", "-")
-    assert ended.out == "" and "a word of the network" in ended.err
+    result = run(*command, "--json", "-")
+    assert result.out == "" and "a word of the network" in result.err
 
 
 @pytest.mark.parametrize("verb", [evaluate, judge, layer_robustness])
-def test_every_json_option_knows_standard_output(verb: Callable[..., None]) -> None:
+def test_json_option_of_every_command_accepts_standard_output(verb: Callable[..., None]) -> None:
     assert inspect.signature(verb).parameters["json"].annotation is Json
 
 
-def test_json_to_a_pipe_reaches_its_reader(run: Callable[..., Any], command: list[str], tmp_path: Path) -> None:
+def test_json_option_to_a_pipe_writes_the_table_to_it(
+    run: Callable[..., Any], command: list[str], tmp_path: Path
+) -> None:
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
-    parts: list[str] = []
-    reader = threading.Thread(target=lambda: parts.append(pipe.read_text()), daemon=True)
+    texts: list[str] = []
+    reader = threading.Thread(target=lambda: texts.append(pipe.read_text()), daemon=True)
     reader.start()
-    ended = run(*command, "--json", pipe)
+    result = run(*command, "--json", pipe)
     reader.join(timeout=10)
-    assert ended.code == 0 and "under attack" in ended.out
-    assert len(json.loads(parts[0])["rows"]) == 1 and pipe.is_fifo()
+    assert result.code == 0 and "under attack" in result.out
+    assert len(json.loads(texts[0])["rows"]) == 1 and pipe.is_fifo()
 
 
-def test_json_that_cannot_be_written_is_refused_before_the_work(
+def test_json_option_unwritable_path_exits_before_the_evaluation(
     run: Callable[..., Any], command: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    ended = run(*command, "--json", tmp_path / "file" / "table.json")
-    assert "table.json cannot be written" in ended.complaint
-    assert "left" not in ended.err
+    result = run(*command, "--json", tmp_path / "file" / "table.json")
+    assert "table.json cannot be written" in result.error_line
+    assert "left" not in result.err
 
 
-def test_table_that_cannot_be_saved_is_still_printed(
+def test_evaluate_table_that_cannot_be_saved_is_still_printed(
     run: Callable[..., Any], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    def full(source: Path, target: Path) -> None:
+    def raise_no_space(source: Path, target: Path) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
-    ended = run(*command, "--json", tmp_path / "table.json")
-    assert ended.code == 2 and "noise" in ended.out and "under attack" in ended.out
+    monkeypatch.setattr(os, "replace", raise_no_space)
+    result = run(*command, "--json", tmp_path / "table.json")
+    assert result.code == 2 and "noise" in result.out and "under attack" in result.out
 
 
-def test_table_is_saved_before_it_is_printed(
+def test_evaluate_table_is_saved_before_it_is_printed(
     run: Callable[..., Any], command: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    seen: list[set[str]] = []
+    listings: list[set[str]] = []
     monkeypatch.setattr(
-        "gap.cli.commands.evaluate.print_table", lambda *table: seen.append(set(os.listdir(tmp_path / "out")))
+        "gap.cli.commands.evaluate.print_table", lambda *table: listings.append(set(os.listdir(tmp_path / "out")))
     )
-    ended = run(*command, "--json", tmp_path / "table.json", "--out", tmp_path / "out")
-    assert ended.code == 0, ended.err
-    assert seen and seen[0] >= {"table.json", "pictures.png"} and (tmp_path / "table.json").is_file()
+    result = run(*command, "--json", tmp_path / "table.json", "--out", tmp_path / "out")
+    assert result.code == 0, result.err
+    assert listings and listings[0] >= {"table.json", "pictures.png"} and (tmp_path / "table.json").is_file()
 
 
-def test_table_is_saved_where_nothing_can_be_printed(command: list[str], tmp_path: Path) -> None:
-    """The readers of both streams are gone, and the encoding lacks the dashes of the table."""
+def test_evaluate_closed_output_streams_still_saves_the_table(command: list[str], tmp_path: Path) -> None:
+    """Catches: a table that is lost where nobody reads the streams and their encoding lacks its dashes."""
     reader, writer = os.pipe()
     os.close(reader)
-    ended = subprocess.run(
+    result = subprocess.run(
         [sys.executable, "-m", "gap", *command, "--json", "table.json"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"},
@@ -119,11 +121,11 @@ def test_table_is_saved_where_nothing_can_be_printed(command: list[str], tmp_pat
         timeout=120,
     )
     os.close(writer)
-    assert ended.returncode == 0
+    assert result.returncode == 0
     assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 1
 
 
-def test_drawing_to_a_pipe_or_through_a_link_is_checked_without_a_trace(tmp_path: Path) -> None:
+def test_check_output_pipe_or_link_is_accepted_and_left_unchanged(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.png")
     (tmp_path / "link.png").symlink_to("folder/drawn.png")
     for name in ("pipe.png", "link.png"):
@@ -132,24 +134,24 @@ def test_drawing_to_a_pipe_or_through_a_link_is_checked_without_a_trace(tmp_path
     assert (tmp_path / "pipe.png").is_fifo() and not os.listdir(tmp_path / "folder")
 
 
-def test_video_that_cannot_be_written_is_refused_before_the_walk(run: Callable[..., Any], tmp_path: Path) -> None:
+def test_traverse_unwritable_output_exits_before_the_traversal(run: Callable[..., Any], tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     Image.new("L", (28, 28)).save(tmp_path / "digit.png")
     out = tmp_path / "file" / "walk.gif"
-    ended = run("traverse", "mnist-cnn", tmp_path / "digit.png", "--target-class=0", "--steps=1", "--out", out)
-    assert "walk.gif cannot be written" in ended.complaint and "->" not in ended.out
+    result = run("traverse", "mnist-cnn", tmp_path / "digit.png", "--target-class=0", "--steps=1", "--out", out)
+    assert "walk.gif cannot be written" in result.error_line and "->" not in result.out
 
 
-def test_drawing_whose_backbone_fails_keeps_the_pictures_so_far() -> None:
-    kept: list[torch.Tensor] = []
-    pictures = torch.rand(1, 3, 4, 4)
-    with suppress(ZeroDivisionError), progress_display(kept.append) as stand:
-        stand(OptimizationProgress(0, 5, Activations(pictures, {}), torch.zeros(1)))
+def test_progress_display_error_while_drawing_saves_the_images_so_far() -> None:
+    saved: list[torch.Tensor] = []
+    images = torch.rand(1, 3, 4, 4)
+    with suppress(ZeroDivisionError), progress_display(saved.append) as progress:
+        progress(OptimizationProgress(0, 5, Activations(images, {}), torch.zeros(1)))
         raise ZeroDivisionError
-    assert len(kept) == 1 and torch.equal(kept[0], pictures)
+    assert len(saved) == 1 and torch.equal(saved[0], images)
 
 
-def test_log_that_cannot_be_a_folder_is_refused(tmp_path: Path) -> None:
+def test_progress_display_log_path_that_is_a_file_raises_gap_error(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with (
         pytest.raises(GapError, match="file cannot be written"),

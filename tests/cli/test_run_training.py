@@ -1,4 +1,4 @@
-"""The folder that a training verb works in, whatever becomes of the process."""
+"""The folder of a training command, also where its process is killed."""
 
 import os
 import warnings
@@ -26,7 +26,7 @@ from gap.core.options import Options
 from gap.training.run import run_in_folder
 from gap.training.trainer import Callback, TrainingProgress
 
-START = TrainingProgress(step=0, steps=5, epoch=0.0, metrics={}, images_per_second=0.0)
+FIRST_PROGRESS = TrainingProgress(step=0, steps=5, epoch=0.0, metrics={}, images_per_second=0.0)
 
 
 class Settings(PretrainOptions):
@@ -37,36 +37,36 @@ class Killed(BaseException):
     pass
 
 
-def begun(options: Options, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Artifact:
-    """A process that ends as soon as it has opened its folder."""
-    callbacks[0](START)
+def killed_after_start(options: Options, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Artifact:
+    """A run whose process is killed as soon as it has prepared its folder."""
+    callbacks[0](FIRST_PROGRESS)
     raise Killed
 
 
-def killed_in(folder: Path, at: int, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Open a folder in a process that ends before its `at`-th change to the disk; whether it came to that."""
+def is_killed_before_change(folder: Path, allowed_changes: int, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Prepare a folder in a process that is killed after this many changes to the disk; False if there were fewer."""
     changes = 0
 
-    def counted(change: Callable[..., Any]) -> Callable[..., Any]:
-        def counting(*given: Any, **named: Any) -> Any:
+    def with_count(change: Callable[..., Any]) -> Callable[..., Any]:
+        def count_and_change(*arguments: Any, **keywords: Any) -> Any:
             nonlocal changes
             changes += 1
-            if changes > at:
+            if changes > allowed_changes:
                 raise Killed
-            return change(*given, **named)
+            return change(*arguments, **keywords)
 
-        return counting
+        return count_and_change
 
     with monkeypatch.context() as patch:
-        for where, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
-            patch.setattr(where, name, counted(getattr(where, name)))
+        for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
+            patch.setattr(owner, name, with_count(getattr(owner, name)))
         with pytest.raises(Killed):
-            run_in_folder("work", begun, Settings(), folder, [])
-    return changes > at
+            run_in_folder("work", killed_after_start, Settings(), folder, [])
+    return changes > allowed_changes
 
 
-def left_by_a_run(folder: Path, *names: str) -> Path:
-    """A folder with these files of a run, beside one of the user's own."""
+def make_run_folder(folder: Path, *names: str) -> Path:
+    """A folder with these files of a run, and with a file of the user."""
     (folder / "tensorboard").mkdir(parents=True)
     for name in (TENSORS, METRICS, "notes.txt", "tensorboard/events.out.tfevents.1"):
         (folder / name).write_text("old")
@@ -77,36 +77,37 @@ def left_by_a_run(folder: Path, *names: str) -> Path:
 
 
 @pytest.mark.parametrize("names", [(CARD,), (CARD, CONFIG), (CHECKPOINT, CONFIG)])
-def test_killed_at_any_moment_of_its_beginning_the_folder_is_still_ours(
+def test_run_in_folder_killed_before_any_disk_change_leaves_a_usable_folder(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, names: tuple[str, ...]
 ) -> None:
-    for at in range(100):
-        folder = left_by_a_run(tmp_path / str(at), *names)
-        if not killed_in(folder, at, monkeypatch):
+    """Catches: an order of changes that loses the marker of gap, or leaves new options beside an old artifact."""
+    for allowed_changes in range(100):
+        folder = make_run_folder(tmp_path / str(allowed_changes), *names)
+        if not is_killed_before_change(folder, allowed_changes, monkeypatch):
             break
         prepare_run_dir(folder, resume=True)
         prepare_run_dir(folder, overwrite=True)
-        there = set(os.listdir(folder))
-        new = CONFIG in there and yaml.safe_load((folder / CONFIG).read_text()) == Settings().to_dict()
-        assert not (new and there & {CARD, CHECKPOINT}), "new options, old work"
-    assert at > 5
+        file_names = set(os.listdir(folder))
+        has_new_options = CONFIG in file_names and yaml.safe_load((folder / CONFIG).read_text()) == Settings().to_dict()
+        assert not (has_new_options and file_names & {CARD, CHECKPOINT}), "new options beside an old artifact"
+    assert allowed_changes > 5
     assert sorted(os.listdir(folder)) == [CONFIG, "notes.txt"]
 
 
-def test_what_a_killed_process_left_half_written_goes(tmp_path: Path) -> None:
+def test_run_in_folder_partial_files_of_a_killed_process_are_removed(tmp_path: Path) -> None:
     for name in (MARKER_FILE, *RUN_FILES, "notes.txt"):
         (tmp_path / f".{name}.123.part").write_text("half")
     (tmp_path / f".{CARD}.mine.part").write_text("kept")
     with pytest.raises(Killed):
-        run_in_folder("work", begun, Settings(), tmp_path, [])
+        run_in_folder("work", killed_after_start, Settings(), tmp_path, [])
     assert sorted(os.listdir(tmp_path)) == sorted([f".{CARD}.mine.part", ".notes.txt.123.part", CONFIG])
 
 
-def test_options_that_do_not_fit_lose_nothing(tmp_path: Path) -> None:
-    def refuses(*given: Any, **named: Any) -> Artifact:
+def test_run_in_folder_invalid_options_keep_the_old_files(tmp_path: Path) -> None:
+    def refuses(*arguments: Any, **keywords: Any) -> Artifact:
         raise GapError("no")
 
-    folder = left_by_a_run(tmp_path / "out", CARD, CONFIG)
+    folder = make_run_folder(tmp_path / "out", CARD, CONFIG)
     before = sorted(os.listdir(folder))
     with pytest.raises(GapError, match="no"):
         run_in_folder("work", refuses, Settings(), folder, [])
@@ -114,9 +115,11 @@ def test_options_that_do_not_fit_lose_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", [GapError, ZeroDivisionError])
-def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: Path, kind: type[Exception]) -> None:
+def test_run_in_folder_error_before_the_first_checkpoint_removes_the_folder(
+    tmp_path: Path, kind: type[Exception]
+) -> None:
     def fails(options: Options, folder: Path, callbacks: Sequence[Callback], resume: bool) -> Artifact:
-        callbacks[0](START)
+        callbacks[0](FIRST_PROGRESS)
         raise kind("no")
 
     (tmp_path / "out").mkdir()
@@ -125,11 +128,11 @@ def test_a_run_that_fails_before_its_first_checkpoint_leaves_nothing(tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize(("rank", "heard"), [("0", True), ("1", False)])
-def test_of_several_processes_one_warns(
-    rank: str, heard: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(("rank", "expect_warning"), [("0", True), ("1", False)])
+def test_run_in_folder_several_processes_only_rank_0_warns(
+    rank: str, expect_warning: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def warns(*given: Any, **named: Any) -> Artifact:
+    def warns(*arguments: Any, **keywords: Any) -> Artifact:
         warnings.warn("look", GapWarning, stacklevel=1)
         return Artifact(tmp_path, {})
 
@@ -137,4 +140,4 @@ def test_of_several_processes_one_warns(
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         run_in_folder("work", warns, Settings(), tmp_path, [])
-    assert bool(caught) == heard
+    assert bool(caught) == expect_warning

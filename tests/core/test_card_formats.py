@@ -1,4 +1,4 @@
-"""Cards of the first format: read in the words of today's, whatever their kind."""
+"""Cards of the first format are read and returned with the keys and words of the current format."""
 
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from gap.threat import Budget
 
 JUDGED = "judged at linf:0.1, fast, 60 images of mnist-5k"
 GENERATOR = {"architecture": "autoencoder", "encoder": "strided-64", "weights": None, "decoder": [4]}
-# What each kind of the first format said, as far as its words changed, and how today's says it.
+# For each kind of artifact: a card of the first format, and the same card in the current format.
 CARDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "per image": (
         {
@@ -105,20 +105,20 @@ CARDS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_of_the_first_format_is_read_in_todays_words(name: str, tmp_path: Path) -> None:
+def test_open_artifact_first_format_card_is_upgraded(name: str, tmp_path: Path) -> None:
     old, new = CARDS[name]
     (tmp_path / CARD).write_text(yaml.safe_dump(old))
     assert open_artifact(tmp_path, new["kind"]).card == {**new, "format": FORMAT}
 
 
 @pytest.mark.parametrize("name", CARDS)
-def test_a_card_of_today_stays_as_it_is(name: str) -> None:
+def test_upgraded_current_card_is_unchanged(name: str) -> None:
     card = CARDS[name][1] | {"format": FORMAT}
     assert upgraded(card) == card
     assert upgraded(upgraded(CARDS[name][0])) == card
 
 
-def test_what_is_noted_in_an_old_card_leaves_it_in_todays_format(tmp_path: Path) -> None:
+def test_update_card_first_format_card_is_written_in_the_current_format(tmp_path: Path) -> None:
     old, new = CARDS["hardened"]
     (tmp_path / CARD).write_text(yaml.safe_dump(old))
     update_card(tmp_path, "note", 1)
@@ -132,7 +132,7 @@ def test_what_is_noted_in_an_old_card_leaves_it_in_todays_format(tmp_path: Path)
         ("generator", "unet"), (JUDGED, "well"), (JUDGED, {"gate": 3}), (JUDGED, {"gate": [3, {"check": "a"}]}), (3, 4),
     ],
 )  # fmt: skip
-def test_what_is_not_understood_stays_as_it_is(key: Any, value: Any) -> None:
+def test_upgraded_unexpected_values_do_not_raise(key: Any, value: Any) -> None:
     card = upgraded({"kind": "of something else", key: value})
     assert card["kind"] == "of something else" and card["format"] == FORMAT
 
@@ -145,7 +145,9 @@ def test_what_is_not_understood_stays_as_it_is(key: Any, value: Any) -> None:
         ("universal_perturbation", "universal perturbation", Universal),
     ],
 )
-def test_an_attack_of_the_first_format_is_loaded(kind: str, old_kind: str, expected: type, tmp_path: Path) -> None:
+def test_load_attack_first_format_card_gives_the_same_attack(
+    kind: str, old_kind: str, expected: type, tmp_path: Path
+) -> None:
     classifier = load_classifier("mnist-cnn")
     options = {**GENERATOR, "pixel_unshuffle": 2}
     torch.manual_seed(0)
@@ -165,15 +167,19 @@ def test_an_attack_of_the_first_format_is_loaded(kind: str, old_kind: str, expec
     }
     save_artifact(tmp_path, kind, tensors, card)
     images, labels = torch.rand(2, 1, 28, 28), torch.tensor([3, 4])
-    now = load_attack(tmp_path)
+    current = load_attack(tmp_path)
     path = tmp_path / CARD
-    old = yaml.safe_load(path.read_text())
-    old["kind"] = old_kind
-    old["goal"], old["magnitude"], old["figures"] = old.pop("criterion"), old.pop("target_norm"), old.pop("metrics")
-    old["generator"]["fold"] = old["generator"].pop("pixel_unshuffle")
-    del old["format"]
-    path.write_text(yaml.safe_dump(old))
-    then = load_attack(tmp_path)
-    assert isinstance(then, expected)
-    assert then.budget == (None if direct else Budget("linf", 0.1))
-    assert torch.equal(then(classifier, images, labels), now(classifier, images, labels))
+    card_of_first_format = yaml.safe_load(path.read_text())
+    card_of_first_format["kind"] = old_kind
+    card_of_first_format["goal"], card_of_first_format["magnitude"], card_of_first_format["figures"] = (
+        card_of_first_format.pop("criterion"),
+        card_of_first_format.pop("target_norm"),
+        card_of_first_format.pop("metrics"),
+    )
+    card_of_first_format["generator"]["fold"] = card_of_first_format["generator"].pop("pixel_unshuffle")
+    del card_of_first_format["format"]
+    path.write_text(yaml.safe_dump(card_of_first_format))
+    upgraded_attack = load_attack(tmp_path)
+    assert isinstance(upgraded_attack, expected)
+    assert upgraded_attack.budget == (None if direct else Budget("linf", 0.1))
+    assert torch.equal(upgraded_attack(classifier, images, labels), current(classifier, images, labels))

@@ -1,4 +1,4 @@
-"""Foreign networks: each behaves as its plain twin wherever a network is called."""
+"""Foreign networks: each gives the same results as its plain twin wherever gap calls a network."""
 
 from pathlib import Path
 
@@ -53,7 +53,9 @@ def pixels() -> InMemorySplit:
 @pytest.mark.parametrize(
     "spec", ["pgd:steps=4", "fgsm", "deepfool", "noise", "uap:images_seen=12", "uap-sgd:images_seen=24"]
 )
-def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Module], spec: str, wrapped: bool) -> None:
+def test_attack_foreign_network_gives_the_result_of_its_twin(
+    network: type[nn.Module], spec: str, wrapped: bool
+) -> None:
     """Catches: images changed in place, a layout that the network cannot take, logits that are not unpacked."""
     images, labels = sample()
 
@@ -61,9 +63,9 @@ def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Modu
         torch.manual_seed(0)
         target = classifier_of(kind) if wrapped else kind().eval()
         attack = create_attack(spec, BUDGET, target, lambda: iter([(images, labels)]))
-        given = images.clone(memory_format=torch.channels_last) if wrapped else images.clone()
-        result = attack(target, given, labels)
-        assert torch.equal(given, images)
+        inputs = images.clone(memory_format=torch.channels_last) if wrapped else images.clone()
+        result = attack(target, inputs, labels)
+        assert torch.equal(inputs, images)
         return result
 
     result, expected = attacked(network), attacked(SAME_AS[network])
@@ -72,7 +74,7 @@ def test_attack_on_foreign_network_equals_that_on_its_twin(network: type[nn.Modu
 
 
 @PAIRS
-def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+def test_evaluate_attack_foreign_network_gives_the_accuracies_of_its_twin(network: type[nn.Module]) -> None:
     rows = [
         evaluate_attack(PGD(BUDGET, steps=4), classifier_of(kind), pixels(), batch_size=59).row
         for kind in (network, SAME_AS[network])
@@ -82,7 +84,7 @@ def test_evaluate_foreign_network_equals_its_twin(network: type[nn.Module]) -> N
 
 
 @pytest.mark.parametrize("network", [foreign.InPlace, foreign.Squeezing, foreign.Constant])
-def test_judge_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+def test_evaluate_robustness_foreign_network_gives_the_accuracy_of_its_twin(network: type[nn.Module]) -> None:
     results = [
         evaluate_robustness(classifier_of(kind), pixels(), BUDGET, images=11, batch_size=10, fast=True)
         for kind in (network, SAME_AS[network])
@@ -90,13 +92,13 @@ def test_judge_foreign_network_equals_its_twin(network: type[nn.Module]) -> None
     assert results[0].robust_accuracy == pytest.approx(results[1].robust_accuracy, abs=0.1)
 
 
-def test_judge_network_with_reentrant_checkpoint_is_refused_with_the_reason() -> None:
+def test_evaluate_robustness_reentrant_checkpoint_is_refused_with_the_reason() -> None:
     with pytest.raises(NetworkError, match=r"AutoAttack cannot attack Checkpointed: .*use_reentrant=False"):
         evaluate_robustness(classifier_of(foreign.Checkpointed), pixels(), BUDGET, images=4, fast=True)
 
 
 @PAIRS
-def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+def test_drawing_foreign_network_gives_the_image_of_its_twin(network: type[nn.Module]) -> None:
     content, style = sample()[0][:2]
     if network in (foreign.Constant, foreign.Checkpointed):
         return  # neither has a layer that can be drawn with; the tests of errors below say what happens
@@ -116,7 +118,7 @@ def test_drawing_with_foreign_network_equals_its_twin(network: type[nn.Module]) 
 
 
 @PAIRS
-def test_layer_robustness_of_foreign_network_equals_its_twin(network: type[nn.Module]) -> None:
+def test_layer_robustness_foreign_network_gives_the_value_of_its_twin(network: type[nn.Module]) -> None:
     images, _ = sample(4)
     values = [
         layer_robustness(classifier_of(kind), ["logits"], images, BUDGET, steps=2)[0].value
@@ -126,7 +128,7 @@ def test_layer_robustness_of_foreign_network_equals_its_twin(network: type[nn.Mo
 
 
 @PAIRS
-def test_foreign_network_is_trained_as_its_twin(network: type[nn.Module]) -> None:
+def test_check_training_foreign_network_gets_the_gradients_of_its_twin(network: type[nn.Module]) -> None:
     if network is foreign.Constant:
         with pytest.raises(GapError, match="Constant has no weights that can be trained"):
             check_training(classifier_of(network))
@@ -146,7 +148,7 @@ def test_foreign_network_is_trained_as_its_twin(network: type[nn.Module]) -> Non
 
 
 @pytest.mark.parametrize("network", [foreign.GrayViewing, foreign.GrayStrided])
-def test_gray_images_of_a_data_set_are_laid_out_for_the_network(network: type[nn.Module]) -> None:
+def test_attack_gray_images_of_a_split_have_the_memory_format_of_the_network(network: type[nn.Module]) -> None:
     """Catches: strides of channels last, which images of one channel keep through `contiguous` and `clone`."""
     generator = torch.Generator().manual_seed(2)
     images = torch.randint(256, (40, 1, SIDE, SIDE), generator=generator, dtype=torch.uint8)
@@ -164,7 +166,7 @@ def test_gray_images_of_a_data_set_are_laid_out_for_the_network(network: type[nn
     assert (FGSM(BUDGET)(network().eval(), batch, own) - expected).abs().mean() < 1e-4
 
 
-def test_deepfool_that_fools_no_image_calls_no_network_without_images() -> None:
+def test_deepfool_no_image_fooled_never_calls_the_network_with_an_empty_batch() -> None:
     class NeverEmpty(foreign.Plain):
         def forward(self, images: Tensor) -> Tensor:
             assert len(images)
@@ -175,20 +177,20 @@ def test_deepfool_that_fools_no_image_calls_no_network_without_images() -> None:
     assert (result - images).abs().max() <= 2e-6
 
 
-def test_load_classifier_of_torchscript_and_lazy_networks_works(source: Path) -> None:
+def test_load_classifier_torchscript_and_lazy_networks_are_loaded(source: Path) -> None:
     source.write_text(source.read_text() + UNUSUAL)
     images, _ = sample(3)
     assert torch.allclose(load(source, "scripted")(images), foreign.Plain()(images), atol=1e-5)
     assert load(source, "lazy")(images).shape == (3, CLASSES)
 
 
-def test_network_that_resizes_inside_is_drawn_with() -> None:
+def test_transfer_style_network_that_resizes_its_input_gives_a_finite_image() -> None:
     content, style = sample()[0][:2]
     config = StyleTransferOptions(layers=["conv1", "conv2"], content_layers=["conv2"], evaluations=2, precision="fp32")
     assert transfer_style(content, [style], classifier_of(foreign.Resizing), options=config).image.isfinite().all()
 
 
-def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
+def test_evaluate_attack_network_that_returns_nan_warns_with_the_count() -> None:
     class Sometimes(foreign.Plain):
         def forward(self, images: Tensor) -> Tensor:
             logits = super().forward(images)
@@ -198,7 +200,7 @@ def test_evaluate_network_that_returns_nan_warns_with_the_count() -> None:
         evaluate_attack(create_attack("noise", BUDGET), classifier_of(Sometimes), pixels())
 
 
-def test_memory_that_runs_out_is_no_fault_of_the_network() -> None:
+def test_attack_out_of_memory_is_not_reported_as_a_network_error() -> None:
     class Large(foreign.Plain):
         def forward(self, images: Tensor) -> Tensor:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 bytes")
@@ -207,7 +209,7 @@ def test_memory_that_runs_out_is_no_fault_of_the_network() -> None:
         FGSM(BUDGET)(Large().eval(), *sample())
 
 
-def test_channels_last_is_kept_where_nothing_changes() -> None:
+def test_use_channels_last_is_set_only_where_the_outputs_stay_equal() -> None:
     layouts = {kind: classifier_of(kind).memory_format for kind in (foreign.Plain, foreign.Viewing, foreign.Strided)}
     assert layouts == {
         foreign.Plain: torch.channels_last,
@@ -248,7 +250,7 @@ def load(source: Path, name: str) -> Classifier:
         ("Double", "has weights in float64; it is used in float32"),
     ],
 )
-def test_load_classifier_with_unusual_network_says_so_once(source: Path, name: str, message: str) -> None:
+def test_load_classifier_unusual_outputs_or_dtype_warns_once(source: Path, name: str, message: str) -> None:
     with pytest.warns(GapWarning, match=message) as warned:
         classifier = load(source, name)
     assert len(warned) == 1
@@ -256,29 +258,29 @@ def test_load_classifier_with_unusual_network_says_so_once(source: Path, name: s
     assert torch.allclose(classifier(images), foreign.Plain()(images), atol=0.1)
 
 
-def test_check_training_with_weights_that_get_no_gradient_says_which() -> None:
-    """Catches: a network with a reentrant checkpoint that is trained in silence, though only its head learns."""
+def test_check_training_weights_without_gradient_warns_with_their_names() -> None:
+    """Catches: a network with a reentrant checkpoint of which only the head is trained, without a warning."""
     with pytest.warns(GapWarning, match=r"4 of 6 weights get no gradient and do not learn, conv1\.weight"):
         assert not check_training(classifier_of(foreign.Checkpointed))
 
 
-def test_check_training_with_auxiliary_outputs_says_so() -> None:
+def test_check_training_auxiliary_outputs_warns() -> None:
     with pytest.warns(GapWarning, match="InTupleInTraining returns a Outputs in training mode; its logits are taken"):
         check_training(classifier_of(foreign.InTupleInTraining))
 
 
-def test_load_classifier_that_takes_no_single_image_is_refused(source: Path) -> None:
+def test_load_classifier_network_that_fails_on_one_image_is_refused(source: Path) -> None:
     with pytest.raises(NetworkError, match="NormalizedByBatch fails on one image of 3x8x8: ValueError: Expected more"):
         load(source, "NormalizedByBatch")
 
 
-def test_load_classifier_that_raises_names_network_shape_and_error(source: Path) -> None:
+def test_load_classifier_network_that_raises_is_refused_with_shape_and_error(source: Path) -> None:
     with pytest.raises(NetworkError, match="Raising fails on 2 images of 3x8x8: KeyError: 'a key of its own'") as error:
         load(source, "Raising")
     assert isinstance(error.value.__cause__, KeyError)
 
 
-def test_network_error_in_the_middle_of_an_attack_is_one_line() -> None:
+def test_attack_network_that_raises_during_it_gives_an_error_of_one_line() -> None:
     class Moody(foreign.Plain):
         def forward(self, images: Tensor) -> Tensor:
             if torch.is_grad_enabled():
@@ -291,7 +293,7 @@ def test_network_error_in_the_middle_of_an_attack_is_one_line() -> None:
             FGSM(BUDGET)(target, images, labels)
 
 
-def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
+def test_attack_gradient_of_nan_warns_with_the_count() -> None:
     images, labels = sample()
     for spec in ("pgd:steps=2", "fgsm", "deepfool"):
         attack = create_attack(spec, BUDGET)
@@ -300,7 +302,7 @@ def test_gradient_of_nan_is_warned_about_with_the_count() -> None:
         assert result.isfinite().all()
 
 
-def test_gradient_of_nan_fails_the_masking_gate() -> None:
+def test_evaluate_robustness_gradient_of_nan_fails_the_masking_checks() -> None:
     with pytest.warns(GapWarning, match="NaN or infinite"):
         result = evaluate_robustness(classifier_of(foreign.UndefinedGradient), pixels(), BUDGET, images=10, fast=True)
     checks = {check.name: check for check in result.checks}
@@ -310,13 +312,13 @@ def test_gradient_of_nan_fails_the_masking_gate() -> None:
     assert result.verdict == "masked"
 
 
-def test_gradient_of_nan_stops_a_drawing_with_its_reason() -> None:
+def test_visualize_features_gradient_of_nan_raises_with_the_reason() -> None:
     with pytest.raises(GapError, match=r"the gradient of .* is NaN or infinite"):
         visualize_features(classifier_of(foreign.UndefinedGradient), [Feature("conv2", 1)], steps=3)
 
 
 @pytest.mark.parametrize("network", [foreign.Checkpointed, foreign.Detached])
-def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> None:
+def test_transfer_style_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> None:
     """Catches: a style that is silently left out, since the colors alone still pass a gradient."""
     content, style = sample()[0][:2]
     config = StyleTransferOptions(layers=["conv1"], content_layers=["conv2"], evaluations=4)
@@ -324,7 +326,7 @@ def test_layer_without_gradient_is_refused_by_name(network: type[nn.Module]) -> 
         transfer_style(content, [style], classifier_of(network), options=config)
 
 
-def test_device_of_network_without_parameters_is_that_of_its_buffers() -> None:
+def test_device_of_network_without_parameters_is_the_device_of_its_buffers() -> None:
     assert device_of(foreign.Constant()) == torch.device("cpu")
     assert device_of(nn.Flatten()) == torch.device("cpu")
     assert device_of(foreign.Constant().to("meta")) == torch.device("meta")

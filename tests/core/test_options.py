@@ -11,7 +11,7 @@ from gap.core.errors import GapError
 from gap.core.options import deep_merge, named_configs, parse_assignments, read_config, read_yaml
 from gap.hardening.options import HardenOptions
 
-NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
+REQUIRED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
 
 
 @settings(max_examples=60, deadline=None)
@@ -35,7 +35,7 @@ NEEDED: dict[str, Any] = {"classifier": ["mnist-cnn"], "budget": "linf:0.1"}
         },
     )
 )
-def test_options_survive_yaml(options: dict[str, Any]) -> None:
+def test_options_written_as_yaml_and_read_again_are_equal(options: dict[str, Any]) -> None:
     read = TrainOptions.read(options)
     text = yaml.safe_dump(read.to_dict(), sort_keys=False)
     again = TrainOptions.read(read_yaml(text, "here"))
@@ -47,32 +47,32 @@ def test_options_survive_yaml(options: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize("name", named_configs())
-def test_configs_are_options_of_a_command(name: str) -> None:
+def test_named_configs_each_is_valid_options_of_a_command(name: str) -> None:
     content = read_config(name)
     options = HardenOptions if "hardened" in name else TrainOptions
     read = options.read(content)
     assert options.read(read.to_dict()) == read
 
 
-def test_every_file_in_configs_is_named() -> None:
+def test_named_configs_lists_every_file_in_configs() -> None:
     folder = Path(__file__).parents[2] / "configs"
     assert named_configs() == sorted(path.stem for path in folder.glob("*.yaml"))
     assert len(named_configs()) >= 8
 
 
-def test_a_config_by_path(tmp_path: Path) -> None:
+def test_read_config_path_of_a_file_is_read(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_text("lr: 0.5\n")
     assert read_config(str(tmp_path / "mine.yaml")) == {"lr": 0.5}
 
 
-def test_a_config_that_is_no_text(tmp_path: Path) -> None:
+def test_read_config_file_that_is_not_utf8_raises_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "mine.yaml").write_bytes("data: caf\xe9\n".encode("latin-1"))
-    with pytest.raises(GapError, match=r"mine\.yaml is not readable YAML: .*utf-8.*") as refused:
+    with pytest.raises(GapError, match=r"mine\.yaml is not readable YAML: .*utf-8.*") as error:
         read_config(str(tmp_path / "mine.yaml"))
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
-def test_an_unknown_config_names_the_nearest() -> None:
+def test_read_config_unknown_name_raises_with_the_nearest() -> None:
     with pytest.raises(GapError, match="unknown config 'mnist-per-imag'; did you mean mnist-per-image"):
         read_config("mnist-per-imag")
 
@@ -86,10 +86,10 @@ def test_an_unknown_config_names_the_nearest() -> None:
         ("a: !!python/object/apply:os.getcwd []", "here is not readable YAML"),
     ],
 )
-def test_yaml_that_is_no_config(text: str, message: str) -> None:
-    with pytest.raises(GapError, match=message) as refused:
+def test_read_yaml_text_that_is_no_mapping_is_refused(text: str, message: str) -> None:
+    with pytest.raises(GapError, match=message) as error:
         read_yaml(text, "here")
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(
@@ -116,13 +116,15 @@ def test_yaml_that_is_no_config(text: str, message: str) -> None:
         ({"discriminator": True}, "go with `unbounded`"),
     ],
 )
-def test_wrong_options_are_explained_in_one_line(change: dict[str, Any], message: str) -> None:
-    with pytest.raises(GapError, match=message) as refused:
-        TrainOptions.read(NEEDED, change)
-    assert "\n" not in str(refused.value)
+def test_options_read_invalid_value_raises_with_an_explanation_of_one_line(
+    change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(GapError, match=message) as error:
+        TrainOptions.read(REQUIRED, change)
+    assert "\n" not in str(error.value)
 
 
-def test_a_missing_option_names_its_flag() -> None:
+def test_options_read_missing_option_raises_with_its_name() -> None:
     with pytest.raises(GapError, match="give `classifier`"):
         TrainOptions.read({"budget": "linf:0.1"})
 
@@ -142,26 +144,27 @@ def test_a_missing_option_names_its_flag() -> None:
         ([], {}),
     ],
 )
-def test_assignments(assignments: list[str], nested: dict[str, Any]) -> None:
+def test_parse_assignments_values_are_parsed_and_nested(assignments: list[str], nested: dict[str, Any]) -> None:
     assert parse_assignments(assignments) == nested
 
 
 @pytest.mark.parametrize("text", ["lr", "=3", " =3", "lr=[1"])
-def test_assignments_that_cannot_be_read(text: str) -> None:
+def test_parse_assignments_invalid_text_is_refused(text: str) -> None:
     with pytest.raises(GapError, match="--set"):
         parse_assignments([text])
 
 
-def test_later_layers_rank_higher_section_by_section() -> None:
-    under = {"a": 1, "b": {"c": 1, "d": 1}}
-    assert deep_merge(under, {"b": {"c": 2}, "e": {"f": 3}}) == {"a": 1, "b": {"c": 2, "d": 1}, "e": {"f": 3}}
-    assert deep_merge(under, {"b": 5}) == {"a": 1, "b": 5}
-    assert under == {"a": 1, "b": {"c": 1, "d": 1}}
-    assert TrainOptions.read(NEEDED, {"lr": 0.1}, {"lr": 0.2}).lr == 0.2
+def test_deep_merge_later_values_override_earlier_ones_within_each_section() -> None:
+    base = {"a": 1, "b": {"c": 1, "d": 1}}
+    assert deep_merge(base, {"b": {"c": 2}, "e": {"f": 3}}) == {"a": 1, "b": {"c": 2, "d": 1}, "e": {"f": 3}}
+    assert deep_merge(base, {"b": 5}) == {"a": 1, "b": 5}
+    assert base == {"a": 1, "b": {"c": 1, "d": 1}}
+    assert TrainOptions.read(REQUIRED, {"lr": 0.1}, {"lr": 0.2}).lr == 0.2
 
 
 @pytest.mark.parametrize("value", ["2001-13-32", "!!int x", "!!float ''", "!!bool x", "!!timestamp x", "[" * 500])
-def test_yaml_of_values_that_cannot_be_is_refused(value: str) -> None:
+def test_read_yaml_and_parse_assignments_impossible_value_is_refused(value: str) -> None:
+    """Catches: a `ValueError` or `RecursionError` of the YAML reader that reaches the user."""
     with pytest.raises(GapError, match="is not readable YAML"):
         read_yaml(f"seed: {value}", "here")
     with pytest.raises(GapError, match="cannot read the value of --set"):
@@ -169,6 +172,6 @@ def test_yaml_of_values_that_cannot_be_is_refused(value: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["q" * 300, "a\0b", "\ud800"])
-def test_a_config_that_no_file_can_be_is_unknown(name: str) -> None:
+def test_read_config_impossible_file_name_is_an_unknown_config(name: str) -> None:
     with pytest.raises(GapError, match="unknown config"):
         read_config(name)

@@ -1,4 +1,4 @@
-"""Files of tensors that anyone may have written: read or refused with one line, and never run."""
+"""Files of tensors from an untrusted source: loaded or refused with one line, and never executed."""
 
 import errno
 import os
@@ -18,7 +18,7 @@ from gap.core.errors import GapError
 from gap.core.safe_load import load_optimizer_checked, load_state_dict_checked, load_untrusted
 
 
-def net() -> nn.Module:
+def make_network() -> nn.Module:
     """With the running statistics of a norm."""
     return nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
 
@@ -27,7 +27,7 @@ def load_weights(network: nn.Module, path: Path) -> None:
     load_state_dict_checked(network, load_untrusted(path), path)
 
 
-def damaged(content: bytes, chance: random.Random) -> bytes:
+def damage(content: bytes, chance: random.Random) -> bytes:
     """Cut short, or with a few bytes changed."""
     if chance.random() < 0.3:
         return content[: chance.randrange(len(content))]
@@ -38,7 +38,7 @@ def damaged(content: bytes, chance: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("kind", ["zip", "legacy", "pickle", "safetensors"])
-def test_a_damaged_file_is_read_or_refused_with_a_line(tmp_path: Path, kind: str) -> None:
+def test_load_untrusted_damaged_file_raises_only_the_expected_errors(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"weights.{kind}"
     match kind:
         case "safetensors":
@@ -50,7 +50,7 @@ def test_a_damaged_file_is_read_or_refused_with_a_line(tmp_path: Path, kind: str
             torch.save(state, path, _use_new_zipfile_serialization=kind == "zip")
     content, chance, refused = path.read_bytes(), random.Random(0), 0
     for _ in range(400):
-        path.write_bytes(damaged(content, chance))
+        path.write_bytes(damage(content, chance))
         try:
             load_untrusted(path)
         except (GapError, pickle.UnpicklingError):
@@ -58,25 +58,27 @@ def test_a_damaged_file_is_read_or_refused_with_a_line(tmp_path: Path, kind: str
     assert refused > 100
 
 
-def test_a_file_that_may_not_be_read_is_not_called_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The refusal is the system's own, made here because root may read every file."""
+def test_load_untrusted_permission_denied_is_not_reported_as_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error is raised by a patch, because root may read every file."""
 
-    def refused(path: Path) -> bytes:
+    def raise_permission_error(path: Path) -> bytes:
         raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
 
     path = tmp_path / "weights.pt"
     torch.save({}, path)
-    monkeypatch.setattr(Path, "read_bytes", refused)
+    monkeypatch.setattr(Path, "read_bytes", raise_permission_error)
     with pytest.raises(GapError, match=f"^cannot read {path}: Permission denied$"):
         load_untrusted(path)
 
 
-def test_a_folder_is_not_called_damaged(tmp_path: Path) -> None:
+def test_load_untrusted_folder_is_not_reported_as_damage(tmp_path: Path) -> None:
     with pytest.raises(GapError, match=f"^cannot read {tmp_path}: Is a directory$"):
         load_untrusted(tmp_path)
 
 
-def saved(state: Any, folder: Path, suffix: str = "pt") -> Path:
+def save(state: Any, folder: Path, suffix: str = "pt") -> Path:
     path = folder / f"theirs.{suffix}"
     (safetensors.torch.save_file if suffix == "safetensors" else torch.save)(state, path)
     return path
@@ -84,29 +86,31 @@ def saved(state: Any, folder: Path, suffix: str = "pt") -> Path:
 
 @pytest.mark.parametrize("suffix", ["pt", "safetensors"])
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_weights_that_are_not_finite_are_counted_and_named(tmp_path: Path, value: float, suffix: str) -> None:
-    state = net().state_dict()
+def test_load_state_dict_checked_non_finite_weights_are_counted_and_named(
+    tmp_path: Path, value: float, suffix: str
+) -> None:
+    state = make_network().state_dict()
     state["0.bias"][1:3] = value
     state["1.running_mean"][0] = value
-    path = saved(state, tmp_path, suffix)
+    path = save(state, tmp_path, suffix)
     wanted = rf"in {path} .* 0\.bias has 2 of 4 values that are NaN or infinite \(3 in all\); download it or save it"
     with pytest.raises(GapError, match=wanted) as error:
-        load_weights(net(), path)
+        load_weights(make_network(), path)
     assert "\n" not in str(error.value)
 
 
-def test_weights_beyond_the_range_of_the_network_are_not_finite(tmp_path: Path) -> None:
+def test_load_state_dict_checked_overflow_in_the_dtype_of_the_network_is_refused(tmp_path: Path) -> None:
     state = {"weight": torch.full((2, 3), 1e300, dtype=torch.float64), "bias": torch.zeros(2)}
     with pytest.raises(GapError, match="weight has 6 of 6 values that are NaN or infinite"):
-        load_weights(nn.Linear(3, 2), saved(state, tmp_path))
+        load_weights(nn.Linear(3, 2), save(state, tmp_path))
 
 
-def test_a_constant_of_the_network_that_is_infinite_is_loaded(tmp_path: Path) -> None:
-    theirs, ours = nn.Linear(3, 2), nn.Linear(3, 2)
-    for each in (theirs, ours):
-        each.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
-    load_weights(ours, saved(theirs.state_dict(), tmp_path))
-    assert torch.equal(ours.weight, theirs.weight)
+def test_load_state_dict_checked_buffer_with_infinite_constant_is_loaded(tmp_path: Path) -> None:
+    source, target = nn.Linear(3, 2), nn.Linear(3, 2)
+    for network in (source, target):
+        network.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+    load_weights(target, save(source.state_dict(), tmp_path))
+    assert torch.equal(target.weight, source.weight)
 
 
 @pytest.mark.filterwarnings("ignore:.*quantize")
@@ -121,40 +125,43 @@ def test_a_constant_of_the_network_that_is_infinite_is_loaded(tmp_path: Path) ->
         (lambda value: torch.zeros(0, *value.shape[1:]), "another shape for weight"),
     ],
 )
-def test_weights_of_another_type_are_refused(tmp_path: Path, change: Callable[[Tensor], Tensor], fault: str) -> None:
+def test_load_state_dict_checked_incompatible_dtype_or_shape_is_refused(
+    tmp_path: Path, change: Callable[[Tensor], Tensor], fault: str
+) -> None:
     state = dict(nn.Linear(3, 2).state_dict())
     with pytest.raises(GapError, match=fault) as error:
-        load_weights(nn.Linear(3, 2), saved(state | {"weight": change(state["weight"])}, tmp_path))
+        load_weights(nn.Linear(3, 2), save(state | {"weight": change(state["weight"])}, tmp_path))
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16, torch.float64, torch.float8_e4m3fn])
-def test_weights_of_another_precision_are_loaded(tmp_path: Path, kind: torch.dtype) -> None:
-    ours, weight = nn.Linear(3, 2), torch.tensor([[1.0, 0.5, -2.0]] * 2)
-    load_weights(ours, saved({"weight": weight.to(kind), "bias": torch.zeros(2, dtype=kind)}, tmp_path))
-    assert torch.equal(ours.weight, weight)
+def test_load_state_dict_checked_other_float_precision_is_loaded(tmp_path: Path, kind: torch.dtype) -> None:
+    target, weight = nn.Linear(3, 2), torch.tensor([[1.0, 0.5, -2.0]] * 2)
+    load_weights(target, save({"weight": weight.to(kind), "bias": torch.zeros(2, dtype=kind)}, tmp_path))
+    assert torch.equal(target.weight, weight)
 
 
-def test_a_counter_that_was_averaged_is_loaded(tmp_path: Path) -> None:
-    ours, state = net(), dict(net().state_dict())
-    load_weights(ours, saved(state | {"1.num_batches_tracked": torch.tensor(7.0)}, tmp_path))
-    assert ours.state_dict()["1.num_batches_tracked"] == 7
+def test_load_state_dict_checked_averaged_batch_counter_is_loaded(tmp_path: Path) -> None:
+    """Catches: `num_batches_tracked` refused because an average of weights makes it a float."""
+    target, state = make_network(), dict(make_network().state_dict())
+    load_weights(target, save(state | {"1.num_batches_tracked": torch.tensor(7.0)}, tmp_path))
+    assert target.state_dict()["1.num_batches_tracked"] == 7
 
 
-def test_a_variance_below_zero_is_refused(tmp_path: Path) -> None:
-    state = net().state_dict()
+def test_load_state_dict_checked_negative_variance_is_refused(tmp_path: Path) -> None:
+    state = make_network().state_dict()
     state["1.running_var"][2] = -1e-3
     with pytest.raises(GapError, match=r"1\.running_var has a variance below 0; download it or save it again"):
-        load_weights(net(), saved(state, tmp_path))
+        load_weights(make_network(), save(state, tmp_path))
 
 
-def test_a_network_without_sizes_yet_takes_those_of_the_file(tmp_path: Path) -> None:
-    theirs, ours = nn.Linear(3, 2), nn.LazyLinear(2)
-    load_weights(ours, saved(theirs.state_dict(), tmp_path))
-    assert torch.equal(ours.weight, theirs.weight)
+def test_load_state_dict_checked_lazy_layer_takes_the_shape_of_the_file(tmp_path: Path) -> None:
+    source, target = nn.Linear(3, 2), nn.LazyLinear(2)
+    load_weights(target, save(source.state_dict(), tmp_path))
+    assert torch.equal(target.weight, source.weight)
 
 
-def test_an_optimizer_of_other_weights_is_refused() -> None:
+def test_load_optimizer_checked_state_of_other_weights_is_refused() -> None:
     def trained(size: int) -> torch.optim.Optimizer:
         layer = nn.Linear(size, 2)
         optimizer = torch.optim.AdamW(layer.parameters(), lr=0.1)
@@ -174,7 +181,7 @@ def test_an_optimizer_of_other_weights_is_refused() -> None:
         load_optimizer_checked(trained(3), state)
 
 
-def test_load_state_dict_checked_network_that_asks_for_its_version_loads() -> None:
+def test_load_state_dict_checked_network_that_checks_its_version_loads() -> None:
     """Catches: a state dict that loses the versions of the modules on its way, which MNASNet refuses."""
     network, twin = foreign.Versioned(), foreign.Versioned()
     nn.init.zeros_(twin.fc.weight)

@@ -1,4 +1,4 @@
-"""Data of the user's own, in the forms in which people hold it."""
+"""Data that a user gives as Python objects, in the forms that are common."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ COUNT, SIDE = 12, 8
 
 
 class Rows(Dataset[Any]):
-    """A dataset whose items are what a function makes of an index."""
+    """A dataset whose items are computed from their index by a function."""
 
     def __init__(self, item: Callable[[int], Any], count: int = COUNT) -> None:
         self.item, self.count = item, count
@@ -44,9 +44,11 @@ class Stream(IterableDataset[Any]):
 
 
 class Hub:
-    """What a Hugging Face dataset does with each of its formats, as `datasets/formatting` has it: rows of PIL images;
-    of tensors C x H x W ("torch"); of arrays H x W x C, H x W where gray ("numpy"); or what a transform makes of a
-    batch, which gets the column alone where only a column is asked for."""
+    """A stand-in for a Hugging Face dataset, with the formats of `datasets/formatting`.
+
+    Its rows hold PIL images, tensors C x H x W ("torch"), or arrays H x W x C, for gray images H x W ("numpy"). With a
+    transform they hold its output for a batch; when one column is read, the batch has this column alone.
+    """
 
     def __init__(self, images: Tensor, labels: Tensor, form: Any = None) -> None:
         self.images, self.indices, self.form = images, labels.tolist(), form
@@ -62,7 +64,7 @@ class Hub:
     def __getitem__(self, key: int | str) -> Any:
         if isinstance(key, str):
             return self.form({key: self.indices})[key] if callable(self.form) else self.indices
-        image, label = pil(self.images[key]), self.indices[key]
+        image, label = to_pil(self.images[key]), self.indices[key]
         if callable(self.form):
             return {name: column[0] for name, column in self.form({"image": [image], "label": [label]}).items()}
         array = np.asarray(image)
@@ -76,7 +78,7 @@ class Hub:
         return {"image": image, "label": label}
 
 
-def pil(image: Tensor) -> Image.Image:
+def to_pil(image: Tensor) -> Image.Image:
     return Image.fromarray((image[0] if len(image) == 1 else image.permute(1, 2, 0)).numpy())
 
 
@@ -86,15 +88,15 @@ def sample(channels: int = 3) -> tuple[Tensor, Tensor]:
     return images, torch.arange(COUNT) * 7 % 4
 
 
-def read(data: Any) -> tuple[Tensor, Tensor]:
-    """All images of data, as levels, and all labels, in an order that does not depend on how the data is given."""
+def read_all(data: Any) -> tuple[Tensor, Tensor]:
+    """All images of data, in 256 levels, and all labels, in an order that does not depend on the form of the data."""
     split = evaluation_data(data).test
     images, labels = zip(*split.batches(sequential_batches(split, 5)), strict=True)
     return (torch.cat(images) * 255).round().to(torch.uint8), torch.cat(labels)
 
 
 def assert_same(data: Any, expected: Any) -> None:
-    for actual, wanted in zip(read(data), read(expected), strict=True):
+    for actual, wanted in zip(read_all(data), read_all(expected), strict=True):
         assert torch.equal(actual, wanted)
 
 
@@ -114,7 +116,7 @@ def as_dictionaries(items: list[tuple[Tensor, Any]]) -> dict[str, Any]:
     "form",
     [
         lambda x, y: DataLoader(Rows(lambda i: (x[i], y[i])), batch_size=None),
-        lambda x, y: DataLoader(Rows(lambda i: (pil(x[i]), int(y[i]))), batch_size=None),
+        lambda x, y: DataLoader(Rows(lambda i: (to_pil(x[i]), int(y[i]))), batch_size=None),
         lambda x, y: DataLoader(Stream([(x[:5], y[:5]), (x[5:], y[5:])]), batch_size=None),
         lambda x, y: DataLoader(Stream(list(zip(x, y, strict=True))), batch_size=5),
         lambda x, y: DataLoader(TensorDataset(x, y), 5, collate_fn=lambda items: items),
@@ -122,7 +124,7 @@ def as_dictionaries(items: list[tuple[Tensor, Any]]) -> dict[str, Any]:
         lambda x, y: DataLoader(TensorDataset(x, y), 5, collate_fn=lambda items: [list(x) for x in zip(*items)]),  # noqa: B905
         lambda x, y: DataLoader(Rows(lambda i: {"image": x[i], "label": y[i]}), 5),
         lambda x, y: DataLoader(
-            Rows(lambda i: {"img": pil(x[i]), "target": int(y[i])}), 5, collate_fn=lambda items: items
+            Rows(lambda i: {"img": to_pil(x[i]), "target": int(y[i])}), 5, collate_fn=lambda items: items
         ),
         lambda x, y: DataLoader(TensorDataset(x, y, torch.arange(COUNT)), 5),
         lambda x, y: DataLoader(
@@ -139,8 +141,8 @@ def as_dictionaries(items: list[tuple[Tensor, Any]]) -> dict[str, Any]:
         lambda x, y: (x, y.double()),
         lambda x, y: (x, one_hot(y)),
         lambda x, y: (x.numpy(), one_hot(y).float().numpy()),
-        lambda x, y: ([pil(image) for image in x], y.tolist()),
-        lambda x, y: [(pil(image), int(label)) for image, label in zip(x, y, strict=True)],
+        lambda x, y: ([to_pil(image) for image in x], y.tolist()),
+        lambda x, y: [(to_pil(image), int(label)) for image, label in zip(x, y, strict=True)],
         lambda x, y: (x.permute(0, 2, 3, 1).numpy(), y.numpy()),
         lambda x, y: (x.permute(0, 2, 3, 1).numpy() / 255, y.numpy()),
         lambda x, y: Rows(lambda i: (x[i].permute(1, 2, 0).numpy(), y[i])),
@@ -154,10 +156,10 @@ def as_dictionaries(items: list[tuple[Tensor, Any]]) -> dict[str, Any]:
         lambda x, y: DataLoader(Hub(x, y, "torch"), 5),  # type: ignore[arg-type]
     ],
 )
-def test_evaluation_data_of_each_form_holds_the_same_images_and_labels(
+def test_evaluation_data_each_form_gives_the_same_images_and_labels(
     form: Callable[[Tensor, Tensor], Any], channels: int
 ) -> None:
-    """Catches: a form that fails with an error of torch, or whose images or labels are others."""
+    """Catches: a form that fails with an error of torch, or that gives other images or labels."""
     images, labels = sample(channels)
     assert_same(form(images, labels), (images, labels))
 
@@ -191,43 +193,43 @@ def test_evaluation_data_of_each_form_holds_the_same_images_and_labels(
         (lambda x, y: DataLoader(Stream([]), batch_size=None), "gives no batch"),
     ],
 )
-def test_evaluation_data_that_is_unclear_is_refused_in_one_line(
+def test_evaluation_data_ambiguous_or_invalid_data_is_refused_in_one_line(
     form: Callable[[Tensor, Tensor], Any], message: str
 ) -> None:
     with pytest.raises(GapError, match=message) as error:
-        read(form(*sample()))
+        read_all(form(*sample()))
     assert "\n" not in str(error.value)
 
 
-def test_images_that_differ_in_a_worker_are_refused_in_one_line() -> None:
+def test_evaluation_data_images_of_two_sizes_in_a_worker_are_refused_in_one_line() -> None:
     """Catches: the error of another process, which comes with its whole traceback as text."""
     images, labels = sample()
     rows = Rows(lambda i: (images[i % 12, :, : 8 - i // 39], labels[i % 12]), 40)
     with pytest.raises(GapError, match=r"differ in size") as error:
-        read(DataLoader(rows, 5, num_workers=2))
+        read_all(DataLoader(rows, 5, num_workers=2))
     assert "\n" not in str(error.value)
 
 
-def test_gray_images_among_rgb_ones_become_rgb() -> None:
+def test_evaluation_data_gray_images_among_rgb_images_become_rgb() -> None:
     images, labels = sample()
-    mixed = Rows(lambda i: (pil(images[i, :1] if i < 3 else images[i]), labels[i]))
+    mixed = Rows(lambda i: (to_pil(images[i, :1] if i < 3 else images[i]), labels[i]))
     gray = images[:3, :1].expand(-1, 3, -1, -1)
     assert_same(mixed, (torch.cat([gray, images[3:]]), labels))
 
 
-def test_rgb_images_that_come_late_among_gray_ones_are_refused() -> None:
+def test_evaluation_data_rgb_image_after_many_gray_images_is_refused() -> None:
     images, labels = sample()
     rows = Rows(lambda i: (images[i % 12, :1] if i != 38 else images[0], labels[i % 12]), 40)
     with pytest.raises(GapError, match=r"differ in channels \(1x8x8 and 3x8x8\); convert all to RGB"):
-        read(rows)
+        read_all(rows)
 
 
-def _deep(mode: str) -> Image.Image:
+def make_deep_image(mode: str) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 65536, (SIDE, SIDE))
     return Image.fromarray(pixels.astype({"I;16": np.uint16, "I": np.int32, "F": np.float32}[mode]))
 
 
-def _transparent(mode: str) -> Image.Image:
+def make_transparent_image(mode: str) -> Image.Image:
     pixels = np.random.default_rng(0).integers(0, 256, (SIDE, SIDE, 4), dtype=np.uint8)
     image = Image.fromarray(pixels)
     if mode != "P":
@@ -238,45 +240,45 @@ def _transparent(mode: str) -> Image.Image:
 
 
 @pytest.mark.parametrize(
-    ("picture", "channels"),
+    ("image", "channels"),
     [
-        (_deep("I;16"), 1),
-        (_deep("I"), 1),
-        (_deep("F"), 1),
-        (_transparent("RGBA"), 3),
-        (_transparent("LA"), 1),
-        (_transparent("P"), 3),
-        (_transparent("RGB").quantize(16), 3),
-        (_transparent("L").convert("1"), 1),
-        (_transparent("CMYK"), 3),
+        (make_deep_image("I;16"), 1),
+        (make_deep_image("I"), 1),
+        (make_deep_image("F"), 1),
+        (make_transparent_image("RGBA"), 3),
+        (make_transparent_image("LA"), 1),
+        (make_transparent_image("P"), 3),
+        (make_transparent_image("RGB").quantize(16), 3),
+        (make_transparent_image("L").convert("1"), 1),
+        (make_transparent_image("CMYK"), 3),
     ],
 )
-def test_pil_images_in_a_dataset_are_those_of_their_files(picture: Image.Image, channels: int, tmp_path: Path) -> None:
-    """Catches: 16 bits that are clipped, and transparent pixels that show what lies under them."""
-    path = tmp_path / ("picture.png" if picture.mode not in ("I", "F", "CMYK") else "picture.tif")
-    picture.save(path)
+def test_evaluation_data_pil_image_equals_its_loaded_file(image: Image.Image, channels: int, tmp_path: Path) -> None:
+    """Catches: 16-bit images that are clipped, and the hidden colors of transparent pixels."""
+    path = tmp_path / ("image.png" if image.mode not in ("I", "F", "CMYK") else "image.tif")
+    image.save(path)
     expected = load_image(path, channels)
-    (images, _) = read(Rows(lambda i: (picture, 0), 2))
+    (images, _) = read_all(Rows(lambda i: (image, 0), 2))
     assert torch.equal(images, torch.stack([expected, expected])) and expected.float().std() > 10
-    assert torch.equal((as_image(picture, channels) * 255).round().to(torch.uint8), expected)
+    assert torch.equal((as_image(image, channels) * 255).round().to(torch.uint8), expected)
 
 
-def test_rgba_arrays_in_a_dataset_are_laid_over_white() -> None:
-    picture = _transparent("RGBA")
-    assert_same(Rows(lambda i: (np.asarray(picture), 0), 2), Rows(lambda i: (picture, 0), 2))
+def test_evaluation_data_rgba_array_is_blended_over_white() -> None:
+    image = make_transparent_image("RGBA")
+    assert_same(Rows(lambda i: (np.asarray(image), 0), 2), Rows(lambda i: (image, 0), 2))
 
 
-def test_pil_image_of_no_known_scale_is_refused_in_one_line() -> None:
-    picture = Image.fromarray(np.full((SIDE, SIDE), -3.0, dtype=np.float32))
-    for call in (lambda: read(Rows(lambda i: (picture, 0))), lambda: as_image(picture, 1)):
+def test_evaluation_data_pil_image_of_unknown_scale_is_refused_in_one_line() -> None:
+    image = Image.fromarray(np.full((SIDE, SIDE), -3.0, dtype=np.float32))
+    for call in (lambda: read_all(Rows(lambda i: (image, 0))), lambda: as_image(image, 1)):
         with pytest.raises(GapError, match=r"a PIL image of mode F cannot be used \(pixels from -3.0"):
             call()
 
 
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("column", [False, True])
-def test_subset_in_another_order_has_its_own_images_and_labels(nested: bool, column: bool) -> None:
-    """Catches: labels of the whole dataset, or of the outer subset, beside images of the inner one."""
+def test_evaluation_data_subset_in_another_order_keeps_images_and_labels_paired(nested: bool, column: bool) -> None:
+    """Catches: labels of the whole dataset, or of the outer subset, paired with images of the inner one."""
     images, labels = sample()
     dataset = Rows(lambda i: (images[i], labels[i]))
     if column:
@@ -289,7 +291,7 @@ def test_subset_in_another_order_has_its_own_images_and_labels(nested: bool, col
     assert_same(DataLoader(subset, 2, num_workers=2), (images[order], labels[order]))
 
 
-def test_subset_reads_no_item_outside_of_it() -> None:
+def test_evaluation_data_subset_reads_no_item_outside_of_it() -> None:
     images, labels = sample()
 
     def item(index: int) -> tuple[Tensor, Tensor]:
@@ -299,13 +301,14 @@ def test_subset_reads_no_item_outside_of_it() -> None:
     assert_same(Subset(Rows(item), range(5)), (images[:5], labels[:5]))
 
 
-def test_loader_with_workers_trains_on_the_images_of_the_dataset() -> None:
+def test_training_data_loader_with_workers_gives_the_images_of_the_dataset() -> None:
     images, labels = sample()
-    given = (
-        training_data(each) for each in (DataLoader(TensorDataset(images, labels), 4, num_workers=2), (images, labels))
+    datasets = (
+        training_data(source)
+        for source in (DataLoader(TensorDataset(images, labels), 4, num_workers=2), (images, labels))
     )
     with_workers, plain = (
-        torch.cat([batch for batch, _ in data.train.batches(sequential_batches(data.train, 4))]) for data in given
+        torch.cat([batch for batch, _ in data.train.batches(sequential_batches(data.train, 4))]) for data in datasets
     )
     rows = training_data(DataLoader(Rows(lambda i: (images[i], labels[i])), 4, num_workers=2))
     assert rows.train.workers == 2  # type: ignore[attr-defined]
@@ -313,10 +316,10 @@ def test_loader_with_workers_trains_on_the_images_of_the_dataset() -> None:
     assert torch.equal(with_workers, plain) and torch.equal(by_rows, plain)
 
 
-def test_loader_with_a_sampler_of_fewer_gives_so_many() -> None:
+def test_evaluation_data_loader_with_a_sampler_gives_as_many_images_as_it_draws() -> None:
     images, labels = sample()
     dataset = TensorDataset(images, labels)
-    assert len(read(DataLoader(dataset, 4, sampler=RandomSampler(dataset, num_samples=5)))[0]) == 5
+    assert len(read_all(DataLoader(dataset, 4, sampler=RandomSampler(dataset, num_samples=5)))[0]) == 5
 
 
 class Named(Rows):
@@ -344,11 +347,11 @@ class Named(Rows):
         (sample(), None),
     ],
 )  # fmt: skip
-def test_class_names_are_those_of_the_dataset(data: Any, names: tuple[str, ...] | None) -> None:
-    given = training_data(data)
-    assert given.class_names == names and given.classes == 4
+def test_training_data_class_names_are_those_of_the_dataset(data: Any, names: tuple[str, ...] | None) -> None:
+    dataset = training_data(data)
+    assert dataset.class_names == names and dataset.classes == 4
 
 
-def test_fewer_class_names_than_labels_are_left_out_with_a_warning() -> None:
+def test_evaluation_data_fewer_class_names_than_labels_are_dropped_with_a_warning() -> None:
     with pytest.warns(GapWarning, match="Named has 2 class names and the label 3; its labels are taken as class ind"):
         assert evaluation_data(Named(["a", "b"])).class_names is None

@@ -15,7 +15,7 @@ from gap.data.dataset import Dataset, InMemorySplit
 PETS = ("cat", "dog", "owl")
 
 
-def made_of(labels: Sequence[int], names: Sequence[str] | None, *, of_folder: bool = True) -> Dataset:
+def make_dataset(labels: Sequence[int], names: Sequence[str] | None, *, of_folder: bool = True) -> Dataset:
     split = InMemorySplit(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels))
     return Dataset(
         name="pictures",
@@ -39,7 +39,7 @@ def labels_of(data: Dataset) -> list[int]:
     return list(labels)
 
 
-def in_silence(data: Dataset, classes: int, names: tuple[str, ...] | None) -> Dataset:
+def match_without_warning(data: Dataset, classes: int, names: tuple[str, ...] | None) -> Dataset:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         return match_classes(data, "net", classes, names)
@@ -74,7 +74,7 @@ def test_sort_names_numbers_by_value_and_words_as_text() -> None:
         (("n01440764_tench", "n01443537-goldfish"), "n01440764", [0]),
     ],
 )
-def test_indices_of_a_name_spelled_otherwise_are_those_of_its_class(
+def test_class_names_indices_other_spelling_of_a_name_is_found(
     names: tuple[str, ...], name: str, indices: list[int]
 ) -> None:
     assert ClassNames(names).indices(name) == indices
@@ -99,17 +99,17 @@ def test_indices_of_a_name_spelled_otherwise_are_those_of_its_class(
         ("wolf", []),
     ],
 )
-def test_indices_in_imagenet_are_found_by_wordnet_id_or_first_synonym(
+def test_class_names_indices_imagenet_wordnet_id_or_first_synonym_is_found(
     imagenet: tuple[str, ...], name: str, indices: list[int]
 ) -> None:
     assert ClassNames(imagenet).indices(name) == indices
 
 
-def test_indices_in_a_thousand_other_classes_know_no_wordnet_id(imagenet: tuple[str, ...]) -> None:
+def test_class_names_indices_thousand_other_classes_have_no_wordnet_id(imagenet: tuple[str, ...]) -> None:
     assert ClassNames(imagenet[::-1]).indices("n01440764") == []
 
 
-def test_find_difference_names_the_first_class_that_differs(imagenet: tuple[str, ...]) -> None:
+def test_find_difference_gives_the_first_class_that_differs(imagenet: tuple[str, ...]) -> None:
     assert find_difference(("cat", "hot dog", "owl"), ("Cat", "hot_dog", "OWL")) is None
     assert find_difference(PETS, ("cat", "owl", "dog")) == 1
     assert find_difference(PETS, ("cat", "dog", "wolf")) == 2
@@ -119,130 +119,130 @@ def test_find_difference_names_the_first_class_that_differs(imagenet: tuple[str,
     assert find_difference(imagenet, swapped) == 7
 
 
-def test_match_classes_of_a_subset_in_another_order_gives_the_classifiers_labels() -> None:
+def test_match_classes_subset_in_another_order_gives_the_labels_of_the_classifier() -> None:
     with pytest.warns(GapWarning, match=r"by name: Owl is class 2 \(owl\), dog is class 1$"):
-        data = match_classes(made_of([0, 1, 1, 0], ["Owl", "dog"]), "net", 3, PETS)
+        data = match_classes(make_dataset([0, 1, 1, 0], ["Owl", "dog"]), "net", 3, PETS)
     assert labels_of(data) == [2, 1, 1, 2] and data.classes == 3 and data.class_names == PETS
 
 
-def test_match_classes_changes_the_fingerprint_with_the_labels_alone() -> None:
-    data = made_of([0, 1, 1, 0], ["owl", "dog"])
+def test_match_classes_fingerprint_depends_on_the_final_labels_alone() -> None:
+    data = make_dataset([0, 1, 1, 0], ["owl", "dog"])
     with pytest.warns(GapWarning):
         matched = match_classes(data, "net", 3, PETS)
-    assert matched.describe()["sha256"] == made_of([2, 1, 1, 2], PETS).describe()["sha256"]
-    same = in_silence(made_of([0, 1], ["cat", "dog"]), 3, PETS)
-    assert same.describe()["sha256"] == made_of([0, 1], ["cat", "dog"]).describe()["sha256"]
+    assert matched.describe()["sha256"] == make_dataset([2, 1, 1, 2], PETS).describe()["sha256"]
+    same = match_without_warning(make_dataset([0, 1], ["cat", "dog"]), 3, PETS)
+    assert same.describe()["sha256"] == make_dataset([0, 1], ["cat", "dog"]).describe()["sha256"]
 
 
-def test_match_classes_of_the_same_names_is_silent() -> None:
-    assert labels_of(in_silence(made_of([2, 0], PETS), 3, PETS)) == [2, 0]
-    assert labels_of(in_silence(made_of([1, 0], ["CAT", "Dog"]), 3, PETS)) == [1, 0]
+def test_match_classes_same_names_give_no_warning() -> None:
+    assert labels_of(match_without_warning(make_dataset([2, 0], PETS), 3, PETS)) == [2, 0]
+    assert labels_of(match_without_warning(make_dataset([1, 0], ["CAT", "Dog"]), 3, PETS)) == [1, 0]
 
 
-def test_match_classes_that_the_classifier_does_not_know_are_refused() -> None:
-    with pytest.raises(GapError) as refusal:
-        match_classes(made_of([0, 1, 2], ["dog", "fox", "wolf"]), "net", 3, PETS)
-    assert str(refusal.value) == (
+def test_match_classes_class_unknown_to_the_classifier_is_refused() -> None:
+    with pytest.raises(GapError) as error:
+        match_classes(make_dataset([0, 1, 2], ["dog", "fox", "wolf"]), "net", 3, PETS)
+    assert str(error.value) == (
         "pictures has 3 classes, of which net does not know 'fox' and 1 more (it knows 3 classes: cat, dog, owl);"
         " rename the folder (or the label in labels.csv), or, to attack it, use `labels` predicted"
     )
 
 
-def test_match_classes_of_data_by_name_that_is_unknown_asks_for_other_data() -> None:
+def test_match_classes_published_data_with_unknown_class_asks_for_other_data() -> None:
     with pytest.raises(GapError, match=r"does not know 'dress' and 1 more .*; use data with its classes, or"):
-        match_classes(made_of([0, 1], ["dress", "shirt"], of_folder=False), "net", 3, PETS)
+        match_classes(make_dataset([0, 1], ["dress", "shirt"], of_folder=False), "net", 3, PETS)
 
 
-def test_match_classes_of_an_ambiguous_name_is_refused(imagenet: tuple[str, ...]) -> None:
+def test_match_classes_ambiguous_name_is_refused(imagenet: tuple[str, ...]) -> None:
     with pytest.raises(GapError, match="'crane', which may be each of the classes 134, 517 of net; rename the folder"):
-        match_classes(made_of([0], ["crane"]), "net", 1000, imagenet)
+        match_classes(make_dataset([0], ["crane"]), "net", 1000, imagenet)
 
 
-def test_match_classes_says_long_mappings_in_short(imagenet: tuple[str, ...]) -> None:
+def test_match_classes_long_mapping_is_abbreviated_in_the_warning(imagenet: tuple[str, ...]) -> None:
     names = ["axolotl", *(ImageNetInfo("imagenet-1k").label_names()[500:600])]
-    with pytest.warns(GapWarning, match=r"by name: axolotl is class 29 \(axolotl, mud puppy") as said:
-        data = match_classes(made_of([0, 100], names), "net", 1000, imagenet)
+    with pytest.warns(GapWarning, match=r"by name: axolotl is class 29 \(axolotl, mud puppy") as warned:
+        data = match_classes(make_dataset([0, 100], names), "net", 1000, imagenet)
     assert labels_of(data) == [29, 599]
-    (warning,) = said
+    (warning,) = warned
     assert str(warning.message).count(" is class ") == 6 and str(warning.message).endswith(", ...")
 
 
 @pytest.mark.parametrize("class_names", [None, (*"abcdefghijkl",)])
-def test_match_classes_of_numbers_that_are_no_names_are_indices(class_names: tuple[str, ...] | None) -> None:
+def test_match_classes_numbers_that_are_no_class_names_are_indices(class_names: tuple[str, ...] | None) -> None:
     with pytest.warns(GapWarning, match="are numbers, taken as class indices of net, the first being 0: 2 is class 2"):
-        data = match_classes(made_of([0, 2, 1], ["2", "9", "11"]), "net", 12, class_names)
+        data = match_classes(make_dataset([0, 2, 1], ["2", "9", "11"]), "net", 12, class_names)
     assert labels_of(data) == [2, 11, 9] and data.classes == 12 and data.class_names == class_names
 
 
-def test_match_classes_of_numbers_beyond_the_classes_are_no_indices() -> None:
+def test_match_classes_number_beyond_the_last_class_is_refused() -> None:
     with pytest.raises(GapError, match="net does not know '2' and 1 more "):
-        match_classes(made_of([0, 1], ["2", "3"]), "net", 3, PETS)
+        match_classes(make_dataset([0, 1], ["2", "3"]), "net", 3, PETS)
 
 
-def test_match_classes_of_numbers_some_of_which_are_names_are_all_names() -> None:
+def test_match_classes_numbers_of_which_some_are_class_names_are_all_names() -> None:
     digits = tuple(str(number) for number in range(1, 11))
     with pytest.warns(GapWarning, match="by name: 3 is class 2, 9 is class 8$"):
-        assert labels_of(match_classes(made_of([0, 1], ["3", "9"]), "net", 10, digits)) == [2, 8]
+        assert labels_of(match_classes(make_dataset([0, 1], ["3", "9"]), "net", 10, digits)) == [2, 8]
     with pytest.raises(GapError, match="does not know '0' "):
-        match_classes(made_of([0, 1], ["0", "9"]), "net", 10, digits)
+        match_classes(make_dataset([0, 1], ["0", "9"]), "net", 10, digits)
 
 
-def test_match_classes_of_digits_by_name_are_no_indices() -> None:
+def test_match_classes_digits_of_published_data_are_not_taken_as_indices() -> None:
     with pytest.raises(GapError, match="does not know '0' and 2 more "):
-        match_classes(made_of([0, 1, 2], ["0", "1", "2"], of_folder=False), "net", 3, PETS)
+        match_classes(make_dataset([0, 1, 2], ["0", "1", "2"], of_folder=False), "net", 3, PETS)
 
 
-def test_match_classes_without_names_says_that_the_order_is_taken() -> None:
+def test_match_classes_classifier_without_names_warns_that_the_order_is_used() -> None:
     with pytest.warns(GapWarning, match="net does not know the names of its classes; .*: cat is class 0, dog is cl"):
-        data = match_classes(made_of([2, 0], PETS), "net", 3, None)
+        data = match_classes(make_dataset([2, 0], PETS), "net", 3, None)
     assert labels_of(data) == [2, 0] and data.class_names == PETS
 
 
-def test_match_classes_without_names_is_silent_about_numbers_in_order_and_data_by_name() -> None:
-    digits = made_of([1, 0], ["0", "1"])
-    assert in_silence(digits, 2, None) == digits
-    by_name = made_of([1, 0, 2], PETS, of_folder=False)
-    assert in_silence(by_name, 3, None) == by_name
+def test_match_classes_classifier_without_names_numbers_in_order_give_no_warning() -> None:
+    digits = make_dataset([1, 0], ["0", "1"])
+    assert match_without_warning(digits, 2, None) == digits
+    by_name = make_dataset([1, 0, 2], PETS, of_folder=False)
+    assert match_without_warning(by_name, 3, None) == by_name
 
 
-def test_match_classes_of_a_table_of_indices_are_names_where_all_are() -> None:
+def test_match_classes_integers_of_a_table_are_names_if_all_are_class_names() -> None:
     names = ("5", "7", "30")
     with pytest.warns(GapWarning, match="by name: 5 is class 0, 30 is class 2$"):
-        data = match_classes(made_of([30, 5, 5], None), "net", 3, names)
+        data = match_classes(make_dataset([30, 5, 5], None), "net", 3, names)
     assert labels_of(data) == [2, 0, 0] and data.classes == 3
-    indices = made_of([2, 0, 1], None)
-    assert in_silence(indices, 3, names) == indices
-    assert in_silence(indices, 3, PETS) == indices
+    indices = make_dataset([2, 0, 1], None)
+    assert match_without_warning(indices, 3, names) == indices
+    assert match_without_warning(indices, 3, PETS) == indices
 
 
-def of_python(labels: Sequence[int], names: Sequence[str] | None) -> Dataset:
-    return replace(made_of(labels, names, of_folder=False), labels_index_model=True, labels_may_be_names=False)
+def make_python_dataset(labels: Sequence[int], names: Sequence[str] | None) -> Dataset:
+    return replace(make_dataset(labels, names, of_folder=False), labels_index_model=True, labels_may_be_names=False)
 
 
-def test_match_classes_of_data_in_python_goes_by_name() -> None:
+def test_match_classes_python_data_is_matched_by_name() -> None:
     with pytest.warns(GapWarning, match="by name: owl is class 2, dog is class 1$"):
-        data = match_classes(of_python([0, 1, 1], ["owl", "dog"]), "net", 3, PETS)
+        data = match_classes(make_python_dataset([0, 1, 1], ["owl", "dog"]), "net", 3, PETS)
     assert labels_of(data) == [2, 1, 1] and data.class_names == PETS
     with pytest.raises(GapError, match=r"does not know 'fox' .*; use data with its classes, or a pair of images and l"):
-        match_classes(of_python([0], ["fox"]), "net", 3, PETS)
+        match_classes(make_python_dataset([0], ["fox"]), "net", 3, PETS)
     with pytest.raises(GapError, match="'Pet', which may be each of the classes 0, 1 of net; rename the class to the"):
-        match_classes(of_python([0], ["Pet"]), "net", 3, ("pet", "PET", "owl"))
+        match_classes(make_python_dataset([0], ["Pet"]), "net", 3, ("pet", "PET", "owl"))
 
 
-def test_match_classes_of_data_in_python_keeps_indices_where_one_side_has_no_names() -> None:
-    unnamed = of_python([1, 2], None)
-    assert in_silence(unnamed, 3, ("1", "2", "3")) == unnamed
-    named = of_python([2, 0], PETS)
-    assert in_silence(named, 3, None) == named
+def test_match_classes_python_data_names_missing_on_one_side_keeps_the_indices() -> None:
+    unnamed = make_python_dataset([1, 2], None)
+    assert match_without_warning(unnamed, 3, ("1", "2", "3")) == unnamed
+    named = make_python_dataset([2, 0], PETS)
+    assert match_without_warning(named, 3, None) == named
     with pytest.warns(
         GapWarning, match="net does not know the names of its classes; .*: cat is class 0, dog is class "
     ):
         assert match_classes(named, "net", 10, None) == named
 
 
-def test_match_classes_of_lists_that_may_mean_the_same_changes_no_label(imagenet: tuple[str, ...]) -> None:
-    """Catches: two classes of ImageNet that are both called crane, as Hugging Face's set has them, in the way."""
+def test_match_classes_lists_with_equivalent_names_keep_the_labels(imagenet: tuple[str, ...]) -> None:
+    """Catches: a refusal because two classes of ImageNet are called crane, as in the set of Hugging Face."""
     names = [name.partition(",")[0] for name in imagenet]
     assert names.count("crane") == 2
-    data = in_silence(of_python([517, 134], names), 1000, imagenet)
+    data = match_without_warning(make_python_dataset([517, 134], names), 1000, imagenet)
     assert labels_of(data) == [517, 134] and data.class_names == imagenet

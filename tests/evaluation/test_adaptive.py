@@ -1,4 +1,4 @@
-"""What learns against a classifier finds more than what learns nothing, and none is made where there is no gradient."""
+"""Adaptive attacks find more than attacks that are not trained, and none is made where there is no gradient."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -28,18 +28,18 @@ class Apply(nn.Module):
         super().__init__()
         self.function = function
 
-    def forward(self, given: Tensor) -> Tensor:
-        return self.function(given)
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.function(inputs)
 
 
-def attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Attack], list[int]]:
-    """The attacks on the last of these networks, and the steps that were heard of."""
+def make_attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Attack], list[int]]:
+    """The attacks on the last of these networks, and the training steps that the callback received."""
     split = InMemorySplit((pictures.images * 255).round().to(torch.uint8), pictures.labels)
-    few = InMemorySplit(split.images[:train], pictures.labels[:train])
-    data = Dataset("pictures", few, split, split, 1, (12, 12), None, 4, "made here", labels_index_model=True)
+    train_split = InMemorySplit(split.images[:train], pictures.labels[:train])
+    data = Dataset("pictures", train_split, split, split, 1, (12, 12), None, 4, "made here", labels_index_model=True)
     spec, steps = ClassifierSpec(1, (12, 12), 4), []
     classifiers = [Classifier(net, spec, name="net", architecture="net").eval() for net in nets]
-    made = adaptive_attacks(
+    result = adaptive_attacks(
         classifiers[-1],
         AttackTask(classifiers, data),
         BUDGET,
@@ -47,34 +47,37 @@ def attacks(pictures: Any, *nets: nn.Module, train: int = 200) -> tuple[list[Att
         RuntimeOptions(device="cpu"),
         lambda name: nullcontext(lambda progress: steps.append(progress.step)),
     )
-    return list(made), steps
+    return list(result), steps
 
 
-def test_they_learn_against_the_one_that_is_judged(pictures: Any) -> None:
+def test_adaptive_attacks_are_trained_against_the_evaluated_classifier(pictures: Any) -> None:
     other = nn.Sequential(nn.Flatten(), nn.Linear(144, 4))
-    made, steps = attacks(pictures, other, pictures.net)
-    assert [attack.name for attack in made] == ["adaptive generator (4000 images)", "adaptive universal (4000 images)"]
+    attacks, steps = make_attacks(pictures, other, pictures.net)
+    assert [attack.name for attack in attacks] == [
+        "adaptive generator (4000 images)",
+        "adaptive universal (4000 images)",
+    ]
     assert steps.count(20) >= 2
 
-    def left(attack: Attack) -> float:
+    def accuracy_under(attack: Attack) -> float:
         return pictures.accuracy(attack(pictures.net, pictures.images, pictures.labels))
 
-    assert max(left(attack) for attack in made) < left(Noise(BUDGET)) - 0.3
+    assert max(accuracy_under(attack) for attack in attacks) < accuracy_under(Noise(BUDGET)) - 0.3
 
 
-def test_there_are_none_without_a_gradient(pictures: Any) -> None:
-    blind = nn.Sequential(Apply(lambda images: images.detach()), pictures.net)
-    assert attacks(pictures, blind) == ([], [])
+def test_adaptive_attacks_classifier_without_gradient_gives_none(pictures: Any) -> None:
+    no_gradient = nn.Sequential(Apply(lambda images: images.detach()), pictures.net)
+    assert make_attacks(pictures, no_gradient) == ([], [])
 
 
-def test_few_images_are_not_gone_over_for_ever(pictures: Any) -> None:
-    made, steps = attacks(pictures, pictures.net, train=5)
-    assert [attack.name for attack in made] == ["adaptive generator (500 images)", "adaptive universal (500 images)"]
+def test_adaptive_attacks_few_images_limit_the_number_of_steps(pictures: Any) -> None:
+    attacks, steps = make_attacks(pictures, pictures.net, train=5)
+    assert [attack.name for attack in attacks] == ["adaptive generator (500 images)", "adaptive universal (500 images)"]
     assert max(steps) == 100
-    assert attacks(pictures, pictures.net, train=0) == ([], [])
+    assert make_attacks(pictures, pictures.net, train=0) == ([], [])
 
 
-def test_one_that_cannot_learn_is_left_out(pictures: Any) -> None:
-    endless = nn.Sequential(pictures.net, Apply(lambda logits: logits * float("inf")))
+def test_adaptive_attacks_infinite_loss_is_dropped_with_a_warning(pictures: Any) -> None:
+    infinite = nn.Sequential(pictures.net, Apply(lambda logits: logits * float("inf")))
     with pytest.warns(GapWarning, match="no adaptive generator: the loss is no longer a number"):
-        assert attacks(pictures, endless)[0] == []
+        assert make_attacks(pictures, infinite)[0] == []

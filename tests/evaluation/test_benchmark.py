@@ -1,4 +1,4 @@
-"""Line-ups of trained attacks that meet classifiers other than their own."""
+"""Benchmarks of trained attacks on classifiers other than those they were trained on."""
 
 import math
 import warnings
@@ -16,7 +16,7 @@ from gap.classifiers.task import AttackTask
 from gap.core.artifact import save_artifact
 from gap.core.errors import GapWarning
 from gap.data.dataset import Dataset, InMemorySplit
-from gap.evaluation import benchmark as lineup
+from gap.evaluation import benchmark
 from gap.evaluation.benchmark import parse_attacks, run_benchmark
 from gap.evaluation.results import EvaluationResult, _bars_of, curve_names
 from gap.threat import Budget
@@ -25,7 +25,7 @@ BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
 
 
 class Scaled(nn.Module):
-    """Three classes by the mean pixel; the scale makes one fingerprint unlike another."""
+    """Three classes by the mean pixel; another scale gives another fingerprint."""
 
     def __init__(self, scale: float) -> None:
         super().__init__()
@@ -49,127 +49,136 @@ def task(*classifiers: Classifier) -> AttackTask:
     return AttackTask(list(classifiers), Dataset("noise", split, split, split, 1, (4, 4), None, 3, ""))
 
 
-def trained(folder: Path, *against: Classifier, criterion: str = "untargeted") -> str:
-    told = [each.describe() for each in against]
+def save_universal(folder: Path, *against: Classifier, criterion: str = "untargeted") -> str:
+    metadata = [classifier.describe() for classifier in against]
     card = {
         "budget": "linf:0.1", "criterion": criterion, "channels": 1, "size": [4, 4], "generator": {},
-        "classifiers": told,
+        "classifiers": metadata,
     }  # fmt: skip
     save_artifact(folder, "universal_perturbation", {"perturbation": torch.full((1, 1, 4, 4), 0.1)}, card)
     return str(folder)
 
 
-def rows(texts: list[str], *classifiers: Classifier, **options: Any) -> list[dict[str, Any]]:
-    found = run_benchmark(parse_attacks(texts), task(*classifiers), BUDGETS[:1], **options)
-    return [evaluation.row for evaluation in found]
+def benchmark_rows(texts: list[str], *classifiers: Classifier, **options: Any) -> list[dict[str, Any]]:
+    evaluations = run_benchmark(parse_attacks(texts), task(*classifiers), BUDGETS[:1], **options)
+    return [evaluation.row for evaluation in evaluations]
 
 
 @pytest.mark.filterwarnings("ignore:.*transfer")
-def test_a_trained_attack_was_made_on_those_of_its_card(tmp_path: Path) -> None:
-    both = trained(tmp_path / "both", ONE, TWO)
-    sources = [row["source"] for row in rows([both], ONE, TWO, THREE, transfer=True)]
+def test_run_benchmark_trained_attack_has_the_classifiers_of_its_card_as_source(tmp_path: Path) -> None:
+    both = save_universal(tmp_path / "both", ONE, TWO)
+    sources = [row["source"] for row in benchmark_rows([both], ONE, TWO, THREE, transfer=True)]
     assert sources == ["one", "two", "one and two"]
 
 
 @pytest.mark.filterwarnings("ignore:.*transfer")
-def test_the_least_likely_class_of_others_is_not_counted(tmp_path: Path) -> None:
-    def counted(name: str, criterion: str, *against: Classifier) -> list[bool]:
-        found = rows([trained(tmp_path / name, *against, criterion=criterion)], ONE, THREE)
-        return ["target_success_rate" in row for row in found]
+def test_run_benchmark_least_likely_success_is_counted_on_its_own_source_alone(tmp_path: Path) -> None:
+    def has_target_success(name: str, criterion: str, *against: Classifier) -> list[bool]:
+        results = benchmark_rows([save_universal(tmp_path / name, *against, criterion=criterion)], ONE, THREE)
+        return ["target_success_rate" in row for row in results]
 
-    assert counted("alone", "least-likely", ONE) == [True, False]
-    assert counted("together", "least-likely", ONE, TWO) == [False, False]
-    assert counted("fixed", "target:2", ONE) == [True, True]
+    assert has_target_success("alone", "least-likely", ONE) == [True, False]
+    assert has_target_success("together", "least-likely", ONE, TWO) == [False, False]
+    assert has_target_success("fixed", "target:2", ONE) == [True, True]
 
 
-def test_artifacts_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    first, second = trained(tmp_path / "a" / "uap", ONE), trained(tmp_path / "b" / "uap", ONE)
-    other = trained(tmp_path / "other", ONE)
-    assert [row["attack"] for row in rows([first, second, other, "uap"], ONE)] == [first, second, "other", "uap"]
+def test_run_benchmark_artifacts_of_one_folder_name_are_named_by_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = save_universal(tmp_path / "a" / "uap", ONE), save_universal(tmp_path / "b" / "uap", ONE)
+    other = save_universal(tmp_path / "other", ONE)
+    assert [row["attack"] for row in benchmark_rows([first, second, other, "uap"], ONE)] == [
+        first,
+        second,
+        "other",
+        "uap",
+    ]
     monkeypatch.chdir(second)
-    assert [row["attack"] for row in rows(["."], ONE)] == [load_attack(".").name] == ["uap"]
+    assert [row["attack"] for row in benchmark_rows(["."], ONE)] == [load_attack(".").name] == ["uap"]
 
 
-def test_transfer_is_warned_about_once(tmp_path: Path) -> None:
-    attack = trained(tmp_path / "attack", ONE)
-    with warnings.catch_warnings(record=True) as told:
+def test_run_benchmark_transfer_warns_once_for_each_classifier(tmp_path: Path) -> None:
+    attack = save_universal(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", GapWarning)
         assert len(list(run_benchmark(parse_attacks([attack]), task(ONE, TWO, THREE), BUDGETS))) == 6
-    assert [str(warning.message).rpartition(", not ")[2] for warning in told] == [
+    assert [str(warning.message).rpartition(", not ")[2] for warning in warned] == [
         "two as it is, in weights and normalizer: this is transfer",
         "three as it is, in weights and normalizer: this is transfer",
     ]
 
 
 @pytest.mark.parametrize(("mean", "std", "another"), [((0.1,), (0.3,), True), ((0.0,), (1.0,), False)])
-def test_another_normalizer_is_another_classifier(
+def test_run_benchmark_other_normalizer_warns_of_transfer(
     tmp_path: Path, mean: tuple[float], std: tuple[float], another: bool
 ) -> None:
-    attack = trained(tmp_path / "attack", ONE)
+    attack = save_universal(tmp_path / "attack", ONE)
     spec = replace(ONE.spec, mean=mean, std=std)
     other = Classifier(ONE.network, spec, name=ONE.name, architecture=ONE.architecture)
-    with warnings.catch_warnings(record=True) as told:
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", GapWarning)
-        rows([attack], other)
-    assert ["not one as it is, in weights and normalizer" in str(each.message) for each in told] == [True] * another
+        benchmark_rows([attack], other)
+    assert ["not one as it is, in weights and normalizer" in str(warning.message) for warning in warned] == [
+        True
+    ] * another
 
 
-def test_another_norm_is_warned_about(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "attack", ONE)
-    with warnings.catch_warnings(record=True) as told:
+def test_load_attack_other_norm_warns(tmp_path: Path) -> None:
+    folder = save_universal(tmp_path / "attack", ONE)
+    with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", GapWarning)
-        assert load_attack(folder, Budget("linf", 0.2)).name == "attack" and not told
+        assert load_attack(folder, Budget("linf", 0.2)).name == "attack" and not warned
         load_attack(folder, Budget("l2", 0.2))
-    assert [str(each.message)[:43] for each in told] == ["attack was trained within linf:0.1; within "]
+    assert [str(warning.message)[:43] for warning in warned] == ["attack was trained within linf:0.1; within "]
 
 
-def test_a_search_begins_at_a_trained_attack(tmp_path: Path) -> None:
-    folder = trained(tmp_path / "attack", ONE)
+def test_run_benchmark_pgd_with_init_starts_from_the_trained_attack(tmp_path: Path) -> None:
+    folder = save_universal(tmp_path / "attack", ONE)
     spec = "relative_step_sizes=1e-6,steps=1,confidence=0"
 
-    def found(text: str) -> list[dict[str, Any]]:
-        """From different seeds: only a search from a random start differs."""
-        return [rows([text], ONE, seed=seed)[0] for seed in (0, 1)]
+    def rows_of_two_seeds(text: str) -> list[dict[str, Any]]:
+        """From two seeds: only an attack with a random initialization differs."""
+        return [benchmark_rows([text], ONE, seed=seed)[0] for seed in (0, 1)]
 
-    one, two = found(f"pgd:init={folder},{spec}")
-    assert one["l2_mean"] == two["l2_mean"] > 0
-    assert one["accuracy_under_attack"] <= rows([folder], ONE)[0]["accuracy_under_attack"]
-    one, two = found(f"pgd:{spec}")
-    assert one["l2_mean"] != two["l2_mean"]
+    first, second = rows_of_two_seeds(f"pgd:init={folder},{spec}")
+    assert first["l2_mean"] == second["l2_mean"] > 0
+    assert first["accuracy_under_attack"] <= benchmark_rows([folder], ONE)[0]["accuracy_under_attack"]
+    first, second = rows_of_two_seeds(f"pgd:{spec}")
+    assert first["l2_mean"] != second["l2_mean"]
     with pytest.warns(GapWarning, match="not two as it is, in weights and normalizer: this is transfer"):
-        rows([f"pgd:init={folder}"], TWO)
+        benchmark_rows([f"pgd:init={folder}"], TWO)
 
 
-def test_an_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, fitted = lineup.create_attack, []
+def test_run_benchmark_attack_is_fitted_once_for_each_source(monkeypatch: pytest.MonkeyPatch) -> None:
+    create_attack, fitted = benchmark.create_attack, []
 
-    def counting(spec: str, budget: Budget, source: Classifier, *rest: Any) -> Any:
+    def count_fits(spec: str, budget: Budget, source: Classifier, *rest: Any) -> Any:
         fitted.append(source.name)
-        return made(spec, budget, source, *rest)
+        return create_attack(spec, budget, source, *rest)
 
-    monkeypatch.setattr(lineup, "create_attack", counting)
-    found = rows(["uap:images_seen=5"], ONE, TWO, transfer=True)
-    assert [(row["source"], row["classifier"]) for row in found] == [
+    monkeypatch.setattr(benchmark, "create_attack", count_fits)
+    results = benchmark_rows(["uap:images_seen=5"], ONE, TWO, transfer=True)
+    assert [(row["source"], row["classifier"]) for row in results] == [
         ("one", "one"), ("one", "two"), ("two", "one"), ("two", "two"),
     ]  # fmt: skip
     assert fitted == ["one", "two"]
     fitted.clear()
-    found = rows(["uap:images_seen=5"], ONE, TWO)
-    assert [(row["source"], row["classifier"]) for row in found] == [("one", "one"), ("two", "two")]
+    results = benchmark_rows(["uap:images_seen=5"], ONE, TWO)
+    assert [(row["source"], row["classifier"]) for row in results] == [("one", "one"), ("two", "two")]
 
 
-def test_a_search_that_is_carried_over_does_not_stop_at_the_source_s_boundary(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On its own classifier it stops past the boundary by as much as was asked; on another, not at all."""
-    seen: dict[tuple[str, str], float] = {}
-    evaluate = lineup.evaluate_attack
+def test_run_benchmark_transferred_pgd_has_no_confidence_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: an attack that stops at the boundary of its source, and so hardly transfers."""
+    confidences: dict[tuple[str, str], float] = {}
+    evaluate = benchmark.evaluate_attack
 
-    def noting(attack: Any, judged: Classifier, *given: Any, source: Classifier, **options: Any) -> Any:
-        seen[source.name, judged.name] = attack.confidence
-        return evaluate(attack, judged, *given, source=source, **options)
+    def record_confidence(attack: Any, target: Classifier, *arguments: Any, source: Classifier, **options: Any) -> Any:
+        confidences[source.name, target.name] = attack.confidence
+        return evaluate(attack, target, *arguments, source=source, **options)
 
-    monkeypatch.setattr(lineup, "evaluate_attack", noting)
-    rows(["pgd:steps=3,confidence=2"], ONE, TWO, transfer=True)
-    assert seen == {("one", "one"): 2, ("one", "two"): math.inf, ("two", "one"): math.inf, ("two", "two"): 2}
+    monkeypatch.setattr(benchmark, "evaluate_attack", record_confidence)
+    benchmark_rows(["pgd:steps=3,confidence=2"], ONE, TWO, transfer=True)
+    assert confidences == {("one", "one"): 2, ("one", "two"): math.inf, ("two", "one"): math.inf, ("two", "two"): 2}
 
 
 @dataclass(frozen=True)
@@ -184,15 +193,15 @@ class Shift:
         return (images + self.by).clamp(0, 1)
 
 
-def test_rows_of_the_same_names_are_numbered_in_the_order_given() -> None:
-    """Catches: one attack or classifier in the place of another, wherever results go by name."""
+def test_run_benchmark_equal_names_are_numbered_in_their_order() -> None:
+    """Catches: results of one attack or classifier under the name of another, where results are looked up by name."""
     twins = [classifier("net", scale) for scale in (1.0, 2.0)]
     attacks = [Shift(0.1), Shift(0.2), Shift(0.3), "noise", "noise"]
     evaluations = list(run_benchmark(parse_attacks(attacks), task(*twins), BUDGETS[:1], transfer=True))
     labels = [(e.row["attack"], e.row["source"], e.row["classifier"]) for e in evaluations]
     nets = ["net", "net (2)"]
     names = ["shift", "shift (2)", "shift (3)", "noise", "noise (2)"]
-    assert labels == [(name, source, judged) for name in names for source in nets for judged in nets]
+    assert labels == [(name, source, target) for name in names for source in nets for target in nets]
     lengths = [e.row["linf_max"] for e in evaluations[::4]]
     assert lengths[:3] == pytest.approx([0.1, 0.2, 0.3], abs=0.004)
     result = EvaluationResult(evaluations, {"name": "noise"})
@@ -202,15 +211,15 @@ def test_rows_of_the_same_names_are_numbered_in_the_order_given() -> None:
     assert result.plot().width > 300 and result.pictures().height > 20 * 100
 
 
-def test_bars_of_one_attack_at_several_norms_are_all_there() -> None:
+def test_bars_of_one_attack_at_several_norms_has_a_bar_for_each() -> None:
     budgets = [Budget("linf", 0.1), Budget("l2", 0.5)]
     result = EvaluationResult(list(run_benchmark(parse_attacks(["noise"]), task(ONE), budgets)), {"name": "noise"})
     assert list(_bars_of(result.rows)["one"]) == ["noise at linf:0.1", "noise at l2:0.5"]
 
 
-def test_trained_attack_among_classifiers_of_one_name_names_the_one_it_was_made_on(tmp_path: Path) -> None:
+def test_run_benchmark_classifiers_of_one_name_source_is_that_of_the_card(tmp_path: Path) -> None:
     twins = [classifier("net", scale) for scale in (1.0, 2.0)]
-    folder = trained(tmp_path / "made", twins[1])
+    folder = save_universal(tmp_path / "made", twins[1])
     with pytest.warns(GapWarning, match="this is transfer"):
-        found = [e.row for e in run_benchmark(parse_attacks([folder]), task(*twins), BUDGETS[:1])]
-    assert [(row["source"], row["classifier"]) for row in found] == [("net (2)", "net"), ("net (2)", "net (2)")]
+        results = [e.row for e in run_benchmark(parse_attacks([folder]), task(*twins), BUDGETS[:1])]
+    assert [(row["source"], row["classifier"]) for row in results] == [("net (2)", "net"), ("net (2)", "net (2)")]

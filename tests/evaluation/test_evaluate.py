@@ -22,7 +22,7 @@ LABELS = torch.tensor([0, 1, 1, 1, 2, 2, 0])
 
 
 class Bands(nn.Module):
-    """Class 0 for dark pictures, 2 for bright ones, 1 between: by the mean, with edges at levels 50 and 150."""
+    """Class 0 for dark images, 2 for bright ones, 1 between: by the mean, with edges at levels 50 and 150."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -30,20 +30,20 @@ class Bands(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         mean = images.mean(dim=(1, 2, 3)) * 255
-        self.seen = images
+        self.inputs = images
         return torch.stack([50 - mean, 50 - (mean - 100).abs(), mean - 150], dim=1)
 
 
 @dataclass
 class Stub:
-    """Adds a fixed number of levels to each picture, whatever the classifier."""
+    """Adds a fixed number of levels to each image, whatever the classifier."""
 
     levels: Tensor
     budget: Budget | None = None
     name: str = "stub"
 
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-        self.met, self.labels, self.images = classifier, labels, images
+        self.classifier, self.labels, self.images = classifier, labels, images
         self.training = classifier.training
         return images + self.levels[: len(images)].view(-1, 1, 1, 1) / 255
 
@@ -56,20 +56,20 @@ def split(levels: Tensor = LEVELS, labels: Tensor = LABELS, size: int = 4) -> In
     return InMemorySplit(levels.to(torch.uint8).view(-1, 1, 1, 1).expand(-1, 1, size, size).contiguous(), labels)
 
 
-# said clean:  0  0  1  1  1  2  2      labels 0 1 1 1 2 2 0
+# predicted, clean:       0  0  1  1  1  2  2      labels 0 1 1 1 2 2 0
 ADDED = torch.tensor([60, 60, 0, 70, 70, 0, 0])
-# said after:  1  1  1  2  2  2  2
+# predicted, adversarial: 1  1  1  2  2  2  2
 
 
-def test_counts() -> None:
+def test_evaluate_attack_accuracies_and_rates_are_the_counted_ones() -> None:
     row = evaluate_attack(Stub(ADDED), classifier(), split(), data="levels").row
-    shares = {
+    expected = {
         "clean_accuracy": (4, 7),  # 0, 2, 3, 5
         "accuracy_under_attack": (4, 7),  # 1, 2, 4, 5
         "fooling_rate": (4, 7),  # 0, 1, 3, 4
         "attack_success_rate": (2, 4),  # 0, 3 of 0, 2, 3, 5
     }
-    for name, (hits, trials) in shares.items():
+    for name, (hits, trials) in expected.items():
         assert row[name] == hits / trials
         assert row[f"{name}_interval"] == list(wilson(hits, trials))
     assert "target_success_rate" not in row
@@ -85,7 +85,7 @@ def test_counts() -> None:
     assert row["seconds_per_image"] > 0
 
 
-def test_norms_are_of_whole_levels() -> None:
+def test_evaluate_attack_norms_are_of_quantized_images() -> None:
     row = evaluate_attack(Stub(ADDED), classifier(), split()).row
     assert row["linf_mean"] == pytest.approx(260 / 7 / 255)
     assert row["linf_max"] == pytest.approx(70 / 255)
@@ -96,7 +96,7 @@ def test_norms_are_of_whole_levels() -> None:
     assert part["budget"] == "linf:4/255"
 
 
-def test_batches_add_up() -> None:
+def test_evaluate_attack_batch_size_does_not_change_the_results() -> None:
     even = torch.full((7,), 60)
     whole, parts = (evaluate_attack(Stub(even), classifier(), split(), batch_size=size).row for size in (250, 3))
     del whole["seconds_per_image"], parts["seconds_per_image"]
@@ -104,8 +104,8 @@ def test_batches_add_up() -> None:
         assert parts[name] == (pytest.approx(value) if isinstance(value, float) else value)
 
 
-def test_a_target_counts_only_images_that_are_not_of_it() -> None:
-    """Two of the seven are labeled 2 already; of the other five, two are read as 2 afterwards."""
+def test_evaluate_attack_target_success_excludes_images_labeled_as_the_target() -> None:
+    """Two of seven images are labeled 2 already; of the other five, two are classified as 2 under the attack."""
     row = evaluate_attack(Stub(ADDED), classifier(), split(), criterion=find_criterion("target:2", 3)).row
     assert row["target_success_rate"] == 2 / 5
     assert row["target_success_rate_interval"] == list(wilson(2, 5))
@@ -113,15 +113,15 @@ def test_a_target_counts_only_images_that_are_not_of_it() -> None:
     assert "target_success_rate" not in untargeted
 
 
-def test_the_least_likely_class_is_of_the_clean_picture() -> None:
-    """Level 10 is least like 2 and level 200 least like 0: of those not labeled so already, one gets there."""
+def test_evaluate_attack_least_likely_class_is_that_of_the_clean_image() -> None:
+    """The least likely class of level 10 is 2, of level 200 it is 0; one of two images not labeled so reaches it."""
     levels, labels = torch.tensor([10, 10, 200, 200]), torch.tensor([0, 2, 2, 0])
     stub = Stub(torch.tensor([190, 190, -100, -190]))
     row = evaluate_attack(stub, classifier(), split(levels, labels), criterion=find_criterion("least-likely", 3)).row
     assert row["target_success_rate"] == 1 / 2
 
 
-def test_ssim_is_wang_and_others() -> None:
+def test_evaluate_attack_ssim_equals_that_of_wang_et_al() -> None:
     generator = torch.Generator().manual_seed(0)
     clean = torch.randint(60, 190, (2, 1, 24, 20), generator=generator)
     change = torch.randint(-40, 40, clean.shape, generator=generator)
@@ -137,80 +137,80 @@ def test_ssim_is_wang_and_others() -> None:
     assert 0.3 < row["ssim"] < 0.95
 
 
-def ssim(one: np.ndarray, other: np.ndarray) -> float:
+def ssim(first: np.ndarray, second: np.ndarray) -> float:
     """Wang et al. (2004), with their Gaussian window of 11 pixels and sigma 1.5; borders are mirrored."""
 
-    def mean(picture: np.ndarray) -> np.ndarray:
-        return gaussian_filter(picture, 1.5, truncate=3.5, mode="mirror")
+    def mean(image: np.ndarray) -> np.ndarray:
+        return gaussian_filter(image, 1.5, truncate=3.5, mode="mirror")
 
-    x, y = one / 255, other / 255
+    x, y = first / 255, second / 255
     mx, my = mean(x), mean(y)
     vx, vy, vxy = mean(x * x) - mx * mx, mean(y * y) - my * my, mean(x * y) - mx * my
     score = (2 * mx * my + 1e-4) * (2 * vxy + 9e-4) / ((mx * mx + my * my + 1e-4) * (vx + vy + 9e-4))
     return float(score.mean())
 
 
-def test_ssim_of_nothing_done_is_one_and_of_small_pictures_none() -> None:
-    still = Stub(torch.zeros(7))
-    assert evaluate_attack(still, classifier(size=(12, 12)), split(size=12)).row["ssim"] == pytest.approx(1)
-    assert evaluate_attack(still, classifier(), split()).row["ssim"] is None
+def test_evaluate_attack_ssim_of_unchanged_images_is_one_and_of_small_images_none() -> None:
+    no_attack = Stub(torch.zeros(7))
+    assert evaluate_attack(no_attack, classifier(size=(12, 12)), split(size=12)).row["ssim"] == pytest.approx(1)
+    assert evaluate_attack(no_attack, classifier(), split()).row["ssim"] is None
 
 
-def test_the_first_batch_warms_up_untimed_and_changes_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A clock that goes a second at each call of the attack, and ten at the first."""
+def test_evaluate_attack_warm_up_is_not_timed_and_changes_no_result(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The patched clock advances by a second at each call of the attack, and by ten at the first."""
     ticks: list[int] = []
 
     class Slow(Stub):
         def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
             ticks.append(1 if ticks else 10)
-            drawn.append(torch.rand(()).item())
+            random_numbers.append(torch.rand(()).item())
             return super().__call__(classifier, images, labels)
 
-    drawn: list[float] = []
+    random_numbers: list[float] = []
     monkeypatch.setattr("gap.evaluation.evaluate.time.perf_counter", lambda: float(sum(ticks)))
     row = evaluate_attack(Slow(torch.zeros(7)), classifier(), split(), batch_size=4, seed=3).row
     assert len(ticks) == 3 and row["seconds_per_image"] == 2 / 7
     torch.manual_seed(3)
-    assert drawn[1:] == [torch.rand(()).item(), torch.rand(()).item()]
+    assert random_numbers[1:] == [torch.rand(()).item(), torch.rand(()).item()]
 
 
-def test_a_transfer_looks_at_its_source_and_is_judged_by_the_other() -> None:
-    stub, source, judged = Stub(ADDED), classifier("source"), classifier("judged")
-    row = evaluate_attack(stub, judged, split(), source=source).row
-    assert stub.met is source
+def test_evaluate_attack_transfer_attacks_the_source_and_evaluates_the_classifier() -> None:
+    stub, source, target = Stub(ADDED), classifier("source"), classifier("judged")
+    row = evaluate_attack(stub, target, split(), source=source).row
+    assert stub.classifier is source
     assert not stub.training
     assert (row["classifier"], row["source"]) == ("judged", "source")
-    assert torch.equal((judged.network.seen * 255).round()[:, 0, 0, 0], (LEVELS + ADDED).float())
-    assert not hasattr(source.network, "seen")
+    assert torch.equal((target.network.inputs * 255).round()[:, 0, 0, 0], (LEVELS + ADDED).float())
+    assert not hasattr(source.network, "inputs")
 
 
-def test_classifiers_are_left_as_they_were() -> None:
-    judged = classifier().train()
-    evaluate_attack(Stub(ADDED), judged, split())
-    assert judged.training and judged.network.scale.requires_grad
+def test_evaluate_attack_restores_the_mode_of_the_classifier() -> None:
+    target = classifier().train()
+    evaluate_attack(Stub(ADDED), target, split())
+    assert target.training and target.network.scale.requires_grad
 
 
 @pytest.mark.parametrize(
     ("added", "message"),
     [(9.0, "stub left its budget linf:8/255"), (float("nan"), "stub made pixels that are not numbers")],
 )
-def test_an_attack_that_breaks_its_promise_is_refused(added: float, message: str) -> None:
+def test_evaluate_attack_exceeded_budget_or_nan_pixels_raise(added: float, message: str) -> None:
     with pytest.raises(GapError, match=message):
         evaluate_attack(Stub(torch.full((7,), added), Budget.parse("linf:8/255")), classifier(), split())
 
 
-def test_an_attack_that_leaves_the_range_of_pixels_is_refused() -> None:
+def test_evaluate_attack_pixels_out_of_range_raise() -> None:
     with pytest.raises(GapError, match="or the pixels' range"):
         evaluate_attack(Stub(torch.full((7,), 100.0), Budget.parse("linf:0.5")), classifier(), split())
 
 
-def test_no_images_are_refused() -> None:
+def test_evaluate_attack_empty_split_raises() -> None:
     with pytest.raises(GapError, match="no images to evaluate on in nothing"):
         evaluate_attack(Stub(ADDED), classifier(), split(LEVELS[:0], LABELS[:0]), data="nothing")
 
 
-def test_fewer_images_stand_for_the_split_whatever_its_order() -> None:
-    """Where classes alternate, every second image would be of every second class."""
+def test_evaluate_attack_fewer_images_are_a_fixed_random_sample() -> None:
+    """Catches: a sample of every n-th image, which has one class alone where classes alternate."""
     labels = torch.arange(600) % 3
     stub, alternating = Stub(torch.zeros(600)), split(labels * 80, labels)
     row = evaluate_attack(stub, classifier(), alternating, images=200, batch_size=600).row
@@ -222,20 +222,20 @@ def test_fewer_images_stand_for_the_split_whatever_its_order() -> None:
     assert evaluate_attack(Stub(torch.zeros(7)), classifier(), split(), images=100).row["images"] == 7
 
 
-def test_pictures_to_look_at() -> None:
+def test_evaluate_attack_example_has_captions_and_adversarial_images() -> None:
     example = evaluate_attack(Stub(ADDED), classifier(), split(), batch_size=4).example
     assert example.captions == ["0 → 1", "0 → 1", "1 → 1", "1 → 2"]
     assert torch.equal((example.adversarial - example.clean).mul(255).round()[:, 0, 0, 0], ADDED[:4].float())
 
 
-def test_shares_of_nothing_are_none() -> None:
+def test_evaluate_attack_rate_without_correct_images_is_none() -> None:
     row = evaluate_attack(Stub(torch.zeros(1)), classifier(), split(torch.tensor([10]), torch.tensor([2]))).row
     assert row["attack_success_rate"] is None
     assert row["attack_success_rate_interval"] == [0.0, 1.0]
     assert math.isclose(row["l2_max"], 0)
 
 
-def test_evaluate_imports_no_more_than_it_needs() -> None:
-    look = "import sys, gap; gap.evaluate; print(*{'torchvision', 'torch._dynamo', 'scipy', 'timm'} & set(sys.modules))"
-    ended = subprocess.run([sys.executable, "-c", look], capture_output=True, text=True, check=True, timeout=60)
-    assert ended.stdout.strip() == ""
+def test_evaluate_import_loads_no_heavy_library() -> None:
+    code = "import sys, gap; gap.evaluate; print(*{'torchvision', 'torch._dynamo', 'scipy', 'timm'} & set(sys.modules))"
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=60)
+    assert process.stdout.strip() == ""

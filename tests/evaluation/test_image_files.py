@@ -11,6 +11,6 @@ from gap.evaluation.image_files import _unique_name
         (["a.side-by-side", "a", "a"], ["a.side-by-side", "a-2", "a-3"]),
     ],
 )
-def test_no_picture_takes_the_name_of_another_or_of_what_is_beside_it(stems: list[str], names: list[str]) -> None:
+def test_unique_name_avoids_other_images_and_their_comparisons(stems: list[str], names: list[str]) -> None:
     taken: set[str] = set()
     assert [_unique_name(stem, taken) for stem in stems] == names

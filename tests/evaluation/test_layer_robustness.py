@@ -1,4 +1,4 @@
-"""R of a layer, where it is known, and on networks that differ."""
+"""The robustness of a layer, where it is known exactly, and on networks that differ."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from gap.threat import Budget
 
 
 def linear(scale: float) -> Classifier:
-    """Its layer `0` is the picture, scaled."""
+    """Its layer `0` is the image, scaled."""
     first = nn.Conv2d(1, 1, 1)
     nn.init.constant_(first.weight, scale)
     nn.init.zeros_(first.bias)
@@ -21,22 +21,22 @@ def linear(scale: float) -> Classifier:
 
 @pytest.fixture
 def images() -> torch.Tensor:
-    """Far enough from black and white that nothing is cut off."""
+    """Far enough from black and white that nothing is clipped."""
     return 0.4 + 0.2 * torch.rand(16, 1, 6, 6, generator=torch.Generator().manual_seed(0))
 
 
 @pytest.mark.parametrize(("budget", "length"), [(Budget("l2", 0.3), 0.3), (Budget("linf", 0.05), 0.05 * 6)], ids=str)
 @pytest.mark.parametrize("scale", [1.0, 50.0])
-def test_the_picture_itself_moves_by_the_budget(
+def test_layer_robustness_linear_layer_moves_by_the_budget(
     images: torch.Tensor, budget: Budget, length: float, scale: float
 ) -> None:
-    (found,) = layer_robustness(linear(scale), ["0"], images, budget, batch_size=5)
-    apart = (images - images.roll(1, dims=0)).flatten(1).norm(dim=1).mean().item()
-    assert found.value == pytest.approx(length / apart, rel=0.01)
-    assert found.low < found.value < found.high < found.low * 1.3
+    (result,) = layer_robustness(linear(scale), ["0"], images, budget, batch_size=5)
+    distance = (images - images.roll(1, dims=0)).flatten(1).norm(dim=1).mean().item()
+    assert result.value == pytest.approx(length / distance, rel=0.01)
+    assert result.low < result.value < result.high < result.low * 1.3
 
 
-def test_a_layer_that_saturates_is_moved_less(images: torch.Tensor) -> None:
+def test_layer_robustness_saturated_layer_moves_less(images: torch.Tensor) -> None:
     network = linear(1.0)
     network.network[0].bias.data.fill_(-0.5)
     network.network[0].weight.data.fill_(1.0)
@@ -45,7 +45,7 @@ def test_a_layer_that_saturates_is_moved_less(images: torch.Tensor) -> None:
     assert second.value < 0.5 * first.value
 
 
-def test_the_classifier_and_the_random_numbers_are_left_as_they_were(images: torch.Tensor) -> None:
+def test_layer_robustness_restores_the_classifier_and_the_random_state(images: torch.Tensor) -> None:
     classifier = linear(1.0).train()
     torch.manual_seed(5)
     layer_robustness(classifier, ["0"], images, Budget("l2", 0.3), steps=2)
@@ -55,11 +55,11 @@ def test_the_classifier_and_the_random_numbers_are_left_as_they_were(images: tor
     assert classifier.training and all(weight.requires_grad for weight in classifier.parameters())
 
 
-def test_one_picture_is_too_few(images: torch.Tensor) -> None:
+def test_layer_robustness_one_image_raises(images: torch.Tensor) -> None:
     with pytest.raises(GapError, match="two or more"):
         layer_robustness(linear(1.0), ["0"], images[:1], Budget("l2", 0.3))
 
 
-def test_the_same_pictures_cannot_be_compared(images: torch.Tensor) -> None:
+def test_layer_robustness_equal_images_raise(images: torch.Tensor) -> None:
     with pytest.raises(GapError, match="the same for every picture"):
         layer_robustness(linear(1.0), ["0"], images[:1].repeat(3, 1, 1, 1), Budget("l2", 0.3))

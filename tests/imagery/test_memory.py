@@ -1,4 +1,4 @@
-"""What a drawing needs is known from a part of it."""
+"""The memory that a drawing needs is estimated from a crop of it."""
 
 import gc
 
@@ -13,9 +13,9 @@ from gap.imagery.backbone import MultiFeatureExtractor, prepare_backbone
 from gap.imagery.memory import OPTIMIZER_COPIES, check_memory, estimate
 
 
-def tensors() -> int:
+def count_tensors() -> int:
     gc.collect()
-    return sum(isinstance(each, torch.Tensor) for each in gc.get_objects())
+    return sum(isinstance(item, torch.Tensor) for item in gc.get_objects())
 
 
 @pytest.fixture
@@ -27,17 +27,17 @@ def extractors() -> MultiFeatureExtractor:
     return MultiFeatureExtractor({"": prepare_backbone(backbone, torch.rand(1, 3, 32, 32), ["relu2_x", "relu5_x"])})
 
 
-def test_the_estimate_is_the_same_from_any_size(extractors: MultiFeatureExtractor) -> None:
+def test_estimate_from_a_crop_equals_that_from_the_whole_image(extractors: MultiFeatureExtractor) -> None:
     images = torch.rand(1, 3, 128, 96)
     whole = estimate(extractors, images, (128, 96))
     assert estimate(extractors, images[..., :48, :48], (128, 96)) == pytest.approx(whole, rel=0.05)
     assert estimate(extractors, images.repeat(3, 1, 1, 1), (128, 96)) == pytest.approx(3 * whole, rel=0.05)
-    # What a convolution's way back needs is its input: 4 channels and more, in float32, at full size, several times.
+    # The backward pass of a convolution needs its input: 4 channels or more, in float32, at full size, several times.
     assert whole > 10 * images.nbytes
 
 
-def test_weights_do_not_grow_with_the_picture() -> None:
-    """A linear layer keeps its weights for the way back, transposed; cast, in half precision."""
+def test_estimate_weights_do_not_grow_with_the_image() -> None:
+    """A linear layer keeps its weights for the backward pass, transposed, and in half precision under autocast."""
     torch.manual_seed(0)
     network = nn.Sequential(nn.AdaptiveAvgPool2d(8), nn.Flatten(), nn.Linear(3 * 64, 4000), nn.Linear(4000, 10))
     backbone = Classifier(network, ClassifierSpec(3, (32, 32), 10), name="net", architecture="net").eval()
@@ -47,8 +47,8 @@ def test_weights_do_not_grow_with_the_picture() -> None:
         assert estimate(extractors, images, (320, 320)) < 100 * (OPTIMIZER_COPIES + 10) * images.nbytes
 
 
-def test_the_first_look_is_as_good_as_any() -> None:
-    """It reads no further than the deepest layer asked for."""
+def test_estimate_repeated_gives_the_same_value() -> None:
+    """Catches: a first forward pass that runs beyond the deepest layer needed."""
     torch.manual_seed(0)
     backbone = Classifier(
         CifarResNet18(3, 10, width=4), ClassifierSpec(3, (32, 32), 10), name="net", architecture="net"
@@ -58,16 +58,18 @@ def test_the_first_look_is_as_good_as_any() -> None:
     assert estimate(extractors, images, (480, 480)) == estimate(extractors, images, (480, 480))
 
 
-def test_the_estimate_keeps_nothing(extractors: MultiFeatureExtractor) -> None:
+def test_estimate_keeps_no_tensors(extractors: MultiFeatureExtractor) -> None:
     images = torch.rand(1, 3, 48, 48)
     estimate(extractors, images, (48, 48))
-    before = tensors()
+    before = count_tensors()
     for _ in range(3):
         estimate(extractors, images, (48, 48))
-    assert tensors() == before
+    assert count_tensors() == before
 
 
-def test_too_little_memory_is_said(extractors: MultiFeatureExtractor, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_memory_too_little_memory_raises(
+    extractors: MultiFeatureExtractor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = torch.rand(1, 3, 48, 48)
     needed = estimate(extractors, images, (480, 480))
     for free, fits in ((1.01 * needed, True), (0.99 * needed, False)):

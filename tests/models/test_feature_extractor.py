@@ -1,4 +1,4 @@
-"""Layers are found by name on any network, and read as they were before anything wrote over them."""
+"""Layers are found by name in any network, and their outputs are those before a change in place."""
 
 from collections.abc import Callable
 
@@ -23,7 +23,7 @@ from gap.core.errors import GapError
 
 
 class Overwriting(nn.Module):
-    """Its convolution's output is changed in place by a module, and by an addition."""
+    """A network that changes the output of its convolution in place, by a module and by an addition."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -44,29 +44,29 @@ def chain() -> nn.Sequential:
     )  # fmt: skip
 
 
-def test_what_is_written_over_is_read_as_it_was() -> None:
+def test_feature_extractor_output_changed_in_place_later_is_the_original() -> None:
     torch.manual_seed(0)
     network, images = Overwriting(), torch.rand(2, 3, 8, 8)
     conv = network.conv(images)
-    seen = FeatureExtractor(network, ["relu", "conv", LOGITS])(images)
-    assert torch.equal(seen["conv"], conv) and (conv < 0).any()
-    assert torch.equal(seen["relu"], conv.relu())
-    assert torch.equal(seen[LOGITS], network(images))
-    assert list(seen) == ["relu", "conv", LOGITS]
+    outputs = FeatureExtractor(network, ["relu", "conv", LOGITS])(images)
+    assert torch.equal(outputs["conv"], conv) and (conv < 0).any()
+    assert torch.equal(outputs["relu"], conv.relu())
+    assert torch.equal(outputs[LOGITS], network(images))
+    assert list(outputs) == ["relu", "conv", LOGITS]
 
 
-def test_gradients_are_those_of_the_network_itself() -> None:
+def test_feature_extractor_gradients_equal_those_of_the_network() -> None:
     torch.manual_seed(0)
-    network, taps_at = chain(), ["relu1_2", "conv2_1"]
+    network, names = chain(), ["relu1_2", "conv2_1"]
     images = torch.rand(1, 3, 8, 8, requires_grad=True)
-    seen = FeatureExtractor(network, taps_at)(images)
-    (found,) = torch.autograd.grad(sum(output.square().sum() for output in seen.values()), images)
+    outputs = FeatureExtractor(network, names)(images)
+    (gradient,) = torch.autograd.grad(sum(output.square().sum() for output in outputs.values()), images)
     middle = network[:4](images)
     expected = middle.square().sum() + network[4:6](middle).square().sum()
-    torch.testing.assert_close(found, torch.autograd.grad(expected, images)[0])
+    torch.testing.assert_close(gradient, torch.autograd.grad(expected, images)[0])
 
 
-def test_no_more_runs_than_is_read() -> None:
+def test_feature_extractor_runs_no_module_after_the_last_layer() -> None:
     ran: list[str] = []
     network = chain().eval()
     for name, module in network.named_children():
@@ -79,7 +79,7 @@ def test_no_more_runs_than_is_read() -> None:
     assert not any(len(module._forward_hooks) > 1 for module in network)
 
 
-def test_a_module_that_runs_twice_is_read_at_its_last() -> None:
+def test_feature_extractor_module_called_twice_gives_its_last_output() -> None:
     class Twice(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -108,27 +108,29 @@ RESNET = {f"relu{stage + 1}_x": f"layer{stage}" for stage in range(1, 5)}
         (lambda: timm.create_model("resnet18"), RESNET),
         (lambda: CifarResNet18(3, 10, width=4), RESNET),
     ],
-    ids=["vgg16", "vgg16_bn", "alexnet", "resnet50", "timm resnet18", "ours"],
+    ids=["vgg16", "vgg16_bn", "alexnet", "resnet50", "timm resnet18", "cifar resnet18"],
 )
-def test_the_literature_s_names(make: Callable[[], nn.Module], expected: dict[str, str]) -> None:
+def test_layer_aliases_give_the_names_of_the_literature(
+    make: Callable[[], nn.Module], expected: dict[str, str]
+) -> None:
     with torch.device("meta"):
         network = make()
-    found = layer_aliases(network)
-    assert {name: found.get(name) for name in expected} == expected
+    aliases = layer_aliases(network)
+    assert {name: aliases.get(name) for name in expected} == expected
 
 
-def test_a_layer_that_is_not_there() -> None:
+def test_feature_extractor_unknown_layer_raises_with_the_nearest() -> None:
     with pytest.raises(GapError, match="unknown layer 'relu1_3'; did you mean relu1_2"):
         FeatureExtractor(chain(), ["relu1_3"])
 
 
 @pytest.mark.parametrize("names", [["relu1_1", "1"], ["conv_2", "conv_2"]])
-def test_a_layer_named_twice(names: list[str]) -> None:
+def test_feature_extractor_layer_named_twice_raises(names: list[str]) -> None:
     with pytest.raises(GapError, match=f"layer {names[0]} is named twice"):
         FeatureExtractor(chain(), names)
 
 
-def test_a_layer_that_never_runs() -> None:
+def test_feature_extractor_layer_that_never_runs_raises() -> None:
     network = chain()
     network.spare = nn.Identity()
     network.forward = network[:2].forward
@@ -136,13 +138,13 @@ def test_a_layer_that_never_runs() -> None:
         FeatureExtractor(network, ["spare"])(torch.rand(1, 3, 8, 8))
 
 
-def test_stages_end_at_each_resolution() -> None:
+def test_last_layer_per_resolution_gives_the_end_of_each_stage() -> None:
     network = CifarResNet18(3, 10, width=4).eval()
     assert last_layer_per_resolution(network, torch.rand(1, 3, 32, 32)) == ["layer1", "layer2", "layer3", "layer4"]
     assert last_layer_per_resolution(chain().eval(), torch.rand(1, 3, 8, 8)) == ["3", "7"]
 
 
-def test_average_pooling_keeps_the_scale_of_each_pool() -> None:
+def test_with_average_pooling_keeps_the_scale_of_each_pool() -> None:
     torch.manual_seed(0)
     pools = [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1)]
     parts = [nn.Sequential(nn.Conv2d(width, 8, 3, padding=1), nn.ReLU()) for width in (3, 8)]
@@ -157,19 +159,19 @@ def test_average_pooling_keeps_the_scale_of_each_pool() -> None:
     torch.testing.assert_close(swapped[:2](images), plain * swapped[1].factor)
 
 
-def test_nothing_to_average() -> None:
+def test_with_average_pooling_network_without_max_pooling_raises() -> None:
     with pytest.raises(GapError, match="no max pooling"):
         with_average_pooling(CifarResNet18(3, 10, width=4), torch.rand(1, 3, 32, 32))
 
 
-def test_padding_that_does_not_ring() -> None:
+def test_with_padding_reflect_gives_constant_outputs_for_a_constant_image() -> None:
     network = chain().eval()
     flat = torch.full((1, 3, 8, 8), 0.7)
     assert network[0](flat).flatten(2).std(dim=2).max() > 1e-2
     assert with_padding(network, "reflect")[0](flat).flatten(2).std(dim=2).max() < 1e-5
 
 
-def test_a_head_that_does_not_fit_is_no_matter() -> None:
+def test_feature_extractor_other_size_does_not_run_the_head() -> None:
     network = nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.Flatten(), nn.Linear(4 * 8 * 8, 5))
     extractor = FeatureExtractor(network, ["0"])
     for side in (8, 12, 12):
@@ -178,32 +180,32 @@ def test_a_head_that_does_not_fit_is_no_matter() -> None:
         FeatureExtractor(network, ["0", LOGITS])(torch.rand(1, 3, 12, 12))
 
 
-def test_of_several_chains_the_longest_has_the_names() -> None:
+def test_layer_aliases_several_chains_name_the_longest() -> None:
     short = nn.Sequential(nn.Conv2d(3, 4, 1), nn.Conv2d(4, 4, 1))
     network = nn.ModuleDict({"stem": short, "body": chain()})
     assert {path.partition(".")[0] for path in layer_aliases(network).values()} == {"body"}
 
 
-def test_scores_are_no_stage() -> None:
+def test_last_layer_per_resolution_leaves_out_maps_of_class_scores() -> None:
     with torch.device("meta"):
         network = torchvision.models.squeezenet1_1(num_classes=7)
-    found = last_layer_per_resolution(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
-    assert len(found) > 2 and not {"classifier.1", "classifier.2", "classifier.3"} & set(found)
+    layers = last_layer_per_resolution(network.eval(), torch.rand(1, 3, 64, 64, device="meta"), classes=7)
+    assert len(layers) > 2 and not {"classifier.1", "classifier.2", "classifier.3"} & set(layers)
 
 
 @pytest.mark.parametrize("size", [32, 31])
-def test_smooth_strides_keep_sizes_and_names_and_look_at_every_pixel_alike(size: int) -> None:
+def test_with_smooth_strides_keeps_sizes_and_depends_on_every_pixel(size: int) -> None:
     torch.manual_seed(0)
     network = nn.Sequential(nn.Conv2d(3, 4, 1, stride=2), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2, padding=1))
     smooth = with_smooth_strides(network)
     images = torch.rand(1, 3, size, size, requires_grad=True)
     for name in ("conv_1", "conv_2"):
-        given, before = FeatureExtractor(smooth, [name])(images)[name], FeatureExtractor(network, [name])(images)[name]
-        assert given.shape == before.shape
-    (seen,) = torch.autograd.grad(FeatureExtractor(smooth, ["conv_1"])(images)["conv_1"].sum(), images)
-    assert (seen[..., :30, :30] != 0).all()
-    (seen,) = torch.autograd.grad(FeatureExtractor(network, ["conv_1"])(images)["conv_1"].sum(), images)
-    assert (seen != 0).float().mean() < 0.3
+        after, before = FeatureExtractor(smooth, [name])(images)[name], FeatureExtractor(network, [name])(images)[name]
+        assert after.shape == before.shape
+    (gradient,) = torch.autograd.grad(FeatureExtractor(smooth, ["conv_1"])(images)["conv_1"].sum(), images)
+    assert (gradient[..., :30, :30] != 0).all()
+    (gradient,) = torch.autograd.grad(FeatureExtractor(network, ["conv_1"])(images)["conv_1"].sum(), images)
+    assert (gradient != 0).float().mean() < 0.3
     with pytest.raises(GapError, match="no strides"):
         with_smooth_strides(nn.Conv2d(3, 3, 3))
 
@@ -224,8 +226,8 @@ def small_vit() -> nn.Module:
     return torchvision.models.VisionTransformer(32, 8, 2, 2, 16, 32, num_classes=4).eval()
 
 
-def test_map_layouts_of_channels_last_blocks_are_told_apart_from_maps_and_tokens() -> None:
-    """Catches: a layout read off the number of dimensions, as of ConvNeXt's blocks, Swin's stages and attention."""
+def test_map_layouts_distinguishes_channels_last_maps_from_channels_first_and_tokens() -> None:
+    """Catches: a layout guessed from the number of dimensions, as of blocks of ConvNeXt, and stages of Swin."""
     images = torch.rand(1, 3, 32, 32)
     for network, expected in (
         (small_convnext(), {"features.1": "NCHW", "features.1.0.block.3": "NHWC", "classifier": None}),
@@ -236,7 +238,7 @@ def test_map_layouts_of_channels_last_blocks_are_told_apart_from_maps_and_tokens
         assert {path: layouts.get(path) for path in expected} == expected
 
 
-def test_map_layouts_of_attention_weights_are_unknown() -> None:
+def test_map_layouts_attention_weights_have_no_layout() -> None:
     """Catches: heads x tokens x tokens taken for channels x height x width."""
 
     class Attention(nn.Module):
@@ -255,7 +257,7 @@ def test_map_layouts_of_attention_weights_are_unknown() -> None:
         FeatureExtractor(network, ["weights"]).read_as_maps(torch.rand(1, 3, 8, 8))
 
 
-def test_taps_of_channels_last_layer_give_channels_first() -> None:
+def test_feature_extractor_read_as_maps_gives_channels_first() -> None:
     network, images = small_swin(), torch.rand(2, 3, 32, 32)
     extractor = FeatureExtractor(network, ["features.1"])
     assert extractor(images)["features.1"].shape == (2, 16, 16, 8)
@@ -264,7 +266,7 @@ def test_taps_of_channels_last_layer_give_channels_first() -> None:
     assert torch.equal(extractor(images)["features.1"], before.permute(0, 3, 1, 2))
 
 
-def test_stages_of_transformers_are_maps_alone() -> None:
+def test_last_layer_per_resolution_transformers_give_only_layers_of_maps() -> None:
     images = torch.rand(1, 3, 32, 32)
     assert last_layer_per_resolution(small_swin(), images, 4) == ["features.1", "permute"]
     assert last_layer_per_resolution(small_convnext(), images, 4) == ["features.2.0", "features"]

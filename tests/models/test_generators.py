@@ -13,11 +13,11 @@ from gap.core.errors import GapError
 UNIVERSAL: dict[str, Any] = {"encoder": "strided-32", "decoder": [16, 8], "pixel_unshuffle": 2}
 
 
-class Echo(nn.Module):
-    """A body that gives back what it is given, and keeps it."""
+class IdentityRecorder(nn.Module):
+    """A body that returns its input, and stores it."""
 
     def forward(self, images: Tensor) -> Tensor:
-        self.seen = images
+        self.inputs = images
         return images
 
 
@@ -36,9 +36,9 @@ def test_output_has_the_shape_of_the_input(
         channels, architecture=architecture, encoder="strided-32", decoder=[8, 8], pixel_unshuffle=pixel_unshuffle
     )
     images = torch.rand(2, channels, height, width)
-    made = network(images)
-    assert made.shape == images.shape
-    assert made.isfinite().all()
+    output = network(images)
+    assert output.shape == images.shape
+    assert output.isfinite().all()
 
 
 @settings(max_examples=25, deadline=None)
@@ -48,15 +48,17 @@ def test_output_has_the_shape_of_the_input(
     pixel_unshuffle=st.sampled_from([1, 2, 4]),
     stride=st.sampled_from([1, 4]),
 )
-def test_what_comes_back_is_the_region_of_the_image(height: int, width: int, pixel_unshuffle: int, stride: int) -> None:
+def test_generator_output_is_cropped_to_the_region_of_the_image(
+    height: int, width: int, pixel_unshuffle: int, stride: int
+) -> None:
     images = torch.rand(2, 3, height, width)
-    network = Generator(Echo(), pixel_unshuffle, stride)
+    network = Generator(IdentityRecorder(), pixel_unshuffle, stride)
     assert torch.equal(network(images), images * 2 - 1)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 9), (13, 4)])
-def test_padding_repeats_the_edge_and_is_cropped_off(size: tuple[int, int]) -> None:
-    """Padding beforehand by hand, to a size that needs none, gives the same in the region of the image."""
+def test_generator_padding_replicates_the_edge_and_is_cropped(size: tuple[int, int]) -> None:
+    """An image that was padded before, to a size that needs no padding, gives the same output in its region."""
     torch.manual_seed(0)
     network = make_generator(1, encoder="strided-32", decoder=[16, 8], pixel_unshuffle=2).eval()
     images = torch.rand(2, 1, *size)
@@ -69,10 +71,10 @@ def test_padding_repeats_the_edge_and_is_cropped_off(size: tuple[int, int]) -> N
     assert torch.allclose(whole[..., above : above + height, left : left + width], cropped, atol=1e-5)
 
 
-def test_fold_turns_pixels_into_channels() -> None:
-    body = Echo()
+def test_generator_pixel_unshuffle_turns_pixels_into_channels() -> None:
+    body = IdentityRecorder()
     Generator(body, pixel_unshuffle=2, stride=2)(torch.rand(1, 3, 6, 8))
-    assert body.seen.shape == (1, 12, 4, 4)
+    assert body.inputs.shape == (1, 12, 4, 4)
 
 
 every_network = pytest.mark.parametrize(
@@ -92,69 +94,69 @@ every_network = pytest.mark.parametrize(
 
 
 @every_network
-def test_every_weight_that_can_learn_gets_a_gradient(options: dict) -> None:
+def test_make_generator_every_trainable_weight_gets_a_gradient(options: dict) -> None:
     network = make_generator(1, **options)
     images = torch.rand(2, 1, 28, 28)
-    made = network(images)
-    assert made.shape == images.shape
-    made.square().sum().backward()
+    output = network(images)
+    assert output.shape == images.shape
+    output.square().sum().backward()
     assert [name for name, weight in network.named_parameters() if weight.requires_grad and weight.grad is None] == []
     assert sum(weight.requires_grad for weight in network.parameters()) > 8
 
 
-def test_stages_that_an_encoder_does_not_use_are_left_out() -> None:
+def test_make_generator_unused_encoder_stages_are_removed() -> None:
     shallow, deep = (make_generator(3, encoder="resnet18", decoder=[8] * depth) for depth in (2, 5))
     sizes = [sum(weight.numel() for weight in network.parameters()) for network in (shallow, deep)]
     assert sizes[0] < 400_000 < 11_000_000 < sizes[1]
 
 
-def test_a_made_generator_is_as_fresh() -> None:
-    """In training mode, without gradients, its statistics untouched, and the same again from the same seed."""
+def test_make_generator_has_untouched_statistics_and_a_loadable_state() -> None:
+    """Catches: batch statistics or gradients left by the forward pass that finds the unused modules."""
     torch.manual_seed(1)
-    one = make_generator(1, encoder="resnet18", decoder=[8, 8])
+    first = make_generator(1, encoder="resnet18", decoder=[8, 8])
     torch.manual_seed(1)
     with torch.no_grad():
-        two = make_generator(1, encoder="resnet18", decoder=[8, 8])
-    assert one.training and all(module.training for module in one.modules())
-    assert all(weight.grad is None for weight in one.parameters())
-    norms = [module for module in one.modules() if isinstance(module, nn.BatchNorm2d)]
+        second = make_generator(1, encoder="resnet18", decoder=[8, 8])
+    assert first.training and all(module.training for module in first.modules())
+    assert all(weight.grad is None for weight in first.parameters())
+    norms = [module for module in first.modules() if isinstance(module, nn.BatchNorm2d)]
     assert norms and all(norm.num_batches_tracked == 0 and norm.running_mean.abs().max() == 0 for norm in norms)
-    two.load_state_dict(one.state_dict())
-    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), two.parameters(), strict=True))
-    assert [w.requires_grad for w in one.parameters()] == [w.requires_grad for w in two.parameters()]
+    second.load_state_dict(first.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+    assert [w.requires_grad for w in first.parameters()] == [w.requires_grad for w in second.parameters()]
 
 
-def test_universal_is_one_perturbation_the_same_in_training() -> None:
+def test_universal_generator_gives_one_perturbation_in_training_and_eval_mode() -> None:
     torch.manual_seed(0)
     network = UniversalGenerator(make_generator(3, **UNIVERSAL), 3, (21, 18))
-    trained, judged = network.train()(), network.eval()()
-    assert trained.shape == (1, 3, 21, 18)
-    assert torch.equal(trained, judged)
-    assert torch.equal(trained, network())
+    in_training, in_eval = network.train()(), network.eval()()
+    assert in_training.shape == (1, 3, 21, 18)
+    assert torch.equal(in_training, in_eval)
+    assert torch.equal(in_training, network())
     assert not any(module.training for module in network.train().modules())
 
 
 @every_network
-def test_universal_of_any_network(options: dict) -> None:
+def test_universal_generator_of_any_network_gets_finite_gradients(options: dict) -> None:
     torch.manual_seed(0)
     network = UniversalGenerator(make_generator(1, **options), 1, (28, 28))
-    made = network()
-    assert made.shape == (1, 1, 28, 28)
-    made.square().sum().backward()
+    perturbation = network()
+    assert perturbation.shape == (1, 1, 28, 28)
+    perturbation.square().sum().backward()
     assert all(weight.grad.isfinite().all() for weight in network.parameters() if weight.requires_grad)
 
 
-def test_universal_takes_its_noise_along() -> None:
+def test_universal_generator_state_dict_includes_its_noise() -> None:
     torch.manual_seed(0)
-    one = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
-    two = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
-    assert one.noise.min() >= 0 and one.noise.max() <= 1 and one.noise.std() > 0.2
-    assert not torch.equal(one(), two())
-    two.load_state_dict(one.state_dict())
-    assert torch.equal(one(), two())
+    source = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
+    target = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (12, 12))
+    assert source.noise.min() >= 0 and source.noise.max() <= 1 and source.noise.std() > 0.2
+    assert not torch.equal(source(), target())
+    target.load_state_dict(source.state_dict())
+    assert torch.equal(source(), target())
 
 
-def test_universal_norms_have_the_statistics_of_the_noise() -> None:
+def test_universal_generator_norms_use_the_statistics_of_the_noise() -> None:
     torch.manual_seed(0)
     network = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (32, 32))
     outputs: list[Tensor] = []
@@ -168,14 +170,14 @@ def test_universal_norms_have_the_statistics_of_the_noise() -> None:
         assert output.var(dim=(0, 2, 3), correction=0).max() < 1.001
 
 
-def test_universal_of_a_picture_smaller_than_the_coarsest_scale() -> None:
+def test_universal_generator_image_smaller_than_the_stride_is_supported() -> None:
     torch.manual_seed(0)
     network = UniversalGenerator(make_generator(1, **UNIVERSAL), 1, (3, 5))
     assert network().shape == (1, 1, 3, 5)
     assert network().std() > 0
 
 
-def test_discriminator_gives_one_logit_an_image() -> None:
+def test_discriminator_gives_one_logit_for_each_image() -> None:
     assert Discriminator(3, width=4)(torch.rand(5, 3, 17, 12)).shape == (5,)
 
 
@@ -196,7 +198,7 @@ def test_encoders_are_listed(name: str) -> None:
         ({"decoder": [16, 0]}, "positive decoder widths"),
     ],
 )
-def test_what_cannot_be_built_is_said_in_one_line(options: dict, message: str) -> None:
-    with pytest.raises(GapError, match=message) as refused:
+def test_make_generator_invalid_options_raise_in_one_line(options: dict, message: str) -> None:
+    with pytest.raises(GapError, match=message) as error:
         make_generator(1, **options)
-    assert "\n" not in str(refused.value)
+    assert "\n" not in str(error.value)

@@ -21,7 +21,7 @@ PNG = to_png_bytes(to_image(torch.zeros(1, 20, 30)))
 TABLE = Table([{"attack": HOSTILE, "accuracy": 0.123}], [Column("attack", "attack"), Column("accuracy", "left", ".1%")])
 
 
-class Reader(HTMLParser):
+class PageParser(HTMLParser):
     """The tags of a page with their attributes, and whether every tag that opens is closed."""
 
     EMPTY = ("meta", "link", "img", "br", "hr")
@@ -54,15 +54,15 @@ def page(tmp_path) -> str:
     return write_page(tmp_path / "out" / "page.html", HOSTILE, HOSTILE, sections).read_text(encoding="utf-8")
 
 
-def test_nothing_handed_in_becomes_markup(page):
-    reader = Reader(page)
-    assert not reader.all("script")
+def test_write_page_markup_in_the_arguments_is_escaped(page):
+    parser = PageParser(page)
+    assert not parser.all("script")
     assert "alert(1)" in page
     assert "<script" not in page
 
 
-def test_the_page_fetches_nothing(page):
-    for _, attributes in Reader(page).tags:
+def test_write_page_fetches_nothing_from_the_network(page):
+    for _, attributes in PageParser(page).tags:
         for name in ("src", "href", "srcset", "action", "data"):
             value = attributes.get(name)
             assert value is None or value.startswith(("data:", "#")), value
@@ -70,35 +70,35 @@ def test_the_page_fetches_nothing(page):
     assert "default-src 'none'" in page
 
 
-def test_pictures_are_inside_with_size_and_alternative_text(page):
-    first, second = Reader(page).all("img")
+def test_write_page_figures_are_embedded_with_size_and_alternative_text(page):
+    first, second = PageParser(page).all("img")
     assert base64.b64decode(first["src"].removeprefix("data:image/png;base64,")) == PNG
     assert (first["width"], first["height"], first["alt"]) == ("30", "20", "what is seen")
     assert second["alt"] == HOSTILE
 
 
-def test_a_plot_is_shown_at_its_true_size():
+def test_figure_of_a_plot_has_the_size_in_css_pixels():
     width, height = Figure(bars({"pgd": (0.5, 0.4, 0.6)}, "t", "y"), "", "").size
     assert (width, height) == (672, 403)
 
 
-def test_headings_contents_and_tables_are_in_order(page):
-    reader = Reader(page)
-    assert [tag for tag, _ in reader.tags if tag in ("h1", "h2")] == ["h1", "h2", "h2"]
-    anchors = [link["href"] for link in reader.all("a")]
-    assert anchors == [f"#{section['id']}" for section in reader.all("section")] == ["#section-1", "#section-2"]
+def test_write_page_headings_contents_and_tables_are_in_order(page):
+    parser = PageParser(page)
+    assert [tag for tag, _ in parser.tags if tag in ("h1", "h2")] == ["h1", "h2", "h2"]
+    anchors = [link["href"] for link in parser.all("a")]
+    assert anchors == [f"#{section['id']}" for section in parser.all("section")] == ["#section-1", "#section-2"]
     assert "<p>First.</p>\n<p>Second.</p>" in page
     assert '<td class="number">12.3%</td>' in page
     assert "<dt>seed</dt>\n<dd>0</dd>" in page
     assert page.count("<table>") == 1
 
 
-def test_a_single_act_needs_no_contents(tmp_path):
+def test_write_page_single_section_has_no_table_of_contents(tmp_path):
     path = write_page(tmp_path / "page.html", "One", "lead", [Section("Only", "text")])
     assert "<nav" not in path.read_text(encoding="utf-8")
 
 
-def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
+def test_write_page_error_or_full_disk_keeps_the_old_page(tmp_path, monkeypatch):
     path = tmp_path / "page.html"
     path.write_text("old")
 
@@ -114,7 +114,7 @@ def test_the_page_appears_whole_or_not_at_all(tmp_path, monkeypatch):
     assert os.listdir(tmp_path) == ["page.html"]
 
 
-def test_names_that_are_not_unicode_are_written_all_the_same(tmp_path):
+def test_write_page_name_that_is_not_unicode_is_written(tmp_path):
     path = write_page(tmp_path / "page.html", "a\udcff", "lead", [])
     assert "<h1>a?</h1>" in path.read_text(encoding="utf-8")
 
@@ -122,14 +122,14 @@ def test_names_that_are_not_unicode_are_written_all_the_same(tmp_path):
 CHROMIUM = shutil.which("chromium")
 
 
-def test_a_page_without_sliders_runs_nothing(tmp_path: Path) -> None:
+def test_write_page_without_sliders_has_no_script(tmp_path: Path) -> None:
     page = write_page(tmp_path / "index.html", "t", "l", [Section("one", "text")]).read_text()
     assert "<script" not in page and "script-src" not in page
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no chromium to drag the slider in")
-def test_the_slider_moves_its_line(tmp_path: Path) -> None:
-    """Under the page's own policy the script of the page runs, and no other would: the drag comes from outside."""
+def test_write_page_slider_moves_its_line(tmp_path: Path) -> None:
+    """The content security policy of the page allows its own script alone, so another page moves the slider."""
     figures = [Figure(to_png_bytes(Image.new("RGB", (40, 30), color)), color, color) for color in ("red", "blue")]
     page = write_page(tmp_path / "index.html", "t", "l", [Section("one", "", sliders=[Slider(*figures, "both")])])
     drag = """<script>onload = () => {

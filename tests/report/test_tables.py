@@ -20,7 +20,7 @@ ROWS = [
 ]
 
 
-def printed(rows, columns, width=80, terminal=False) -> str:
+def print_to_text(rows, columns, width=80, terminal=False) -> str:
     out = io.StringIO()
     print_table(
         rows, columns, "A title [b]", Console(file=out, width=width, force_terminal=terminal, color_system=None)
@@ -28,15 +28,15 @@ def printed(rows, columns, width=80, terminal=False) -> str:
     return out.getvalue()
 
 
-def test_shares_are_percentages_with_their_interval():
-    text = printed(ROWS, COLUMNS)
+def test_print_table_accuracies_are_percentages_with_their_interval():
+    text = print_to_text(ROWS, COLUMNS)
     assert re.search(rf"^ pgd +10,000 +0\.7% 0\.6{DASH}0\.9 +2\.400$", text, re.MULTILINE)
     assert re.search(rf"^ noise \[red\] +5 +100\.0% +{DASH}$", text, re.MULTILINE)
     assert re.search(rf"^ a name with many words in it +5 +{DASH} +{DASH}$", text, re.MULTILINE)
     assert text.startswith("A title [b]\n")
 
 
-def test_an_interval_read_back_from_json_is_shown_too():
+def test_column_interval_list_from_json_is_formatted():
     row = {"accuracy": 0.5, "accuracy_interval": [0.4, 0.6]}
     assert COLUMNS[2].interval(row) == f"40.0{DASH}60.0"
     assert COLUMNS[2].interval({"accuracy": 0.5, "accuracy_interval": None}) == ""
@@ -48,31 +48,31 @@ def many_columns(count: int) -> tuple[list[dict], list[Column]]:
 
 
 @pytest.mark.parametrize("width", [80, 40])
-def test_outside_a_terminal_every_row_is_one_full_line(width):
+def test_print_table_outside_a_terminal_each_row_is_one_full_line(width):
     rows, columns = many_columns(20)
-    lines = [line for line in printed(rows, columns, width).splitlines() if "attack-1" in line]
+    lines = [line for line in print_to_text(rows, columns, width).splitlines() if "attack-1" in line]
     assert len(lines) == 1
     assert all(f"{1 + k / 100:.4f}" in lines[0] for k in range(20))
 
 
 @pytest.mark.parametrize("width", [80, 40])
-def test_in_a_narrow_terminal_the_columns_go_on_below_without_a_figure_cut(width):
+def test_print_table_narrow_terminal_wraps_columns_without_clipping(width):
     rows, columns = many_columns(20)
-    text = printed(rows, columns, width, terminal=True)
+    text = print_to_text(rows, columns, width, terminal=True)
     assert max(map(len, text.splitlines())) <= width
     assert all(f"{r + k / 100:.4f}" in text for r in range(3) for k in range(20))
     assert text.count("attack-1") > 1
 
 
-def test_a_table_that_fits_the_terminal_stays_in_one_piece():
-    assert printed(ROWS, COLUMNS, 80, terminal=True).count("pgd") == 1
+def test_print_table_that_fits_the_terminal_is_not_split():
+    assert print_to_text(ROWS, COLUMNS, 80, terminal=True).count("pgd") == 1
 
 
-def test_no_rows_still_print_the_headings():
-    assert "L2 mean" in printed([], COLUMNS)
+def test_print_table_without_rows_prints_the_headings():
+    assert "L2 mean" in print_to_text([], COLUMNS)
 
 
-def test_html_aligns_figures_and_escapes_everything():
+def test_html_table_aligns_numbers_and_escapes_text():
     rows = [{"attack": "<script>x</script>", "accuracy": 0.25, "accuracy_interval": (0.2, 0.3), "l2_mean": 1.5}]
     columns = [*COLUMNS, Column("none", "<b>heading</b>")]
     text = html_table(rows, columns, "a & b")

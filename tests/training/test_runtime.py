@@ -14,7 +14,7 @@ from gap.training.runtime import main_first, make_accelerator
 CPU = TrainRuntimeOptions(device="cpu", precision="fp32")
 
 
-def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
+def test_make_accelerator_earlier_device_and_precision_are_reset() -> None:
     make_accelerator(CPU)
     for state in (PartialState, AcceleratorState):
         state._shared_state["device"] = torch.device("meta")
@@ -27,17 +27,19 @@ def test_what_an_earlier_call_chose_does_not_outlive_it() -> None:
 
 @pytest.mark.parametrize(("main", "order"), [(True, ["block", "wait"]), (False, ["wait", "block"])])
 @pytest.mark.parametrize("fails", [False, True])
-def test_the_main_process_goes_first_and_lets_the_others_go(main: bool, order: list[str], fails: bool) -> None:
-    happened: list[str] = []
-    machine = SimpleNamespace(is_local_main_process=main, wait_for_everyone=lambda: happened.append("wait"))
+def test_main_first_main_process_runs_before_the_others_even_if_it_fails(
+    main: bool, order: list[str], fails: bool
+) -> None:
+    events: list[str] = []
+    machine = SimpleNamespace(is_local_main_process=main, wait_for_everyone=lambda: events.append("wait"))
     with suppress(OSError), main_first(machine):
-        happened.append("block")
+        events.append("block")
         if fails:
             raise OSError
-    assert happened == order
+    assert events == order
 
 
-def test_what_measures_has_no_precision_to_choose() -> None:
+def test_make_accelerator_evaluation_is_in_float32() -> None:
     assert make_accelerator(RuntimeOptions(device="cpu")).mixed_precision == "no"
     assert not torch.backends.cudnn.allow_tf32
     with pytest.raises(GapError, match="precision"):

@@ -1,4 +1,4 @@
-"""The training loop: the schedule, what is read, what is judged."""
+"""The trainer: its schedule, the images that it reads, and its validation."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -19,117 +19,117 @@ from gap.training.task import Backward
 from gap.training.trainer import TrainingProgress, TrainingRun, TrainSchedule, _schedule, train
 
 
-class Listing(InMemorySplit):
-    """A split that keeps the order in which it is read."""
+class RecordingSplit(InMemorySplit):
+    """A split that records the order in which it is read."""
 
     read: list[Tensor]
 
     def batches(self, order: Iterable[Tensor], device: torch.device | str = "cpu") -> Iterator[tuple[Tensor, Tensor]]:
         self.read = []
 
-        def noted() -> Iterator[Tensor]:
+        def recorded() -> Iterator[Tensor]:
             for indices in order:
                 self.read.append(indices)
                 yield indices
 
-        return super().batches(noted(), device)
+        return super().batches(recorded(), device)
 
 
-def test_learns_something(tmp_path: Path) -> None:
+def test_train_lowers_the_validation_loss(tmp_path: Path) -> None:
     metrics, training = run(tmp_path)
-    fresh = TinyTraining()
-    before = fresh.validation_step(*next(split(31, seed=1).batches([torch.arange(31)])))["loss"].mean().item()
+    untrained = TinyTraining()
+    before = untrained.validation_step(*next(split(31, seed=1).batches([torch.arange(31)])))["loss"].mean().item()
     assert training.steps == STEPS
     assert metrics["loss"] < before
 
 
-def test_learning_rate_rises_then_falls_to_nothing() -> None:
-    shares = [_schedule(step, 200, warmup=0.05) for step in range(200)]
-    top = shares.index(max(shares))
-    assert shares[top] == pytest.approx(1.0)
+def test_schedule_rises_during_warmup_and_then_falls_to_zero() -> None:
+    factors = [_schedule(step, 200, warmup=0.05) for step in range(200)]
+    top = factors.index(max(factors))
+    assert factors[top] == pytest.approx(1.0)
     assert top == 10
-    assert shares[0] == pytest.approx(1 / 11)
-    assert shares[:top] == sorted(shares[:top])
-    assert shares[top:] == sorted(shares[top:], reverse=True)
-    assert shares[105] == pytest.approx(0.5)
-    assert 0 < shares[-1] < 1e-3
+    assert factors[0] == pytest.approx(1 / 11)
+    assert factors[:top] == sorted(factors[:top])
+    assert factors[top:] == sorted(factors[top:], reverse=True)
+    assert factors[105] == pytest.approx(0.5)
+    assert 0 < factors[-1] < 1e-3
 
 
-def test_one_step_is_a_step() -> None:
+def test_schedule_of_one_step_is_positive() -> None:
     assert _schedule(0, 1, warmup=0.05) > 0
 
 
 @pytest.mark.parametrize("batch_size", [10, 7, 1000])
-def test_an_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None:
-    listing = split(40, kind=Listing)
-    assert isinstance(listing, Listing)
+def test_train_epoch_reads_each_image_once(tmp_path: Path, batch_size: int) -> None:
+    recording = split(40, kind=RecordingSplit)
+    assert isinstance(recording, RecordingSplit)
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
     train(
         TinyTraining(),
-        listing,
+        recording,
         split(3),
         TrainSchedule(epochs=3, batch_size=batch_size),
         TrainingRun(tmp_path, machine),
     )
     batch = min(batch_size, 40)
     per_epoch = 40 // batch
-    assert [len(indices) for indices in listing.read] == [batch] * per_epoch * 3
-    epochs = [torch.cat(listing.read[first : first + per_epoch]) for first in range(0, 3 * per_epoch, per_epoch)]
+    assert [len(indices) for indices in recording.read] == [batch] * per_epoch * 3
+    epochs = [torch.cat(recording.read[first : first + per_epoch]) for first in range(0, 3 * per_epoch, per_epoch)]
     for epoch in epochs:
         assert len(epoch.unique()) == len(epoch) == per_epoch * batch
     assert not torch.equal(epochs[0], epochs[1])
 
 
-def test_so_many_held_out_images_are_judged_on_as_were_asked_for(tmp_path: Path) -> None:
-    listing = split(40, kind=Listing)
-    assert isinstance(listing, Listing)
+def test_train_validation_images_limits_the_validation(tmp_path: Path) -> None:
+    recording = split(40, kind=RecordingSplit)
+    assert isinstance(recording, RecordingSplit)
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="fp32"))
     train(
         TinyTraining(),
         split(40),
-        listing,
+        recording,
         TrainSchedule(epochs=1, batch_size=10, validation_images=7),
         TrainingRun(tmp_path, machine),
     )
-    assert torch.equal(torch.cat(listing.read), torch.arange(7))
+    assert torch.equal(torch.cat(recording.read), torch.arange(7))
 
 
-class HearingTraining(TinyTraining):
-    """Keeps what it hears, and carries along how often that was."""
+class ValidationRecorder(TinyTraining):
+    """Records the metrics of each validation; their number is part of its state."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.heard: list[dict[str, float]] = []
+        self.validations: list[dict[str, float]] = []
 
     def on_validation_end(self, metrics: Mapping[str, float]) -> None:
-        self.heard.append(dict(metrics))
+        self.validations.append(dict(metrics))
 
     def state_dict(self) -> dict[str, float]:
-        return super().state_dict() | {"heard": len(self.heard)}
+        return super().state_dict() | {"validations": len(self.validations)}
 
 
-def test_a_training_hears_what_each_epoch_was_judged_before_it_is_saved(tmp_path: Path) -> None:
-    training, judged, saved = HearingTraining(), [], []
+def test_train_on_validation_end_is_called_before_the_checkpoint_is_saved(tmp_path: Path) -> None:
+    training, reported, saved = ValidationRecorder(), [], []
 
-    def listen(progress: TrainingProgress) -> None:
-        judged.extend([progress.validation_metrics] if progress.validation_metrics else [])
+    def callback(progress: TrainingProgress) -> None:
+        reported.extend([progress.validation_metrics] if progress.validation_metrics else [])
         saved.extend([read_checkpoint(tmp_path / CHECKPOINT)] if progress.step == 40 else [])
 
-    run(tmp_path, listen, training=training)
-    assert training.heard == judged and len(judged) == 2
-    assert [(state["step"], state["training"]["heard"]) for state in saved] == [(25, 1)]
+    run(tmp_path, callback, training=training)
+    assert training.validations == reported and len(reported) == 2
+    assert [(state["step"], state["training"]["validations"]) for state in saved] == [(25, 1)]
 
 
-def test_a_loss_that_is_no_number_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+def test_train_loss_of_nan_stops_and_keeps_the_last_finite_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="no longer a number at step 40 of 50; the last good state is in"):
         run(tmp_path, training=TinyTraining(poison_at=30))
-    kept = read_checkpoint(tmp_path / CHECKPOINT)
-    assert kept["step"] == 25
-    assert all(tensor.isfinite().all() for tensor in kept["modules"]["classifier"]["network"].values())
+    checkpoint = read_checkpoint(tmp_path / CHECKPOINT)
+    assert checkpoint["step"] == 25
+    assert all(tensor.isfinite().all() for tensor in checkpoint["modules"]["classifier"]["network"].values())
 
 
 class PoisonedUpdate(TinyTraining):
-    """Its last update, which no loss sees, leaves a weight that is NaN."""
+    """Its last update sets a weight to NaN, which no later loss can show."""
 
     def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
         metrics = super().training_step(images, labels, backward)
@@ -138,13 +138,13 @@ class PoisonedUpdate(TinyTraining):
         return metrics
 
 
-def test_train_whose_last_update_leaves_nan_weights_refuses_the_result(tmp_path: Path) -> None:
-    """Catches: NaN weights that are saved as a success."""
+def test_train_nan_weights_after_the_last_update_raise(tmp_path: Path) -> None:
+    """Catches: NaN weights that are saved as a result."""
     with pytest.raises(GapError, match="weights of the classifier are no longer numbers after step 50"):
         run(tmp_path, training=PoisonedUpdate())
 
 
-def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: Path) -> None:
+def test_train_loss_of_nan_in_the_first_step_leaves_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(GapError, match="nothing was kept yet"):
         run(
             tmp_path,
@@ -162,27 +162,29 @@ def test_a_loss_that_is_no_number_at_once_says_that_nothing_was_kept(tmp_path: P
         (0, 4, "no training images"),
     ],
 )
-def test_portions_that_cannot_be_dealt_out(tmp_path: Path, images: int, batch_size: int, message: str) -> None:
-    two = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
+def test_train_batches_that_do_not_divide_over_processes_are_refused(
+    tmp_path: Path, images: int, batch_size: int, message: str
+) -> None:
+    machine = SimpleNamespace(num_processes=2, process_index=0, is_main_process=True)
     with pytest.raises(GapError, match=message):
-        train(TinyTraining(), split(images), split(3), TrainSchedule(1, batch_size), TrainingRun(tmp_path, two))
+        train(TinyTraining(), split(images), split(3), TrainSchedule(1, batch_size), TrainingRun(tmp_path, machine))
 
 
-def test_bf16_is_for_learning_and_float32_for_judging(tmp_path: Path) -> None:
-    learned, judged = [], []
+def test_train_bf16_validates_in_float32(tmp_path: Path) -> None:
+    training_dtypes, outputs = [], []
 
     class Typed(TinyTraining):
         def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
-            learned.append(self.modules["classifier"].network[1](images.flatten(1)).dtype)
+            training_dtypes.append(self.modules["classifier"].network[1](images.flatten(1)).dtype)
             return super().training_step(images, labels, backward)
 
         def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
             network = self.modules["classifier"].network
-            judged.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
+            outputs.append((network[1](images.flatten(1)).dtype, network(images), nn.Sequential(*network)(images)))
             return super().validation_step(images, labels)
 
     machine = make_accelerator(TrainRuntimeOptions(device="cpu", precision="bf16"))
     train(Typed(), split(16), split(8), TrainSchedule(epochs=1, batch_size=8), TrainingRun(tmp_path, machine))
-    assert set(learned) == {torch.bfloat16}
-    for dtype, logits, plain in judged:
+    assert set(training_dtypes) == {torch.bfloat16}
+    for dtype, logits, plain in outputs:
         assert dtype == logits.dtype == torch.float32 and torch.equal(logits, plain)

@@ -1,4 +1,4 @@
-"""Trained attacks: what a generator's network makes of images, and the artifact that holds it."""
+"""Trained attacks: those with generator networks, and how they are loaded from artifacts."""
 
 import warnings
 from dataclasses import dataclass
@@ -22,12 +22,12 @@ from gap.core.safe_load import check_values
 from gap.models.generators import make_generator
 from gap.threat import Budget
 
-# What building a network raises at options that are none.
+# The errors of building a network from invalid options.
 BUILDING = (GapError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
 
 
 class AttackCard(BaseModel):
-    """What the card of a trained attack tells."""
+    """The card of a trained attack."""
 
     budget: str | None
     criterion: str
@@ -38,11 +38,11 @@ class AttackCard(BaseModel):
 
     @property
     def source_names(self) -> str:
-        """The names of the classifiers it was trained against."""
+        """The names of the classifiers that the attack was trained against."""
         return " and ".join(metadata.name for metadata in self.classifiers)
 
     def was_trained_on(self, classifier: Classifier) -> bool:
-        """Whether this classifier, as it is, is among those."""
+        """Whether the attack was trained against this classifier with its present weights."""
         return any(metadata.matches(classifier) for metadata in self.classifiers)
 
 
@@ -62,7 +62,7 @@ class BoundedGeneratorAttack(SavedAttack):
 
 @dataclass(frozen=True, eq=False)
 class DirectGeneratorAttack(SavedAttack):
-    """A per-image generator that makes the image itself. With a budget, what it makes is projected onto that."""
+    """A per-image generator that outputs the image itself. With a budget, its output is projected onto that."""
 
     network: nn.Module
     budget: Budget | None = None
@@ -71,26 +71,26 @@ class DirectGeneratorAttack(SavedAttack):
     @torch.no_grad()
     def __call__(self, classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
         with frozen(self.network):
-            made = direct_output(images, self.network(images))
-        return made if self.budget is None else images + self.budget.project(made - images)
+            adversarial = direct_output(images, self.network(images))
+        return adversarial if self.budget is None else images + self.budget.project(adversarial - images)
 
 
-# The forms in which a trained attack comes.
+# The classes of trained attacks.
 TrainedAttack = BoundedGeneratorAttack | DirectGeneratorAttack | Universal
 
 
 def direct_output(images: Tensor, raw: Tensor) -> Tensor:
-    """The image that a network makes directly: its free output over an outermost skip from its input, in [0, 1].
+    """The adversarial image of a network without a bound: the input plus the network's output, clamped to [0, 1].
 
-    Nothing bounds how far it goes. Without the skip a network folded for speed spends its size on copying the image.
+    Without this skip connection, a network that uses pixel unshuffling spends its capacity on copying the image.
     """
     return (images + raw.float()).clamp(0, 1)
 
 
 def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
-    """The attack in a folder that `gap train` left, at its own budget or at another.
+    """The attack in a folder that `gap train` wrote, at the budget of its training or at another one.
 
-    Raises GapError when the folder holds no attack or is cut short, and for a device that is not there.
+    Raises GapError when the folder holds no attack or is incomplete, and for a device that is not available.
     """
     return load_attack_artifact(open_artifact(Path(folder), *ARTIFACT_KINDS), budget, pick_device(device))
 
@@ -98,7 +98,7 @@ def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.
 def load_attack_artifact(
     artifact: Artifact, budget: Budget | None = None, device: torch.device | str = "cpu", name: str | None = None
 ) -> TrainedAttack:
-    """The attack that an artifact holds, on a device; named after its folder by default."""
+    """The attack of an artifact, on a device. By default its name is that of the folder."""
     name, own = name or folder_name(artifact), trained_budget(artifact)
     if own and budget and own.norm != budget.norm:
         message = f"{name} was trained within {own}; within {budget} an attack trained for that norm would do better"
@@ -114,12 +114,12 @@ def load_attack_artifact(
 
 
 def folder_name(artifact: Artifact) -> str:
-    """The name of an artifact's folder, also where it was given as `.`."""
+    """The name of an artifact's folder, also where its path is `.`."""
     return artifact.folder.resolve().name
 
 
 def trained_budget(artifact: Artifact) -> Budget | None:
-    """The budget an attack was trained at, where it was."""
+    """The budget that an attack was trained with; None for an attack without one."""
     text = artifact.read(AttackCard).budget
     try:
         return None if text is None else Budget.parse(text)
@@ -134,14 +134,14 @@ def _perturbation(artifact: Artifact) -> Tensor:
         raise GapError(f"{source} holds no perturbation; {remedy}")
     perturbation, shape = tensors["perturbation"], (1, card.channels, *card.size)
     if tuple(perturbation.shape) != shape:
-        shapes = ["x".join(map(str, each)) for each in (perturbation.shape, shape)]
+        shapes = ["x".join(map(str, sizes)) for sizes in (perturbation.shape, shape)]
         raise GapError(f"the perturbation in {source} is {shapes[0]}, and its card says {shapes[1]}; {remedy}")
     check_values({"perturbation": torch.zeros(shape)}, {"perturbation": perturbation}, source, remedy)
     return perturbation.float()
 
 
 def load_generator(artifact: Artifact) -> nn.Module:
-    """The network of a per-image generator as it was trained, to learn on."""
+    """The network of a per-image generator, not fused, so that it can be trained further."""
     card = artifact.read(AttackCard)
     artifact.check_sizes("generator", _sizes(card))
     try:
@@ -155,9 +155,9 @@ def load_generator(artifact: Artifact) -> nn.Module:
 
 
 def _sizes(card: AttackCard) -> list[int]:
-    """The sizes of a generator's tensors that its card says, those of them that are numbers."""
+    """The sizes of a generator's tensors according to its card, without values that are not integers."""
     decoder, pixel_unshuffle = card.generator.get("decoder"), card.generator.get("pixel_unshuffle")
-    widths = [each for each in decoder if type(each) is int] if isinstance(decoder, list) else []
+    widths = [width for width in decoder if type(width) is int] if isinstance(decoder, list) else []
     return [*widths, card.channels * pixel_unshuffle * pixel_unshuffle] if type(pixel_unshuffle) is int else widths
 
 

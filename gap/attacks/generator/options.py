@@ -10,12 +10,12 @@ from gap.core.errors import GapError
 from gap.core.options import Options
 from gap.training.options import TrainRuntimeOptions
 
-# How many images a generator sees where the user names no epochs: two and a half minutes of two cores on MNIST.
+# The number of images of a training without `epochs`, which takes two and a half minutes of two cores on MNIST.
 DEFAULT_TRAINING_IMAGES = 128_000
 
 
 class GeneratorOptions(Options):
-    """The network: a U-Net of segmentation-models-pytorch, or the plain autoencoder beside it."""
+    """The generator network: a U-Net of segmentation-models-pytorch, or a plain autoencoder."""
 
     group = "Generator"
     architecture: Annotated[
@@ -38,7 +38,7 @@ class GeneratorOptions(Options):
 
 
 class TrainOptions(TrainRuntimeOptions, DataOptions):
-    """Options of `gap train`: whom to attack, on what, in which form, and how long."""
+    """Options of `gap train`: the classifiers, the data, the kind of attack and the training."""
 
     classifier: Annotated[
         list[str],
@@ -85,7 +85,7 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
     epochs: Annotated[
         float | None,
         Field(
-            gt=0, description=f"passes over the training images; by default {DEFAULT_TRAINING_IMAGES:,} images' worth"
+            gt=0, description=f"Passes over the training images; by default {DEFAULT_TRAINING_IMAGES:,} images' worth."
         ),
     ] = None
     batch_size: Annotated[int, Field(ge=1, description="Images per step, over all processes.")] = 128
@@ -93,7 +93,7 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
 
     @model_validator(mode="after")
     def _consistent(self) -> "TrainOptions":
-        # These import torch, which the help does not need.
+        # These modules import torch, which the help does not need.
         from gap.attacks.losses import find_loss
         from gap.threat import Budget
 

@@ -40,7 +40,7 @@ from gap.training.runtime import main_first, make_accelerator, preserve_process_
 from gap.training.task import with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
-# More epochs than this by default bring a warning: the data may be smaller than the user thinks.
+# A default of more epochs than this gives a warning: the data may be smaller than the user expects.
 EPOCHS_TO_WARN = 100
 
 
@@ -66,41 +66,43 @@ def train_generator(
     """Train a network that perturbs any image so that a classifier misclassifies it.
 
     Args:
-        model: the classifier to attack: a name, a folder, a `gap.Classifier` or any `nn.Module`; several are an
-            ensemble.
+        model: the classifier to attack: a name, a folder, a `gap.Classifier` or any `nn.Module`. A list of several
+            classifiers is attacked as an ensemble.
         data: a name such as "cifar10" or "folder:PATH", or images with labels: a pair of tensors, a torch Dataset or
-            DataLoader, a Hugging Face dataset. A twentieth of it is held out for validation.
+            DataLoader, a Hugging Face dataset. 5% of it is the validation set.
         budget: the largest perturbation, such as "linf:8/255".
         universal: whether one perturbation is learned for all images.
-        loss: a name of `gap.attacks.losses`, or a function of logits (N x K), clean logits and a `Criterion` that gives
-            N values to be lowered.
-        epochs: passes over the training images; None takes 128,000 images' worth.
-        batch_size: images a step.
-        seed: of every random choice.
-        device: what torch calls it; None takes the one that the first model is on.
-        out: a folder for the result, with checkpoints and logs; None keeps the result in memory.
-        resume: whether an unfinished training in `out` goes on.
-        overwrite: whether what an earlier training left in `out` is replaced.
+        loss: a name of `gap.attacks.losses`, or a function of logits (N x K), clean logits and a `Criterion` that
+            returns N values to minimize.
+        epochs: passes over the training images; by default as many as make 128,000 images.
+        batch_size: images per step.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the first model.
+        out: a folder for the result, with checkpoints and logs. Without one, the result stays in memory.
+        resume: whether an unfinished training in `out` is continued.
+        overwrite: whether the files of an earlier training in `out` are replaced.
         callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
         progress: whether a progress bar is shown.
-        **options: more options of `gap train` by name: criterion, lr, generator, candidates, unbounded, target_norm...
+        **options: further options of `gap train` by name: criterion, lr, generator, candidates, unbounded,
+            target_norm...
 
     Returns:
-        An attack with `save`; `gap.load_attack` reads what it saves. Its `history` has the metrics along the way.
+        An attack with a method `save`; `gap.load_attack` loads a saved attack. Its `history` has the metrics during
+        the training.
 
     Raises:
-        GapError: for options that do not fit each other, the classifier or the data.
-        TrainingInterrupted: after Ctrl-C or SIGTERM, with the work saved in `out`.
+        GapError: for options that do not match each other, the classifier or the data.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the state saved in `out`.
 
     References:
         Poursaeed et al., 2018 (GAP).
     """
     models = [model] if isinstance(model, nn.Module | str | os.PathLike) else list(model)
-    own_loss = loss if callable(loss) else None
+    user_loss = loss if callable(loss) else None
     device = find_device(models, device)
-    read = TrainOptions.read(
+    train_options = TrainOptions.read(
         {
-            "classifier": [name_of(each) for each in models],
+            "classifier": [name_of(classifier) for classifier in models],
             "data": data_name(data),
             "budget": None if budget is None else str(as_budget(budget)),
             "universal": universal,
@@ -112,9 +114,9 @@ def train_generator(
         },
         options,
     )
-    task = load_task(models, read, device, data=None if is_data_name(data) else training_data(data))
+    task = load_task(models, train_options, device, data=None if is_data_name(data) else training_data(data))
     artifact, history = run_training(
-        "train", partial(train_from_options, task=task, loss=own_loss), read, out,
+        "train", partial(train_from_options, task=task, loss=user_loss), train_options, out,
         resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
     )  # fmt: skip
     attack = load_attack_artifact(artifact, device=device, name=artifact.folder.name)
@@ -130,11 +132,11 @@ def train_from_options(
     task: AttackTask | None = None,
     loss: Loss | None = None,
 ) -> Artifact:
-    """Train a generator and leave it as an artifact in `folder`, which the caller has made ready.
+    """Train a generator and save it as an artifact in `folder`, which the caller has prepared.
 
-    `task` is taken in place of the classifiers and the data that the options name, `loss` in place of their loss.
+    `task` replaces the classifiers and the data of the options, and `loss` their loss.
 
-    Raises GapError for options that do not fit each other, the classifier or the data.
+    Raises GapError for options that do not match each other, the classifier or the data.
     """
     run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
     device = run.accelerator.device
@@ -149,7 +151,7 @@ def train_from_options(
 
 
 def train_against(task: AttackTask, options: TrainOptions, run: TrainingRun, loss: Loss | None = None) -> Artifact:
-    """The same against classifiers and on data that are there already, whatever the options name."""
+    """Train a generator as `train_from_options` does, with the classifiers and the data of `task`."""
     with frozen(*task.classifiers):
         epochs = options.epochs or _default_epochs(len(task.data.train))
         schedule = TrainSchedule(epochs, options.batch_size, options.seed)
@@ -173,16 +175,16 @@ def _default_epochs(images: int) -> float:
 
 
 def make_training(options: TrainOptions, task: AttackTask, steps: int, loss: Loss | None = None) -> GeneratorTraining:
-    """The training that these options describe, for so many training steps, with fresh networks by the global seed."""
+    """The training of these options, for `steps` training steps. The networks' weights depend on the global seed."""
     spec = task.classifiers[0].spec
     device = task.classifiers[0].device
     generator = make_generator(spec.channels, **options.generator.to_dict())
     network: nn.Module = generator
     if options.universal:
-        each = max(1, options.batch_size // PartialState().num_processes)
-        network = UniversalGenerator(generator, spec.channels, spec.size, min(options.candidates, each))
+        images_per_process = max(1, options.batch_size // PartialState().num_processes)
+        network = UniversalGenerator(generator, spec.channels, spec.size, min(options.candidates, images_per_process))
     module = with_adamw(network.to(device).to(memory_format=torch.channels_last), options.lr)
-    rest = (
+    arguments = (
         module,
         [fuse_conv_bn(classifier, spec.channels, spec.size) for classifier in task.classifiers],
         find_criterion(options.criterion, task.classes),
@@ -191,15 +193,15 @@ def make_training(options: TrainOptions, task: AttackTask, steps: int, loss: Los
     )
     if options.discriminator:
         discriminator = Discriminator(spec.channels).to(device).to(memory_format=torch.channels_last)
-        return AdversarialGeneratorTraining(with_adamw(discriminator, options.lr / 4), *rest)
+        return AdversarialGeneratorTraining(with_adamw(discriminator, options.lr / 4), *arguments)
     if options.target_norm is not None:
-        asked = Budget.parse(options.target_norm)
-        return DirectGeneratorTraining(asked.norm, asked.epsilon, *rest)
+        target = Budget.parse(options.target_norm)
+        return DirectGeneratorTraining(target.norm, target.epsilon, *arguments)
     budget = Budget.parse(str(options.budget))
     return (
-        UniversalGeneratorTraining(budget, steps, *rest)
+        UniversalGeneratorTraining(budget, steps, *arguments)
         if options.universal
-        else BoundedGeneratorTraining(budget, *rest)
+        else BoundedGeneratorTraining(budget, *arguments)
     )
 
 

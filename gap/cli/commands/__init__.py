@@ -1,5 +1,5 @@
-"""The verbs, one file each.
+"""The commands, one file each.
 
-At its top a verb's file imports only what its help needs, and nothing of that imports torch. What does the work is
-imported inside the function that does it: torch and its company take seconds, and help and completion take none.
+At the top, the file of a command imports only what its help needs, which does not include torch. Other modules are
+imported inside the function of the command: importing torch takes seconds, and help and completion are to be fast.
 """

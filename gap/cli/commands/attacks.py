@@ -1,4 +1,4 @@
-"""List the untrained attacks that can be named, with their options."""
+"""List the names of untrained attacks, with their options."""
 
 import typer
 
@@ -6,9 +6,9 @@ EXAMPLE = "gap attacks"
 
 
 def attacks() -> None:
-    """List the untrained attacks that can be named, with their options.
+    """List the names of untrained attacks, with their options.
 
-    `init` takes a folder that gap train left: the search begins at what that generator makes.
+    `init` is a folder that gap train wrote: the search begins at the adversarial images of that attack.
     """
     from gap.attacks.registry import attack_options, list_attacks
 

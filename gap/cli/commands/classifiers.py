@@ -1,4 +1,4 @@
-"""List the classifiers that can be named."""
+"""List the names of classifiers."""
 
 from typing import Annotated
 
@@ -14,7 +14,7 @@ def classifiers(
     family: Annotated[str, typer.Argument(help="Family: gap, torchvision or timm.")] = "gap",
     containing: Annotated[str, typer.Option("--filter", help="List only names that contain this text.")] = "",
 ) -> None:
-    """List the classifiers that can be named."""
+    """List the names of classifiers."""
     for line in _lines(family):
         if containing in line:
             typer.echo(line)

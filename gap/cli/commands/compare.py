@@ -1,4 +1,4 @@
-"""Put attacks side by side over several budgets: one table, one plot, one page."""
+"""Compare attacks over several budgets: a table, a plot and a page."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -38,7 +38,7 @@ def compare(
     attacks: Attacks,
     out: Annotated[Path, typer.Option("--out", help="Folder for the table, the plot and the page.")],
 ) -> None:
-    """Put attacks side by side over several budgets: one table, one plot, one page."""
+    """Compare attacks over several budgets: a table, a plot and a page."""
     from gap.classifiers.task import load_task, warn_if_at_chance
     from gap.core.artifact import prepare_output_dir, write_marker
     from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
@@ -51,11 +51,11 @@ def compare(
 
     options = read()
     entries = parse_attacks(attacks)
-    widest = common_budget(entries, options.budget)
-    if widest is None:
+    largest_budget = common_budget(entries, options.budget)
+    if largest_budget is None:
         raise GapError("there is no budget to compare at; give --budget, for example l2:2.4")
-    epsilons = options.epsilons or [widest.epsilon * share for share in (0.25, 0.5, 0.75, 1.0)]
-    budgets = [Budget(widest.norm, epsilon) for epsilon in sorted(epsilons)]
+    epsilons = options.epsilons or [largest_budget.epsilon * share for share in (0.25, 0.5, 0.75, 1.0)]
+    budgets = [Budget(largest_budget.norm, epsilon) for epsilon in sorted(epsilons)]
     prepare_output_dir(out)
     accelerator = make_accelerator(options)
     task = load_task(options.classifier, options, accelerator.device)
@@ -71,13 +71,13 @@ def compare(
         rows.append(row)
         examples.append(evaluation.example)
     curves = curves_of(rows)
-    pictures = [
+    contact_rows = [
         ContactRow(name, example.clean, example.adversarial, example.captions)
         for name, row, example in zip(curve_names(rows), rows, examples, strict=True)
         if row["budget"] == str(budgets[-1])
     ]
     title = f"{task.data.name}, {rows[0]['images']} test images"
-    plot = accuracy_curves(curves, title, f"{widest.norm} threshold, pixels in [0, 1]")
+    plot = accuracy_curves(curves, title, f"{largest_budget.norm} threshold, pixels in [0, 1]")
     try:
         write_marker(out)
         write_json(out / "table.json", {"rows": rows, "data": task.data.describe()})
@@ -90,7 +90,7 @@ def compare(
         [
             Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
             Figure(
-                to_png_bytes(contact_sheet(pictures)),
+                to_png_bytes(contact_sheet(contact_rows)),
                 f"Pictures at {budgets[-1]}",
                 "clean, perturbation and perturbed",
             ),

@@ -1,4 +1,4 @@
-"""Compare backbones by what they draw: contents, styles, backbones, on one page with sliders."""
+"""Compare the drawings of several backbones, on one page with sliders."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gap compare-styles --content a.jpg --content b.jpg --style c.jpg --style d.jpg --out page/"
 
-# How many pictures R is measured on.
-MOST = 6
+# The number of images on which R is measured.
+MAX_ROBUSTNESS_IMAGES = 6
 
 
 @with_options(CompareStylesOptions)
@@ -36,11 +36,11 @@ def compare_styles(
     style: Annotated[list[Path], typer.Option("--style", help="Style image; repeatable.")],
     out: Annotated[Path, typer.Option("--out", help="Folder for the page, the table and the images.")],
 ) -> None:
-    """Compare backbones by what they draw: contents, styles, backbones, on one page with sliders.
+    """Compare the drawings of several backbones, on one page with sliders.
 
-    Each backbone draws every content in every style, once for each style weight and with the same evaluations. A
-    classifier that drew none of them measures how far each is from its content and its style. The first backbone stands
-    on the left of the sliders; how far the others are ahead of it is taken at equal content distance.
+    Each backbone draws every content in every style, once for each style weight, with the same number of evaluations. A
+    separate classifier measures the distances of the drawings to content and style. The first backbone is at the left
+    of the sliders. The other backbones are compared with it at equal content distance.
     """
     from gap.cli.drawing import find_device, load_backbone
     from gap.core.artifact import prepare_output_dir, write_marker
@@ -60,35 +60,40 @@ def compare_styles(
         raise GapError("name two or more backbones, each once, to compare")
     prepare_output_dir(out)
     device = find_device(options)
-    given = options.input, options.mean, options.std
-    backbones = [load_backbone(name, device, *given) for name in names]
-    reader = load_backbone(options.metric_network, device)
-    channels = reader.spec.channels
-    if any(each.spec.channels != channels for each in backbones):
+    input_options = options.input, options.mean, options.std
+    backbones = [load_backbone(name, device, *input_options) for name in names]
+    metric_network = load_backbone(options.metric_network, device)
+    channels = metric_network.spec.channels
+    if any(backbone.spec.channels != channels for backbone in backbones):
         raise GapError("backbones and the metric network must look at the same pictures; these differ in channels")
     contents = [sized_image(path, channels, options.size).to(device) for path in content]
     styles = [sized_image(path, channels).to(device) for path in style]
     precision: Precision = "bf16" if use_bf16(options.precision, device) else "fp32"
-    drawing = StyleTransferOptions(evaluations=options.evaluations, precision=precision, seed=options.seed)
-    methods = [StylizationMethod(each.name, each, drawing) for each in backbones]
+    transfer_options = StyleTransferOptions(evaluations=options.evaluations, precision=precision, seed=options.seed)
+    methods = [StylizationMethod(backbone.name, backbone, transfer_options) for backbone in backbones]
     methods += [ablated(methods[0], kind) for kind in dict.fromkeys(options.ablation)]
     names = [method.name for method in methods]
     for network in backbones:
-        check_metric_network(reader, network)
+        check_metric_network(metric_network, network)
     write_marker(out)
-    started = time.monotonic()
-    drawn: list[StylizationResult] = []
-    for each in run_comparison(contents, styles, methods, reader, weights=options.weights):
-        drawn.append(each)
-        save_image(each.picture, out / _file(each, content, style))
-        names_of = f"{content[each.content].stem}, {style[each.style].stem}, {each.method} x {each.weight:g}"
-        typer.echo(f"{names_of}: content {each.content_distance:.3g}, style {each.style_distance:.3g}", err=True)
-    pairs = [[one for one in drawn if (one.content, one.style) == pair] for pair in _pairs(content, style)]
+    start = time.monotonic()
+    results: list[StylizationResult] = []
+    for drawn in run_comparison(contents, styles, methods, metric_network, weights=options.weights):
+        results.append(drawn)
+        save_image(drawn.picture, out / _file(drawn, content, style))
+        description = f"{content[drawn.content].stem}, {style[drawn.style].stem}, {drawn.method} x {drawn.weight:g}"
+        typer.echo(f"{description}: content {drawn.content_distance:.3g}, style {drawn.style_distance:.3g}", err=True)
+    pairs = [
+        [drawing for drawing in results if (drawing.content, drawing.style) == pair]
+        for pair in _index_pairs(content, style)
+    ]
     rows = [_row(name, pairs, names[0]) for name in names]
     for row, method in zip(rows, methods, strict=True):
-        row["activation_entropy"] = sum(activation_entropy(method, each) for each in contents) / len(contents)
+        row["activation_entropy"] = sum(activation_entropy(method, image) for image in contents) / len(contents)
         row["layer_robustness"] = (
-            None if method.options.smooth_activations else _robustness(method, [*contents, *styles][:MOST])
+            None
+            if method.options.smooth_activations
+            else _robustness(method, [*contents, *styles][:MAX_ROBUSTNESS_IMAGES])
         )
     columns = [
         Column("backbone", "backbone"),
@@ -107,57 +112,61 @@ def compare_styles(
         "precision": precision,
         "weights": options.weights,
         "rows": rows,
-        "drawings": [_to_row(each, content, style) for each in drawn],
+        "drawings": [_to_row(drawing, content, style) for drawing in results],
     }
     try:
         write_json(out / "table.json", result)
     finally:
         print_table(rows, columns, f"measured by {options.metric_network}")
-    seconds = time.monotonic() - started
-    tried = ", ".join(f"{weight:g}" for weight in options.weights)
-    budget = f"{options.evaluations} evaluations in {precision} for each of the style weights {tried}"
+    seconds = time.monotonic() - start
+    weights_text = ", ".join(f"{weight:g}" for weight in options.weights)
+    budget = f"{options.evaluations} evaluations in {precision} for each of the style weights {weights_text}"
     text = (
-        f"Every backbone had the same budget: {budget}. {options.metric_network} measured the distances; it drew none"
-        " of the pictures. Distances are relative, and means over all drawings. A pair is ahead of"
-        f" {names[0]} where its style distance is smaller at equal content distance. The advantage says how many times"
-        " smaller, in the geometric mean over the pairs. Pairs whose content distances do not overlap are apart. The"
-        " least style distance is that of the best weight of each pair, in the mean over the pairs. R is the robustness"
-        " of the layers to perturbations, within an L2 budget of a hundredth of the largest distance."
+        f"Every backbone had the same budget: {budget}. The distances are those of {options.metric_network}, which is"
+        " not one of the backbones. They are relative, and means over all drawings. A pair is ahead of"
+        f" {names[0]} where its style distance is smaller at equal content distance. The advantage is the factor by"
+        " which it is smaller, as the geometric mean over the pairs. Pairs whose content distances do not overlap are"
+        " apart. The least style distance is that of the best weight of each pair, as the mean over the pairs. R is the"
+        " robustness of the layers to perturbations, within an L2 budget of a hundredth of the largest distance."
     )
-    curves = {name: _means_by_weight([each for each in drawn if each.method == name]) for name in names}
-    axes = f"content distance ({options.metric_network})", "style distance"
-    plot = lines(curves, "Style against content distance", *axes)
+    curves = {name: _means_by_weight([drawing for drawing in results if drawing.method == name]) for name in names}
+    axis_labels = f"content distance ({options.metric_network})", "style distance"
+    plot = lines(curves, "Style against content distance", *axis_labels)
     figure = Figure(plot, "Each point is a style weight, the mean over all pairs.", "style against content distance")
     table = Section("Measured", text, [figure], Table(rows, columns))
-    shown_styles = [resize(each, fit_size(each, options.size)) for each in styles]
+    resized_styles = [resize(image, fit_size(image, options.size)) for image in styles]
     figures = [
-        [_shown(path, picture) for path, picture in zip(paths, pictures, strict=True)]
+        [_input_figure(path, picture) for path, picture in zip(paths, pictures, strict=True)]
         for paths, pictures in (
             (content, contents),
-            (style, shown_styles),
+            (style, resized_styles),
         )
     ]
     sections = [table, *(_section(pair, names, *figures) for pair in pairs)]
-    lead_text = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
+    intro = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
     if any("apart" in str(row["pairs_ahead"]) for row in rows):
         typer.echo(
-            "pairs apart share no content distance: more --weights between those, or beyond, bring them together"
+            "the content distances of pairs apart do not overlap: use more --weights between those, or beyond them"
         )
-    typer.echo(write_page(out / "index.html", "Styles through several backbones", lead_text, sections).resolve())
+    typer.echo(write_page(out / "index.html", "Styles through several backbones", intro, sections).resolve())
 
 
-def _means_by_weight(drawn: "Sequence[StylizationResult]") -> list[tuple[float, float]]:
-    """The mean content and style distance of each style weight."""
-    by_weight = [[each for each in drawn if each.weight == weight] for weight in {each.weight for each in drawn}]
+def _means_by_weight(results: "Sequence[StylizationResult]") -> list[tuple[float, float]]:
+    """The mean content and style distances for each style weight."""
+    weights = {result.weight for result in results}
+    by_weight = [[result for result in results if result.weight == weight] for weight in weights]
     return [
-        (fmean(each.content_distance for each in same), fmean(each.style_distance for each in same))
-        for same in by_weight
+        (fmean(result.content_distance for result in group), fmean(result.style_distance for result in group))
+        for group in by_weight
     ]
 
 
 def _robustness(method: "StylizationMethod", pictures: "Sequence[Tensor]") -> float:
-    """R within an L2 budget of a hundredth of the largest distance, over the pictures at the backbone's own size: the
-    mean over the method's layers. Rough: of a few pictures, in a few steps; `gap layer-robustness` is for more."""
+    """R within an L2 budget of a hundredth of the largest distance, as the mean over the method's layers.
+
+    It is a rough estimate of a few images in the backbone's input size, with few steps; `gap layer-robustness` is more
+    precise.
+    """
     import torch
 
     from gap.evaluation.layer_robustness import layer_robustness
@@ -166,66 +175,66 @@ def _robustness(method: "StylizationMethod", pictures: "Sequence[Tensor]") -> fl
     from gap.threat import Budget
 
     size = method.backbone.spec.size
-    images = torch.stack([resize(each, size) for each in pictures])
+    images = torch.stack([resize(picture, size) for picture in pictures])
     budget = Budget("l2", 0.01 * images[0].numel() ** 0.5)
     layers = list(method.options.layers or default_layers(method.backbone))
-    return fmean(each.value for each in layer_robustness(method.backbone, layers, images, budget, steps=5))
+    return fmean(layer.value for layer in layer_robustness(method.backbone, layers, images, budget, steps=5))
 
 
-def _pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
-    return [(of, like) for of in range(len(content)) for like in range(len(style))]
+def _index_pairs(content: Sequence[Path], style: Sequence[Path]) -> list[tuple[int, int]]:
+    return [(content_index, style_index) for content_index in range(len(content)) for style_index in range(len(style))]
 
 
 def _row(name: str, pairs: "Sequence[Sequence[StylizationResult]]", first: str) -> dict[str, object]:
-    """A backbone's mean distances over all its drawings, and how it stands beside the first one, pair by pair."""
+    """A backbone's mean distances over all its drawings, and its comparison with the first backbone."""
     from gap.imagery.comparison.methods import style_advantage
 
-    by_pair = [[each for each in pair if each.method == name] for pair in pairs]
-    own = [each for pair in by_pair for each in pair]
-    nearest = [min(pair, key=lambda each: each.style_distance) for pair in by_pair]
-    leads = [
-        style_advantage(mine, [each for each in pair if each.method == first])
-        for mine, pair in zip(by_pair, pairs, strict=True)
+    by_pair = [[result for result in pair if result.method == name] for pair in pairs]
+    all_results = [result for pair in by_pair for result in pair]
+    lowest_style = [min(pair, key=lambda result: result.style_distance) for pair in by_pair]
+    advantages = [
+        style_advantage(own_results, [result for result in pair if result.method == first])
+        for own_results, pair in zip(by_pair, pairs, strict=True)
     ]
-    known = [each for each in leads if each is not None]
-    ahead = f"{sum(each > 1 for each in known)} of {len(known)}{_left_out(leads)}"
+    comparable = [advantage for advantage in advantages if advantage is not None]
+    ahead = f"{sum(advantage > 1 for advantage in comparable)} of {len(comparable)}{_note_incomparable(advantages)}"
     return {
         "backbone": name,
-        "style_distance": fmean(each.style_distance for each in own),
-        "content_distance": fmean(each.content_distance for each in own),
-        "least_style_distance": fmean(each.style_distance for each in nearest),
-        "content_distance_at_least": fmean(each.content_distance for each in nearest),
+        "style_distance": fmean(result.style_distance for result in all_results),
+        "content_distance": fmean(result.content_distance for result in all_results),
+        "least_style_distance": fmean(result.style_distance for result in lowest_style),
+        "content_distance_at_least": fmean(result.content_distance for result in lowest_style),
         "pairs_ahead": ahead if name != first else None,
-        "advantage": geometric_mean(known) if known and name != first else None,
-        "advantages": leads,
+        "advantage": geometric_mean(comparable) if comparable and name != first else None,
+        "advantages": advantages,
     }
 
 
-def _left_out(leads: Sequence[float | None]) -> str:
-    """How many pairs share no content distance, and cannot be compared."""
-    apart = sum(each is None for each in leads)
-    return f" ({apart} apart)" if apart else ""
+def _note_incomparable(advantages: Sequence[float | None]) -> str:
+    """A note with the number of pairs whose content distances do not overlap, which cannot be compared."""
+    num_apart = sum(advantage is None for advantage in advantages)
+    return f" ({num_apart} apart)" if num_apart else ""
 
 
 def _section(
     pair: "Sequence[StylizationResult]", names: Sequence[str], contents: "Sequence[Figure]", styles: "Sequence[Figure]"
 ) -> "Section":
-    """The drawings of one content in one style: the first backbone beside each other one, weight by weight."""
+    """The drawings of a content in a style: sliders of the first and each other backbone, for each weight."""
     from gap.report.page import Section, Slider
 
-    of, like = pair[0].content, pair[0].style
-    by = {(each.method, each.weight): each for each in pair}
+    content_index, style_index = pair[0].content, pair[0].style
+    result_of = {(result.method, result.weight): result for result in pair}
     sliders = [
         Slider(
-            _figure(by[names[0], weight].picture, names[0]),
-            _figure(by[other, weight].picture, other),
+            _figure(result_of[names[0], weight].picture, names[0]),
+            _figure(result_of[other, weight].picture, other),
             f"style weight {weight:g}: {names[0]} | {other}",
         )
         for other in names[1:]
-        for weight in dict.fromkeys(each.weight for each in pair)
+        for weight in dict.fromkeys(result.weight for result in pair)
     ]
-    title = f"{Path(contents[of].caption).stem} in the style of {Path(styles[like].caption).stem}"
-    return Section(title, "", [contents[of], styles[like]], sliders=sliders)
+    title = f"{Path(contents[content_index].caption).stem} in the style of {Path(styles[style_index].caption).stem}"
+    return Section(title, "", [contents[content_index], styles[style_index]], sliders=sliders)
 
 
 def _figure(picture: "Tensor", method: str) -> "Figure":
@@ -235,26 +244,26 @@ def _figure(picture: "Tensor", method: str) -> "Figure":
     return Figure(to_png_bytes(to_image(picture)), method, f"drawn by {method}")
 
 
-def _shown(path: Path, picture: "Tensor") -> "Figure":
+def _input_figure(path: Path, picture: "Tensor") -> "Figure":
     from gap.report.page import Figure
     from gap.report.pictures import to_image, to_png_bytes
 
     return Figure(to_png_bytes(to_image(picture)), path.name, path.name)
 
 
-def _file(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> str:
-    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in drawn.method)
-    names = f"{drawn.content}-{content[drawn.content].stem}-{drawn.style}-{style[drawn.style].stem}"
-    return f"{names}-{backbone}-{drawn.weight:g}.png"
+def _file(result: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> str:
+    backbone = "".join(letter if letter.isalnum() or letter in "-_." else "-" for letter in result.method)
+    names = f"{result.content}-{content[result.content].stem}-{result.style}-{style[result.style].stem}"
+    return f"{names}-{backbone}-{result.weight:g}.png"
 
 
-def _to_row(drawn: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
+def _to_row(result: "StylizationResult", content: Sequence[Path], style: Sequence[Path]) -> dict[str, object]:
     return {
-        "content": content[drawn.content].name,
-        "style": style[drawn.style].name,
-        "backbone": drawn.method,
-        "weight": drawn.weight,
-        "content_distance": drawn.content_distance,
-        "style_distance": drawn.style_distance,
-        "file": _file(drawn, content, style),
+        "content": content[result.content].name,
+        "style": style[result.style].name,
+        "backbone": result.method,
+        "weight": result.weight,
+        "content_distance": result.content_distance,
+        "style_distance": result.style_distance,
+        "file": _file(result, content, style),
     }

@@ -1,4 +1,4 @@
-"""List the experiments that come with gap, or print one."""
+"""List the configs that come with gap, or print one."""
 
 from importlib import resources
 from typing import Annotated
@@ -15,11 +15,11 @@ EXAMPLE = "gap configs mnist-per-image"
 def configs(
     name: Annotated[str | None, typer.Argument(help="Config to print.", autocompletion=completion.configs)] = None,
 ) -> None:
-    """List the experiments that come with gap, or print one."""
+    """List the configs that come with gap, or print one."""
     known = named_configs()
     if name is None:
-        for each in known:
-            typer.echo(f"{each:28} {_text(each).splitlines()[0].lstrip('# ')}")
+        for config in known:
+            typer.echo(f"{config:28} {_text(config).splitlines()[0].lstrip('# ')}")
         return
     if name not in known:
         raise unknown_name_error("config", name, known)

@@ -1,4 +1,4 @@
-"""List the data sets that can be named."""
+"""List the names of data sets."""
 
 import typer
 
@@ -8,7 +8,7 @@ EXAMPLE = "gap data"
 
 
 def data() -> None:
-    """List the data sets that can be named."""
+    """List the names of data sets."""
     for name, description in list_datasets().items():
         typer.echo(f"{name:16} {description}")
-    typer.echo(f"\nDownloads live in {default_root()} (--data-root, or the variable GAP_DATA).")
+    typer.echo(f"\nDownloads are in {default_root()} (--data-root, or the variable GAP_DATA).")

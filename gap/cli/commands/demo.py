@@ -1,4 +1,4 @@
-"""Attack a classifier on data that comes with the package, harden it, draw with it, and make a page of it all."""
+"""Attack a classifier on data that comes with the package, harden it, draw with it, and write a page of results."""
 
 import time
 from pathlib import Path
@@ -16,11 +16,11 @@ def demo(
         "runs/demo"
     ),
 ) -> None:
-    """Attack a classifier on data that comes with the package, harden it, draw with it, and make a page of it all.
+    """Attack a classifier on data that comes with the package, harden it, draw with it, and write a page of results.
 
-    5,000 real digits; a classifier; a generator and a universal perturbation against it; PGD and the controls that
-    learn nothing beside them; the classifier hardened, and what attacks leave of it; what hardened networks draw. The
-    last line printed is the path of the page.
+    On 5,000 digits, the demo trains a classifier, and a generator and a universal perturbation against it. It compares
+    them with PGD and baselines, hardens the classifier, evaluates it under attacks, and draws with hardened networks.
+    The last line of the output is the path of the page.
     """
     from gap.cli.demo_sections import SECTIONS, Stage
     from gap.core.artifact import prepare_output_dir, write_marker
@@ -29,14 +29,14 @@ def demo(
     prepare_output_dir(out)
     write_marker(out)
     stage = Stage(out)
-    started = time.monotonic()
+    start = time.monotonic()
     try:
-        for add in SECTIONS:
-            add(stage)
-    except TrainingInterrupted as stopped:
-        stopped.advice = f"in {out}; gap demo begins from its beginning"
+        for add_section in SECTIONS:
+            add_section(stage)
+    except TrainingInterrupted as interruption:
+        interruption.advice = f"in {out}; gap demo begins from its beginning"
         raise
-    seconds = time.monotonic() - started
-    lead = f"{len(stage.sections)} sections on 5,000 real digits, made by gap demo in {seconds:.0f} seconds."
-    page = write_page(out / "index.html", "gap: attack a classifier, harden it, draw with it", lead, stage.sections)
+    seconds = time.monotonic() - start
+    intro = f"{len(stage.sections)} sections on 5,000 real digits, made by gap demo in {seconds:.0f} seconds."
+    page = write_page(out / "index.html", "gap: attack a classifier, harden it, draw with it", intro, stage.sections)
     typer.echo(page.resolve())

@@ -1,4 +1,4 @@
-"""Measure attacks, trained or not, on one or many classifiers."""
+"""Evaluate attacks, trained or not, on one or several classifiers."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +33,7 @@ Attacks = Annotated[
 
 
 class BenchmarkOptions(RuntimeOptions, DataOptions):
-    """What `gap evaluate` and `gap compare` share."""
+    """Options of both `gap evaluate` and `gap compare`."""
 
     classifier: Annotated[
         list[str],
@@ -44,8 +44,8 @@ class BenchmarkOptions(RuntimeOptions, DataOptions):
     budget: Annotated[
         str | None,
         Field(
-            description="Largest perturbation of all attacks. Without it, trained attacks keep "
-            "their own, and others take that of the first."
+            description="Largest perturbation of all attacks. Without it, trained attacks use "
+            "the budgets of their training, and others that of the first one."
         ),
     ] = None
     images: Annotated[
@@ -70,10 +70,10 @@ def evaluate(
     json: Json = None,
     out: Annotated[Path | None, typer.Option("--out", help="Folder for the table and example images.")] = None,
 ) -> None:
-    """Measure attacks, trained or not, on one or many classifiers.
+    """Evaluate attacks, trained or not, on one or several classifiers.
 
-    Everything is measured on 8-bit pictures of the test split. Shares stand with their 95% intervals; with several
-    classifiers there is a row for each.
+    All metrics are those of 8-bit images of the test split, with 95% intervals. There is a row for each attack and
+    classifier.
     """
     from gap.classifiers.task import load_task, warn_if_at_chance
     from gap.core.artifact import prepare_output_dir, write_marker
@@ -93,7 +93,7 @@ def evaluate(
     task = load_task(options.classifier, options, accelerator.device)
     for classifier in task.classifiers:
         warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
-    found: list[Evaluation] = []
+    evaluations: list[Evaluation] = []
     benchmark = run_benchmark(
         entries,
         task,
@@ -107,8 +107,8 @@ def evaluate(
     for evaluation in benchmark:
         row = evaluation.row
         typer.echo(f"{row['attack']} on {row['classifier']}: {row['accuracy_under_attack']:.2%} left", err=True)
-        found.append(evaluation)
-    rows = [evaluation.row for evaluation in found]
+        evaluations.append(evaluation)
+    rows = [evaluation.row for evaluation in evaluations]
     table = {"rows": rows, "data": task.data.describe()}
     try:
         if json:
@@ -116,13 +116,13 @@ def evaluate(
         if out:
             write_marker(out)
             write_json(out / "table.json", table)
-            save_image(_sheet(found), out / "pictures.png")
+            save_image(_sheet(evaluations), out / "pictures.png")
     finally:
         print_table(for_display(rows), columns_for(rows), f"{task.data.name}, {rows[0]['images']} test images")
 
 
 def _sheet(evaluations: "Sequence[Evaluation]") -> "Image.Image":
-    """The example pictures of each attack."""
+    """A contact sheet of example images of each attack."""
     from gap.report.pictures import ContactRow, contact_sheet
 
     return contact_sheet(

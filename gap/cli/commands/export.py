@@ -1,4 +1,4 @@
-"""Write a classifier as ONNX, TorchScript or a plain state dict."""
+"""Export a classifier as ONNX, TorchScript or a state dict."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,9 +29,10 @@ def export(
     ],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an existing file.")] = False,
 ) -> None:
-    """Write a classifier as ONNX, TorchScript or a plain state dict.
+    """Export a classifier as ONNX, TorchScript or a state dict.
 
-    ONNX and TorchScript hold the normalizer, and are compared with the network on random pixels before they are kept.
+    ONNX and TorchScript include the normalizer. Their outputs on random pixels are compared with the network before the
+    file is saved.
     """
     from gap.classifiers.export import export as work
     from gap.classifiers.task import load_classifiers, parse_input_shape

@@ -1,4 +1,4 @@
-"""Train a classifier to withstand attacks that learn beside it."""
+"""Train a classifier adversarially, against a mixture of attacks."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,11 @@ EXAMPLE = "gap harden mnist-cnn --data mnist --budget linf:0.3 --attack generato
 def harden(
     read: Callable[..., HardenOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
 ) -> None:
-    """Train a classifier to withstand attacks that learn beside it.
+    """Train a classifier adversarially, against a mixture of attacks.
 
-    The mixture is given by repeating --attack, each with a weight: --attack generator-start=0.3 --attack pgd=0.7. After
-    each epoch a short PGD on held-out images, the probe, which trains nobody, picks the weights that are kept.
+    Repeat --attack for a mixture with weights: --attack generator-start=0.3 --attack pgd=0.7. After each epoch a short
+    PGD, which is not used in training, attacks validation images. The weights with the highest accuracy under it are
+    saved.
     """
     from gap.cli.run_training import run_training
     from gap.hardening.train import harden_from_options as work

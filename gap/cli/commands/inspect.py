@@ -1,4 +1,4 @@
-"""Say what a classifier is, and what it sees in a picture."""
+"""Show the input and the layers of a classifier, and its predictions for an image."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ def inspect(
     picture: Annotated[Path | None, typer.Option("--picture", help="Image to classify.")] = None,
     depth: Annotated[int, typer.Option("--depth", min=1, help="Depth to which layers are listed.")] = 3,
 ) -> None:
-    """Say what a classifier is, and what it sees in a picture."""
+    """Show the input and the layers of a classifier, and its predictions for an image."""
     from gap.classifiers.task import load_classifiers, parse_input_shape
     from gap.models.feature_extractor import layer_aliases
 
@@ -42,25 +42,25 @@ def inspect(
         f"classifier    {loaded.name}\narchitecture  {loaded.architecture}\nfingerprint   {loaded.fingerprint()}"
     )
     typer.echo(f"input         {spec.channels}x{spec.size[0]}x{spec.size[1]} pixels in [0, 1]")
-    typer.echo(f"normalizer    mean {_told(spec.mean)}, std {_told(spec.std)}")
+    typer.echo(f"normalizer    mean {_format_values(spec.mean)}, std {_format_values(spec.std)}")
     typer.echo(f"classes       {spec.classes}\nparameters    {parameters:,}\nlayers")
-    usual: dict[str, list[str]] = {}
+    aliases: dict[str, list[str]] = {}
     for alias, name in layer_aliases(loaded.network).items():
-        usual.setdefault(name, []).append(alias)
+        aliases.setdefault(name, []).append(alias)
     for name, module in loaded.network.named_modules():
         if name and name.count(".") < depth:
-            typer.echo(f"  {name:30} {type(module).__name__:24} {' '.join(usual.get(name, []))}".rstrip())
+            typer.echo(f"  {name:30} {type(module).__name__:24} {' '.join(aliases.get(name, []))}".rstrip())
     if picture:
         typer.echo(f"{picture}")
-        for label, share in _top(loaded, picture):
-            typer.echo(f"  {share:6.1%}  {label}")
+        for label, probability in _top_predictions(loaded, picture):
+            typer.echo(f"  {probability:6.1%}  {label}")
 
 
-def _told(values: tuple[float, ...] | None) -> str:
+def _format_values(values: tuple[float, ...] | None) -> str:
     return "none" if values is None else ",".join(f"{value:g}" for value in values)
 
 
-def _top(classifier: "Classifier", picture: Path) -> list[tuple[str, float]]:
+def _top_predictions(classifier: "Classifier", picture: Path) -> list[tuple[str, float]]:
     import torch
 
     from gap.core.frozen import frozen
@@ -68,5 +68,8 @@ def _top(classifier: "Classifier", picture: Path) -> list[tuple[str, float]]:
 
     image = load_image(picture, classifier.spec.channels, classifier.spec.size).unsqueeze(0).float() / 255
     with torch.no_grad(), frozen(classifier):
-        shares, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.spec.classes))
-    return [(classifier.label(int(label)), share.item()) for label, share in zip(labels, shares, strict=True)]
+        probabilities, labels = classifier(image)[0].softmax(dim=0).topk(min(5, classifier.spec.classes))
+    return [
+        (classifier.label(int(label)), probability.item())
+        for label, probability in zip(labels, probabilities, strict=True)
+    ]

@@ -1,4 +1,4 @@
-"""Say how hard a classifier is: AutoAttack, and signs of hidden gradients."""
+"""Measure robust accuracy by AutoAttack, with checks for gradient masking."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -38,7 +38,7 @@ class JudgeOptions(RuntimeOptions, DataOptions):
     surrogate: Annotated[
         str | None,
         Field(
-            description="Classifier trained without hardening, for attacks that transfer from it.",
+            description="Classifier without adversarial training, for transfer attacks.",
             json_schema_extra={"complete": "classifiers"},
         ),
     ] = None
@@ -52,16 +52,16 @@ class JudgeOptions(RuntimeOptions, DataOptions):
         int | None,
         Field(
             ge=0,
-            description="training images that a generator and a universal perturbation learn from, to attack it;"
-            f" {DEFAULT_TRAINING_IMAGES:,} by default, none with 0 or --fast",
+            description="Training images of a generator and a universal perturbation, which are trained against the"
+            f" classifier; {DEFAULT_TRAINING_IMAGES:,} by default, none with 0 or --fast.",
         ),
     ] = None
-    images: Annotated[int, Field(ge=1, description="Number of test images, from the first on.")] = 1000
+    images: Annotated[int, Field(ge=1, description="Number of test images, which are the first ones.")] = 1000
     fast: Annotated[
         bool,
         Field(
             description="Run only the two white-box attacks of AutoAttack (APGD), a short "
-            "search on 200 images, and no attack that learns."
+            "black-box search on 200 images, and no trained attacks."
         ),
     ] = False
     batch_size: Annotated[int, Field(ge=1, description="Images per batch.")] = 250
@@ -77,11 +77,11 @@ def judge(
         typer.Option("--strict", help="Exit with status 1 unless the verdict is holds, whatever the accuracy."),
     ] = False,
 ) -> None:
-    """Say how hard a classifier is: AutoAttack, and signs of hidden gradients.
+    """Measure robust accuracy by AutoAttack, with checks for gradient masking.
 
-    Robust are the images that withstand all of AutoAttack, PGD of 50 steps and every attack that is given or learns.
-    The verdict is holds, masked (a check failed: its accuracy is not to be believed) or inconclusive (it is right on
-    too few images to tell). It is also noted in the card of a folder that gap left.
+    Robust images are those that are classified correctly under AutoAttack, PGD of 50 steps and all given or trained
+    attacks. The verdict is holds, masked (a check failed, so the accuracy is not reliable) or inconclusive (too few
+    images are classified correctly). For a folder that gap wrote, the report is also added to its card.
     """
     from gap.classifiers.task import load_task, warn_if_at_chance
     from gap.evaluation.judge import judge_task

@@ -1,4 +1,4 @@
-"""Measure how far perturbations move what each layer gives: the robustness R of features."""
+"""Measure the robustness R of layers: how far perturbations change their outputs."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -67,10 +67,11 @@ def layer_robustness(
         int, typer.Option("--evaluations", min=1, help="Forward and backward passes for each drawing.")
     ] = 100,
 ) -> None:
-    """Measure how far perturbations move what each layer gives: the robustness R of features.
+    """Measure the robustness R of layers: how far perturbations change their outputs.
 
-    R is the mean largest move within the budget, over the mean distance between two pictures: 0 for a layer that
-    nothing moves, 1 for one that a perturbation moves as far as another picture would.
+    R is the mean of the largest change of a layer's output within the budget, divided by the mean distance of its
+    outputs for two images. It is 0 for a layer that perturbations do not change, and 1 for a layer that they change as
+    much as another image does.
     """
     import torch
 
@@ -99,12 +100,12 @@ def layer_robustness(
     budget.check(task.classifiers[0].spec.channels, *task.classifiers[0].spec.size)
     test = task.data.test
     count = min(options.images, len(test))
-    images = torch.cat([part for part, _ in test.batches([torch.arange(count)], accelerator.device)])
-    found: dict[str, list[LayerRobustness]] = {}
+    images = torch.cat([batch for batch, _ in test.batches([torch.arange(count)], accelerator.device)])
+    results: dict[str, list[LayerRobustness]] = {}
     for classifier in task.classifiers:
         names = options.layers or default_layers(classifier)
         typer.echo(f"{classifier.name}: {', '.join(names)}, {options.steps} steps each", err=True)
-        found[classifier.name] = layer_robustness(
+        results[classifier.name] = layer_robustness(
             classifier,
             names,
             images,
@@ -113,59 +114,62 @@ def layer_robustness(
             batch_size=options.batch_size,
             seed=options.seed,
         )
-    rows = as_rows(found)
+    rows = as_rows(results)
     columns = [Column("classifier", "classifier"), Column("layer", "layer"), Column("robustness", "R", ".3f")]
     try:
         if json:
             write_json(json, {"rows": rows, "budget": str(budget), "images": count, "data": task.data.describe()})
         if out:
-            write_bytes(out, _plot(found, budget))
+            write_bytes(out, _plot(results, budget))
     finally:
         print_table(rows, columns, f"{task.data.name}, {count} test images, {budget}")
     if out:
         typer.echo(out)
     if sweep and content and style:
-        _sweep(task.classifiers, found, content, style, size, evaluations, sweep)
+        _sweep(task.classifiers, results, content, style, size, evaluations, sweep)
 
 
-def _plot(found: "Mapping[str, Sequence[LayerRobustness]]", budget: "Budget") -> bytes:
+def _plot(results: "Mapping[str, Sequence[LayerRobustness]]", budget: "Budget") -> bytes:
     from gap.report.plots import grouped_bars
 
-    series = {name: {each.layer: (each.value, each.low, each.high) for each in of} for name, of in found.items()}
+    series = {
+        name: {layer.layer: (layer.value, layer.low, layer.high) for layer in layers}
+        for name, layers in results.items()
+    }
     return grouped_bars(series, f"Robustness of layers within {budget}", "R")
 
 
 def _sweep(
     classifiers: "Sequence[Classifier]",
-    found: "Mapping[str, Sequence[LayerRobustness]]",
+    results: "Mapping[str, Sequence[LayerRobustness]]",
     content: Path,
     style: Path,
     size: int,
     evaluations: int,
     out: Path,
 ) -> None:
-    """A sheet of one content in one style through each layer alone, a row for each classifier, with R."""
+    """Write a sheet of drawings of a content in a style by each single layer, with R, in a row per classifier."""
     from PIL import Image
 
     from gap.imagery.drawings import stylize
     from gap.report.image_grid import CaptionedImage, image_grid
     from gap.report.pictures import save_image, to_image
 
-    drawn: list[CaptionedImage] = []
-    columns = max(map(len, found.values()))
+    cells: list[CaptionedImage] = []
+    columns = max(map(len, results.values()))
     for classifier in classifiers:
-        for each in found[classifier.name]:
-            made = stylize(
+        for layer in results[classifier.name]:
+            drawing = stylize(
                 content,
                 style,
                 backbone=classifier,
                 size=size,
-                layers=[each.layer],
+                layers=[layer.layer],
                 evaluations=evaluations,
                 progress=False,
             ).image
-            drawn.append(CaptionedImage(to_image(made), f"{classifier.name} {each.layer}: R {each.value:.3f}"))
-            save_image(image_grid(drawn, columns=columns), out)
-            typer.echo(drawn[-1].caption, err=True)
-        drawn += [CaptionedImage(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(found[classifier.name]))
+            cells.append(CaptionedImage(to_image(drawing), f"{classifier.name} {layer.layer}: R {layer.value:.3f}"))
+            save_image(image_grid(cells, columns=columns), out)
+            typer.echo(cells[-1].caption, err=True)
+        cells += [CaptionedImage(Image.new("RGB", (1, 1), "white"), "")] * (columns - len(results[classifier.name]))
     typer.echo(out)

@@ -1,4 +1,4 @@
-"""Apply a trained attack to picture files and folders."""
+"""Apply a trained attack to image files and folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -49,20 +49,20 @@ def perturb(
         typer.Option("--original-size", help="Perturb at the image's own size; the classifier gets a resized copy."),
     ] = False,
 ) -> None:
-    """Apply a trained attack to picture files and folders.
+    """Apply a trained attack to image files and folders.
 
-    Writes, for each picture, an 8-bit PNG inside the budget and a side-by-side (clean, perturbation amplified,
-    perturbed, with what the classifier says), and table.json over all. Pictures are resized and cropped to the size the
-    attack was trained at, unless --original-size.
+    For each image, writes an 8-bit PNG inside the budget and a side-by-side comparison (clean, perturbation amplified,
+    perturbed, with predictions of the classifier). Writes table.json for all images. Images are resized and cropped to
+    the size of the attack's training, except with --original-size.
     """
     from gap.core.artifact import open_artifact, prepare_output_dir
     from gap.evaluation.image_files import perturb_files
 
     options = read()
-    opened = open_artifact(artifact, *ARTIFACT_KINDS)
+    attack_artifact = open_artifact(artifact, *ARTIFACT_KINDS)
     prepare_output_dir(out)
     rows = perturb_files(
-        opened,
+        attack_artifact,
         paths,
         out,
         classifier=classifier,

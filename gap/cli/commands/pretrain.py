@@ -1,4 +1,4 @@
-"""Train a standard classifier, so that there is something to attack."""
+"""Train a classifier with standard training."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ EXAMPLE = "gap pretrain --classifier mnist-cnn --data mnist --out runs/mnist-cnn
 def pretrain(
     read: Callable[..., PretrainOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
 ) -> None:
-    """Train a standard classifier, so that there is something to attack."""
+    """Train a classifier with standard training."""
     from gap.classifiers.pretrain import pretrain_from_options as work
     from gap.cli.run_training import run_training
 

@@ -1,4 +1,4 @@
-"""Draw a picture in the style of others."""
+"""Draw the content of an image in the style of others."""
 
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,13 +20,11 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gap stylize photo.jpg painting.jpg --size 256 --out stylized.png"
 
-# What goes with `--fast`.
-IN_ONE_PASS = ("content", "styles", "fast", "backbone", "weights", "size", "input", "mean", "std", "device", "out")
+# The options that are allowed with `--fast`.
+FAST_OPTIONS = ("content", "styles", "fast", "backbone", "weights", "size", "input", "mean", "std", "device", "out")
 
 # Shared with `gap texture`.
-Out = Annotated[
-    Path, typer.Option("--out", help="File for the drawing, .png; it is updated while the drawing goes on.")
-]
+Out = Annotated[Path, typer.Option("--out", help="File for the drawing, .png; it is updated during the optimization.")]
 Log = Annotated[
     Path | None, typer.Option("--log", help="Folder for TensorBoard: the objective, and the drawing as it changes.")
 ]
@@ -54,16 +52,16 @@ def stylize(
     grid_search: Annotated[
         bool,
         typer.Option(
-            "--grid-search", help="Draw nine combinations of style weight and layers; keep the best, and a grid of all."
+            "--grid-search", help="Draw nine combinations of style weight and layers; save the best, and a grid of all."
         ),
     ] = False,
     log: Log = None,
     out: Out = Path("stylized.png"),
 ) -> None:
-    """Draw a picture in the style of others.
+    """Draw the content of an image in the style of others.
 
-    After Gatys et al.: the picture comes to have the Gram matrices that the styles have in some layers of the backbone,
-    and the content's own output in another. Large pictures are drawn small first.
+    After Gatys et al., 2016: the drawing is optimized to have the Gram matrices of the styles in some layers of the
+    backbone, and the activations of the content in another layer. Large images are drawn in a small size first.
     """
     from gap.cli.drawing import check_output, find_device, load_backbone, run_drawing
     from gap.cli.grid_search import save_grid_search
@@ -77,28 +75,30 @@ def stylize(
 
     options = read()
     if fast:
-        _refuse(context, "--fast", lambda name: name in IN_ONE_PASS)
+        _reject_options(context, "--fast", lambda name: name in FAST_OPTIONS)
     if grid_search:
-        _refuse(context, "--grid-search", lambda name: name not in ("style_weight", "log", "mask"))
+        _reject_options(context, "--grid-search", lambda name: name not in ("style_weight", "log", "mask"))
     check_output(out, [content, *styles, *(mask or []), Path(options.init)])
     device = find_device(options)
     shares = normalize_weights(options.weights, len(styles))
-    given = options.input, options.mean, options.std
+    input_options = options.input, options.mean, options.std
     if fast:
-        named = "backbone" in options.model_fields_set
-        own = load_backbone(options.backbone, device, *given) if named else None
-        return _in_one_pass(load_stylizer(fast, own, device), content, styles, shares, options.size, out)
-    backbone = load_backbone(options.backbone, device, *given)
-    beside = load_backbone(options.content_backbone, device, options.input) if options.content_backbone else None
+        has_backbone = "backbone" in options.model_fields_set
+        given_backbone = load_backbone(options.backbone, device, *input_options) if has_backbone else None
+        return _draw_fast(load_stylizer(fast, given_backbone, device), content, styles, shares, options.size, out)
+    backbone = load_backbone(options.backbone, device, *input_options)
+    content_network = (
+        load_backbone(options.content_backbone, device, options.input) if options.content_backbone else None
+    )
 
-    chosen = {name: getattr(options, name) for name in StyleTransferOptions.model_fields}
+    transfer_options = {name: getattr(options, name) for name in StyleTransferOptions.model_fields}
 
-    def work(progress: "DrawingProgress", **changed: object) -> "StyleTransferResult":
+    def draw_image(progress: "DrawingProgress", **overrides: object) -> "StyleTransferResult":
         return draw(
             content,
             styles,
             backbone=backbone,
-            content_backbone=beside,
+            content_backbone=content_network,
             weights=shares,
             masks=mask,
             init=options.init,
@@ -106,33 +106,35 @@ def stylize(
             device=device,
             progress=False,
             callback=progress,
-            **chosen | changed,
+            **transfer_options | overrides,
         )
 
     if not grid_search:
-        return run_drawing(out, work, log)
-    reader = load_backbone(options.metric_network, device)
-    check_metric_network(reader, backbone)
-    picture = sized_image(content, backbone.spec.channels, options.size).to(device)
-    paintings = [sized_image(style, backbone.spec.channels).to(device) for style in styles]
-    metric = PerceptualMetric(reader, picture, paintings, shares)
+        return run_drawing(out, draw_image, log)
+    metric_network = load_backbone(options.metric_network, device)
+    check_metric_network(metric_network, backbone)
+    content_image = sized_image(content, backbone.spec.channels, options.size).to(device)
+    style_images = [sized_image(style, backbone.spec.channels).to(device) for style in styles]
+    metric = PerceptualMetric(metric_network, content_image, style_images, shares)
     layers = options.layers or default_layers(backbone)
 
-    def trials(progress: "DrawingProgress") -> "Iterator[Trial]":
-        return search(lambda names, weight: work(progress, layers=names, style_weight=weight).image, metric, layers)
+    def run_search(progress: "DrawingProgress") -> "Iterator[Trial]":
+        return search(
+            lambda names, weight: draw_image(progress, layers=names, style_weight=weight).image, metric, layers
+        )
 
-    save_grid_search(trials, options.metric_network, out)
+    save_grid_search(run_search, options.metric_network, out)
 
 
-def _refuse(context: typer.Context, flag: str, fits: Callable[[str], bool]) -> None:
-    """Raise GapError where an option was given that does not go with a flag."""
+def _reject_options(context: typer.Context, flag: str, is_allowed: Callable[[str], bool]) -> None:
+    """Raise GapError where an option was given that is not allowed with a flag."""
     for name in context.params:
         source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not fits(name):
+        if source is not None and source.name == "COMMANDLINE" and not is_allowed(name):
             raise GapError(f"{flag} does not go with --{name.replace('_', '-')}; leave one of them out")
 
 
-def _in_one_pass(
+def _draw_fast(
     stylizer: "FeedForwardStylizer",
     content: Path,
     styles: Sequence[Path],
@@ -140,13 +142,13 @@ def _in_one_pass(
     size: int,
     out: Path,
 ) -> None:
-    """Draw with a trained stylizer; it gets styles as large as the content, as in its training."""
+    """Draw with a trained stylizer. Styles are resized to the size of the content, as in its training."""
     from gap.imagery.drawings import sized_image
     from gap.report.pictures import save_image
 
-    picture, *paintings = (
+    content_image, *style_images = (
         sized_image(path, stylizer.channels, size).to(stylizer.device) for path in (content, *styles)
     )
-    started = time.monotonic()
-    save_image(stylizer(picture, paintings, shares), out)
-    typer.echo(f"{time.monotonic() - started:.2f} seconds\n{out}")
+    start = time.monotonic()
+    save_image(stylizer(content_image, style_images, shares), out)
+    typer.echo(f"{time.monotonic() - start:.2f} seconds\n{out}")

@@ -1,4 +1,4 @@
-"""Draw the style of a picture alone, from noise."""
+"""Draw a texture in the style of an image, from noise."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +21,7 @@ def texture(
     log: Log = None,
     out: Out = Path("texture.png"),
 ) -> None:
-    """Draw the style of a picture alone, from noise."""
+    """Draw a texture in the style of an image, from noise."""
     from gap.cli.drawing import check_output, find_device, load_backbone, run_drawing
     from gap.imagery.drawings import texture as draw
 
@@ -29,11 +29,11 @@ def texture(
     check_output(out, [style])
     device = find_device(options)
     backbone = load_backbone(options.backbone, device, options.input, options.mean, options.std)
-    chosen = {name: getattr(options, name) for name in StyleOptions.model_fields}
+    style_options = {name: getattr(options, name) for name in StyleOptions.model_fields}
     run_drawing(
         out,
         lambda progress: draw(
-            style, options.size, backbone=backbone, device=device, progress=False, callback=progress, **chosen
+            style, options.size, backbone=backbone, device=device, progress=False, callback=progress, **style_options
         ),
         log,
     )

@@ -12,8 +12,8 @@ EXAMPLE = "gap train --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --
 def train(read: Callable[..., TrainOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False) -> None:
     """Train a generator of perturbations against a classifier.
 
-    The perturbation is per image under a threshold (--budget), per image and made directly (--unbounded --target-norm),
-    or one for all images (--universal --budget). Several classifiers, by repeating --classifier, are attacked together.
+    Perturbations are computed for each image within a bound (--budget) or with a mean norm (--unbounded --target-norm),
+    or there is one perturbation for all images (--universal --budget). Repeat --classifier to attack an ensemble.
     """
     from gap.attacks.generator.train import train_from_options
     from gap.cli.run_training import run_training

@@ -1,4 +1,4 @@
-"""Train a network that draws any content in any style in one pass."""
+"""Train a network that draws any content in any style in one forward pass."""
 
 from collections.abc import Callable
 
@@ -12,10 +12,10 @@ EXAMPLE = "gap train-stylizer --content folder:photos --style folder:paintings -
 def train_stylizer(
     read: Callable[..., StylizerOptions], *, out: Out, resume: Resume = False, overwrite: Overwrite = False
 ) -> None:
-    """Train a network that draws any content in any style in one pass.
+    """Train a network that draws any content in any style in one forward pass.
 
-    It sees both through the backbone and is asked for what `gap stylize` asks of a picture. Draw with it by `gap
-    stylize --fast FOLDER`.
+    The backbone encodes its inputs and defines the loss, which is that of `gap stylize`. `gap stylize --fast FOLDER`
+    draws with the trained network.
     """
     from gap.cli.run_training import run_training
     from gap.imagery.feed_forward.train import train_stylizer as work

@@ -1,4 +1,4 @@
-"""Walk pictures towards a class, as a video."""
+"""Move images towards a class, as a video."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -26,20 +26,23 @@ def traverse(
     classifier: Annotated[
         str,
         typer.Argument(
-            help="Any classifier; a hardened one shows what a class looks like.", autocompletion=completion.classifiers
+            help="Any classifier; with a hardened one, images come to look like the class.",
+            autocompletion=completion.classifiers,
         ),
     ],
     pictures: Annotated[list[Path], typer.Argument(help="Image files or folders: the initial images.")],
     out: Annotated[
         Path,
-        typer.Option("--out", help="File for the video, .mp4 or .gif; its key frames go beside it, as .frames.png."),
+        typer.Option(
+            "--out", help="File for the video, .mp4 or .gif; key frames are saved next to it, as .frames.png."
+        ),
     ],
 ) -> None:
-    """Walk pictures towards a class, as a video.
+    """Move images towards a class, as a video.
 
-    Each walk follows the gradient of the class's logit, in steps of one length, within a budget. Under the pictures
-    stand the probabilities of the classes. The pictures are given to every classifier as the first one takes them.
-    Ctrl-C leaves a sheet of the pictures as they are so far.
+    Images are moved along the gradient of the class's logit, in steps of constant length, within a budget. The
+    probabilities of the classes are shown below the images. All classifiers get the images in the input size of the
+    first one. Ctrl-C saves a sheet of the present images.
     """
     import torch
 
@@ -65,21 +68,23 @@ def traverse(
     first, spec = networks[0], networks[0].spec
     target = first.find_class(options.target_class)
     files = [file for path in pictures for file in find_pictures(path)]
-    for left in (out, sheet):
-        check_not_input(left, files)
-        check_writable(left)
+    for output in (out, sheet):
+        check_not_input(output, files)
+        check_writable(output)
     images = torch.stack([load_image(file, spec.channels, spec.size) for file in files]).float() / 255
     budget = budget or default_budget(images)
     budget.check(spec.channels, *spec.size)
-    drawn: list[TraversalFrames] = []
+    all_frames: list[TraversalFrames] = []
 
-    def keep(pictures: "Tensor") -> None:
-        so_far = [CaptionedImage(to_image(picture), file.name) for picture, file in zip(pictures, files, strict=True)]
-        save_image(image_grid(so_far), sheet)
+    def save_preview(pictures: "Tensor") -> None:
+        captioned = [
+            CaptionedImage(to_image(picture), file.name) for picture, file in zip(pictures, files, strict=True)
+        ]
+        save_image(image_grid(captioned), sheet)
 
-    with progress_display(keep) as progress:
+    with progress_display(save_preview) as progress:
         for network in networks:
-            walk = draw(
+            traversal = draw(
                 network.to(device),
                 images,
                 target,
@@ -90,22 +95,23 @@ def traverse(
                 callback=progress,
             )
             title = Path(split_name(network.name)[1] or network.name).name
-            drawn.append(TraversalFrames(title, walk.images, walk.probabilities))
+            all_frames.append(TraversalFrames(title, traversal.images, traversal.probabilities))
     names = [first.label(index) for index in range(spec.classes)]
     try:
-        save_image(key_frames(drawn, names), sheet)
-        save_video(traversal_frames(drawn, names), out, fps=options.fps)
+        save_image(key_frames(all_frames, names), sheet)
+        save_video(traversal_frames(all_frames, names), out, fps=options.fps)
     finally:
-        for network, frames in zip(networks, drawn, strict=True):
+        for network, frames in zip(networks, all_frames, strict=True):
             _print_result(network, frames.probabilities, files, target)
     typer.echo(f"within {budget}; key frames in {sheet}\n{out}")
 
 
 def _print_result(classifier: "Classifier", probabilities: "Tensor", files: list[Path], target: int) -> None:
     for index, file in enumerate(files):
-        before, after = (
-            f"{classifier.label(int(at.argmax()))} {at.max().item():.1%}" for at in probabilities[[0, -1], index]
+        first_prediction, last_prediction = (
+            f"{classifier.label(int(class_probabilities.argmax()))} {class_probabilities.max().item():.1%}"
+            for class_probabilities in probabilities[[0, -1], index]
         )
         reached = int(probabilities[-1, index].argmax()) == target
-        short = "" if reached else f" (not {classifier.label(target)}, {probabilities[-1, index, target].item():.1%})"
-        typer.echo(f"{classifier.name}, {file.name}: {before} -> {after}{short}")
+        note = "" if reached else f" (not {classifier.label(target)}, {probabilities[-1, index, target].item():.1%})"
+        typer.echo(f"{classifier.name}, {file.name}: {first_prediction} -> {last_prediction}{note}")

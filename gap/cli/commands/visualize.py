@@ -1,4 +1,4 @@
-"""Draw what a backbone responds to: classes, channels, and what a layer keeps of a picture."""
+"""Draw images that activate classes or channels of a backbone, or invert its layers."""
 
 from collections.abc import Callable
 from functools import partial
@@ -32,13 +32,13 @@ def visualize(
         list[str],
         typer.Argument(
             help="LAYER:CHANNEL, as layer2:0-15, layer3:4,7 or logit:3 or logit:cat for a class; layer2:4@center is the"
-            " neuron in the middle.",
+            " neuron at the center.",
             autocompletion=completion.features,
         ),
     ],
     out: Annotated[Path, typer.Option("--out", help="File for the grid of drawings, .png.")] = Path("sheet.png"),
 ) -> None:
-    """Draw what a backbone responds to: classes, channels, and what a layer keeps of a picture."""
+    """Draw images that activate classes or channels of a backbone, or invert its layers."""
     from gap.cli.drawing import check_output, find_device, load_backbone, progress_display
     from gap.imagery import drawings
     from gap.imagery.backbone import prepare_backbone
@@ -51,22 +51,22 @@ def visualize(
     _check_combination(options)
     device = find_device(options)
     network = load_backbone(backbone, device, options.input, options.mean, options.std)
-    drawn: list[CaptionedImage] = []
-    parts: list[Any]
-    shared: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "device": device, "progress": False}
+    drawing_cells: list[CaptionedImage] = []
+    drawing_inputs: list[Any]
+    common_options: dict[str, Any] = {"steps": options.steps, "seed": options.seed, "device": device, "progress": False}
 
-    # All layers and features are checked before the first of them is drawn.
+    # All layers and features are checked before the first drawing.
     if options.invert:
         size = options.size or max(network.spec.size)
         picture = drawings.sized_image(options.invert, network.spec.channels, size).to(device)
-        drawn.append(CaptionedImage(to_image(picture), options.invert.name))
-        parts = features
+        drawing_cells.append(CaptionedImage(to_image(picture), options.invert.name))
+        drawing_inputs = features
         for layer in features:
             prepare_backbone(network, picture[None], [layer])
-        draw: Callable[..., FeatureSheet] = partial(drawings.invert, network, picture, size=size, **shared)
+        draw: Callable[..., FeatureSheet] = partial(drawings.invert, network, picture, size=size, **common_options)
     else:
         groups = drawings.group_features(network, features, options.samples)
-        parts = [[group] for group in groups]
+        drawing_inputs = [[group] for group in groups]
         for group in groups:
             check_features(network, group, (options.size, options.size) if options.size else None)
         longest = options.size or max(network.spec.size)
@@ -79,23 +79,25 @@ def visualize(
             transforms=_transforms(options),
             budget=options.budget,
             diversity=options.diversity,
-            **shared,
+            **common_options,
         )
 
-    def keep(pictures: "Tensor") -> None:
-        save_image(image_grid([*drawn, *(CaptionedImage(to_image(picture), "so far") for picture in pictures)]), out)
+    def save_preview(pictures: "Tensor") -> None:
+        save_image(
+            image_grid([*drawing_cells, *(CaptionedImage(to_image(picture), "so far") for picture in pictures)]), out
+        )
 
-    with progress_display(keep) as progress:
-        for part in parts:
-            drawn += draw(part, callback=progress).captioned()
-    save_image(image_grid(drawn), out)
-    typer.echo(f"{len(drawn)} pictures\n{out}")
+    with progress_display(save_preview) as progress:
+        for drawing_input in drawing_inputs:
+            drawing_cells += draw(drawing_input, callback=progress).captioned()
+    save_image(image_grid(drawing_cells), out)
+    typer.echo(f"{len(drawing_cells)} pictures\n{out}")
 
 
 def _check_combination(options: VisualizeOptions) -> None:
-    """Raise GapError for options that do not go together."""
-    without = options.init, options.budget, _amounts(options)
-    if options.invert and (any(without) or options.prior != "none" or options.samples > 1):
+    """Raise GapError for options that exclude each other."""
+    excluded = options.init, options.budget, _amounts(options)
+    if options.invert and (any(excluded) or options.prior != "none" or options.samples > 1):
         raise GapError(
             "`invert` begins at noise and has no prior; leave out `init`, `budget`, `prior`, `samples` and random"
             " transforms"
@@ -108,9 +110,9 @@ def _amounts(options: TransformOptions) -> dict[str, Any]:
 
 
 def _transforms(options: VisualizeOptions) -> "nn.Module | None":
-    """The random transforms that were asked for; None is the usual ones of the prior."""
+    """The requested random transforms; None for the defaults of the prior."""
     from gap.imagery.transforms import RandomTransform
 
     amounts = _amounts(options)
-    usual = {} if options.prior == "natural" else {"jitter": 0, "rotate": 0.0, "scale": 0.0}
-    return RandomTransform(**usual | amounts) if amounts else None
+    defaults = {} if options.prior == "natural" else {"jitter": 0, "rotate": 0.0, "scale": 0.0}
+    return RandomTransform(**defaults | amounts) if amounts else None

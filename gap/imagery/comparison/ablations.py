@@ -1,4 +1,4 @@
-"""Other explanations of why a backbone draws well, made ready to draw beside it."""
+"""Ablations of a backbone: methods that test other explanations of why it draws well."""
 
 from collections.abc import Callable
 from copy import deepcopy
@@ -14,7 +14,7 @@ from gap.imagery.options import StyleTransferOptions
 
 @dataclass(frozen=True, eq=False)
 class StylizationMethod:
-    """What draws: a backbone and its options, under a name."""
+    """A method of stylization: a backbone with its options, and a name."""
 
     name: str
     backbone: Classifier
@@ -22,29 +22,29 @@ class StylizationMethod:
 
 
 def smoothed_activations(method: StylizationMethod) -> StylizationMethod:
-    """The same with the peaks of its layers' outputs smoothed by a softmax (SWAG, Wang et al., 2021)."""
+    """The method with activations smoothed by a softmax (SWAG, Wang et al., 2021)."""
     return replace(method, options=method.options.model_copy(update={"smooth_activations": True}))
 
 
 def shallow_layers(method: StylizationMethod) -> StylizationMethod:
-    """The same looking at the first half of its layers only; content too, where that is read in one of them."""
+    """The method with only the first half of its style layers, and with content layers among these."""
     layers = list(method.options.layers or default_layers(method.backbone))
-    half = layers[: max(1, len(layers) // 2)]
-    content = list(method.options.content_layers or default_content_layers(method.backbone))
-    kept = [layer for layer in content if layer in half] or half[-1:]
-    options = method.options.model_copy(update={"layers": half, "content_layers": kept})
+    first_half = layers[: max(1, len(layers) // 2)]
+    all_content_layers = list(method.options.content_layers or default_content_layers(method.backbone))
+    content_layers = [layer for layer in all_content_layers if layer in first_half] or first_half[-1:]
+    options = method.options.model_copy(update={"layers": first_half, "content_layers": content_layers})
     return replace(method, options=options)
 
 
 def random_weights(method: StylizationMethod, seed: int = 0) -> StylizationMethod:
-    """The same network with weights that have learned nothing; raises GapError where some cannot be drawn anew."""
+    """The method with random weights; raises GapError where some weights cannot be reinitialized."""
     backbone = deepcopy(method.backbone)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         for module in backbone.modules():
-            own = list(module.parameters(recurse=False))
+            parameters = list(module.parameters(recurse=False))
             reset = getattr(module, "reset_parameters", None)
-            if own and not callable(reset):
+            if parameters and not callable(reset):
                 raise GapError(f"{method.name} has weights that cannot be drawn anew ({type(module).__name__})")
             if callable(reset):
                 reset()

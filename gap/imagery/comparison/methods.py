@@ -1,4 +1,4 @@
-"""Backbones compared by what they draw, read by a network that none of them looked through."""
+"""Comparison of backbones by their drawings, with the distances of a separate metric network."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -22,8 +22,10 @@ from gap.imagery.style_transfer import normalize_weights, transfer_style
 
 @dataclass(frozen=True, eq=False)
 class StylizationResult:
-    """One drawing: of which content and style (by number), by which method, with which weight, and how far it is from
-    both as the judge sees them (shares, as the objectives give them)."""
+    """A drawing of a comparison: the indices of its content and style, its method and style weight, and the distances.
+
+    The distances to content and style are relative values of the metric network, as in the losses.
+    """
 
     content: int
     style: int
@@ -42,53 +44,57 @@ def run_comparison(
     *,
     weights: Sequence[float] = SEARCH_WEIGHTS,
 ) -> Iterator[StylizationResult]:
-    """Every content in every style by every method, once for each weight, one after the other.
+    """Yield the drawings of every content in every style by every method, for each style weight.
 
-    Raises GapError where the judge is the backbone of a method.
+    `judge` is the metric network. Raises GapError where it is the backbone of a method.
     """
     for method in methods:
         check_metric_network(judge, method.backbone)
-    for (content, of), (style, like) in product(enumerate(contents), enumerate(styles)):
-        judged = PerceptualMetric(judge, of, [like])
+    for (content_index, content_image), (style_index, style_image) in product(enumerate(contents), enumerate(styles)):
+        metric = PerceptualMetric(judge, content_image, [style_image])
         for method, weight in product(methods, weights):
             options = method.options.model_copy(update={"style_weight": weight})
-            picture = transfer_style(of, [like], method.backbone, options=options).image
-            yield StylizationResult(content, style, method.name, weight, picture, *judged(picture))
+            picture = transfer_style(content_image, [style_image], method.backbone, options=options).image
+            yield StylizationResult(content_index, style_index, method.name, weight, picture, *metric(picture))
 
 
 def check_metric_network(judge: Classifier, backbone: Classifier) -> None:
-    """Raise GapError where a judge would measure what it drew itself."""
+    """Raise GapError where the metric network `judge` is the backbone itself."""
     if judge.fingerprint() == backbone.fingerprint():
         raise GapError(f"{judge.name} cannot judge what it draws itself; name another classifier with `metric_network`")
 
 
 class PerceptualMetric:
-    """How far a picture is from a content and its styles, C x H x W each, in the layers usual for a network.
+    """The distances of an image to a content and to styles, C x H x W each, in the default layers of a network.
 
-    Styles are looked at as large as the content, which is how they are drawn: a network's Gram matrices are of strokes
-    so many pixels wide. `shares` weigh the styles, by default evenly.
+    Styles are resized to the size of the content, as in style transfer, because Gram matrices depend on the width of
+    strokes in pixels. `shares` are the weights of the styles, by default equal.
     """
 
     def __init__(
         self, network: Classifier, content: Tensor, styles: Sequence[Tensor], shares: Sequence[float] | None = None
     ) -> None:
         layers = default_layers(network)
-        kept = default_content_layers(network)
+        content_layers = default_content_layers(network)
         self.extractors = MultiFeatureExtractor(
-            {"": prepare_backbone(network, content[None], list(dict.fromkeys([*layers, *kept])))}
+            {"": prepare_backbone(network, content[None], list(dict.fromkeys([*layers, *content_layers])))}
         )
-        seen = self._evaluate(content)
-        self.content = _even([ContentLoss(layer, feature_maps(seen, layer)) for layer in kept])
-        looks = [self._evaluate(resize(style, fit_size(style, max(content.shape[-2:])))) for style in styles]
-        first, *rest = [
-            share * _even([GramLoss(layer, feature_maps(activations, layer)) for layer in layers])
-            for share, activations in zip(normalize_weights(shares, len(styles)), looks, strict=True)
+        content_activations = self._evaluate(content)
+        self.content = _mean_of(
+            [ContentLoss(layer, feature_maps(content_activations, layer)) for layer in content_layers]
+        )
+        style_activations = [
+            self._evaluate(resize(style, fit_size(style, max(content.shape[-2:])))) for style in styles
         ]
-        self.style: Objective = sum(rest, start=first)
+        first, *others = [
+            share * _mean_of([GramLoss(layer, feature_maps(activations, layer)) for layer in layers])
+            for share, activations in zip(normalize_weights(shares, len(styles)), style_activations, strict=True)
+        ]
+        self.style: Objective = sum(others, start=first)
 
     @torch.no_grad()
     def __call__(self, picture: Tensor) -> tuple[float, float]:
-        """The distance to the content and to the styles, each the mean over its layers."""
+        """The distances to the content and to the styles, as means over layers."""
         activations = self._evaluate(picture)
         return self.content(activations).item(), self.style(activations).item()
 
@@ -98,50 +104,52 @@ class PerceptualMetric:
             return Activations(picture[None], self.extractors(picture[None]))
 
 
-def _even(parts: Sequence[Objective]) -> Objective:
+def _mean_of(parts: Sequence[Objective]) -> Objective:
     """The mean of objectives."""
-    first, *rest = parts
-    return sum(rest, start=first) * (1 / len(parts))
+    first, *others = parts
+    return sum(others, start=first) * (1 / len(parts))
 
 
 def style_advantage(ours: Sequence[StylizationResult], theirs: Sequence[StylizationResult]) -> float | None:
-    """How many times smaller the style distance of our drawings is, at equal content distance: above 1 is ahead.
+    """The factor by which the style distance of `ours` is smaller than that of `theirs`, at equal content distance.
 
-    Both are drawings of one content in one style, over some weights. Compared are the least style distances at each
-    content distance that both reach (their Pareto fronts), in the geometric mean. None where they reach none together.
+    Both are drawings of one content in one style, with several weights. The lowest style distances (Pareto fronts) are
+    compared at the content distances that both reach, and the factor is the geometric mean. None where there are no
+    such content distances.
     """
-    low = max(min(drawn.content_distance for drawn in each) for each in (ours, theirs))
-    high = min(max(drawn.content_distance for drawn in each) for each in (ours, theirs))
+    low = max(min(result.content_distance for result in results) for results in (ours, theirs))
+    high = min(max(result.content_distance for result in results) for results in (ours, theirs))
     if low > high:
         return None
-    places = np.linspace(low, high, 33)
-    return float(np.exp(np.mean(_pareto_front(theirs, places) - _pareto_front(ours, places))))
+    content_distances = np.linspace(low, high, 33)
+    return float(np.exp(np.mean(_pareto_front(theirs, content_distances) - _pareto_front(ours, content_distances))))
 
 
-def _pareto_front(drawn: Sequence[StylizationResult], places: np.ndarray) -> np.ndarray:
-    """The logarithm of the style distance at these content distances, of the drawings that no other one beats in
-    both."""
+def _pareto_front(results: Sequence[StylizationResult], content_distances: np.ndarray) -> np.ndarray:
+    """The logarithms of the lowest style distances at these content distances, interpolated on the Pareto front."""
     best: list[StylizationResult] = []
-    for each in sorted(drawn, key=lambda one: (one.content_distance, one.style_distance)):
-        if not best or each.style_distance < best[-1].style_distance:
-            best.append(each)
-    heights = [math.log(max(each.style_distance, TINY)) for each in best]
-    return np.interp(places, [each.content_distance for each in best], heights)
+    for result in sorted(results, key=lambda result: (result.content_distance, result.style_distance)):
+        if not best or result.style_distance < best[-1].style_distance:
+            best.append(result)
+    log_distances = [math.log(max(result.style_distance, TINY)) for result in best]
+    return np.interp(content_distances, [result.content_distance for result in best], log_distances)
 
 
 @torch.no_grad()
 def activation_entropy(method: StylizationMethod, picture: Tensor) -> float:
-    """How evenly a picture's activations, as a method sees them, are spread over a layer's channels and places: the
-    entropy of their squares as shares, 1 where all are alike and 0 where one is all; the mean over its layers."""
+    """The normalized entropy of an image's squared activations, as the mean over the layers of a method.
+
+    It is 1 where all activations of a layer are equal, and 0 where only one is not 0.
+    """
     layers = list(method.options.layers or default_layers(method.backbone))
     extractors = MultiFeatureExtractor({"": prepare_backbone(method.backbone, picture[None], layers)})
     with extractors.frozen():
         if method.options.smooth_activations:
             extractors.smooth_activations(picture[None])
-        seen = Activations(picture[None], extractors(picture[None]))
-    found = []
+        activations = Activations(picture[None], extractors(picture[None]))
+    entropies = []
     for layer in layers:
-        shares = feature_maps(seen, layer).flatten().square()
+        shares = feature_maps(activations, layer).flatten().square()
         shares = shares / shares.sum().clamp_min(TINY)
-        found.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
-    return sum(found) / len(found)
+        entropies.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
+    return sum(entropies) / len(entropies)

@@ -1,4 +1,4 @@
-"""A trained network that draws any content in any style in one pass, and the artifact that holds it."""
+"""Feed-forward stylizers: trained networks that draw any content in any style in one pass, and their artifacts."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +24,7 @@ KIND = "stylizer"
 
 
 class StylizerCard(BaseModel):
-    """What the card of a stylizer tells."""
+    """The card of a stylizer."""
 
     backbone: ClassifierMetadata
     type: StylizerType
@@ -33,32 +33,35 @@ class StylizerCard(BaseModel):
 
 
 class FeedForwardStylizer:
-    """Draws with a stylizer and the backbone that it sees through, both held still; pictures have `channels`."""
+    """A frozen stylizer with the frozen backbone that encodes its inputs, for images with `channels`."""
 
     def __init__(self, network: Stylizer, extractor: FeatureExtractor, channels: int) -> None:
         self.network, self.extractor, self.channels = network, extractor, channels
 
     @property
     def device(self) -> torch.device:
-        """Where it draws."""
+        """The device of the stylizer."""
         return self.network.scales.device
 
     @torch.no_grad()
     def __call__(self, content: Tensor, styles: Sequence[Tensor], weights: Sequence[float] | None = None) -> Tensor:
-        """A content, C x H x W in [0, 1], in the style of one picture or a mix of several, of any sizes; C x H x W.
+        """The content, C x H x W in [0, 1], in the style of one image or in a weighted mix of several, of any sizes.
 
-        Raises GapError for pictures that the backbone cannot look at, and weights that do not fit.
+        Raises GapError for sizes that the backbone does not support, and for invalid weights.
         """
         shares = normalize_weights(weights, len(styles))
         with frozen(self.network, self.extractor.run):
             codes = [self.network.encode_style(self._extract(style)) for style in styles]
-            mixed = [
-                sum((share * part for share, part in zip(shares, parts, strict=True)), start=torch.zeros_like(parts[0]))
-                for parts in zip(*codes, strict=True)
+            mixed_code = [
+                sum(
+                    (share * layer_code for share, layer_code in zip(shares, layer_codes, strict=True)),
+                    start=torch.zeros_like(layer_codes[0]),
+                )
+                for layer_codes in zip(*codes, strict=True)
             ]
             height, width = content.shape[-2:]
-            drawn: Tensor = self.network(self._extract(content), mixed, (height, width))
-        return drawn[0]
+            drawing: Tensor = self.network(self._extract(content), mixed_code, (height, width))
+        return drawing[0]
 
     def _extract(self, picture: Tensor) -> list[Tensor]:
         try:
@@ -69,31 +72,31 @@ class FeedForwardStylizer:
 
 
 def extract(extractor: FeatureExtractor, images: Tensor) -> dict[str, Tensor]:
-    """The maps of the layers, in their order, of images N x C x H x W in [0, 1]."""
+    """The feature maps of the layers, in their order, for images N x C x H x W in [0, 1]."""
     return extractor(images)
 
 
 def load_stylizer(
     folder: Path | str, backbone: Classifier | None = None, device: torch.device | str = "cpu"
 ) -> FeedForwardStylizer:
-    """The stylizer in a folder that `gap train-stylizer` left, with its backbone, by default the one its card names.
+    """The stylizer in a folder that `gap train-stylizer` wrote, with its backbone, by default the one in its card.
 
-    Raises GapError when the folder holds none or is damaged, for a device that is not there, and where the backbone is
-    not the one it was trained with, or is code of your own, which a card alone never runs.
+    Raises GapError when the folder has no stylizer or is damaged, for a device that is not available, and where the
+    backbone is not that of the training, or is user code that only the card names, which is not run.
     """
     artifact, device = open_artifact(Path(folder), KIND), pick_device(device)
     card = artifact.read(StylizerCard)
     backbone = backbone or _backbone(card.backbone, artifact)
     if backbone.fingerprint() != card.backbone.fingerprint:
         raise GapError(f"{folder} was trained with {card.backbone.name} as it then was; {backbone.name} is another")
-    with torch.device("meta"):  # without memory: a damaged card may ask for more than there is
-        outline = make_stylizer(card.type, card.widths, backbone.spec.channels)
-    check_shapes(outline.state_dict(), artifact.tensors(), artifact.folder / TENSORS)
+    with torch.device("meta"):  # without memory: the sizes in a damaged card may be huge
+        empty_network = make_stylizer(card.type, card.widths, backbone.spec.channels)
+    check_shapes(empty_network.state_dict(), artifact.tensors(), artifact.folder / TENSORS)
     network = make_stylizer(card.type, card.widths, backbone.spec.channels)
     artifact.fit(network)
-    probe = torch.rand(1, backbone.spec.channels, *backbone.spec.size)
-    extractor = prepare_backbone(backbone.to(device), probe.to(device), card.layers)
-    widths = [each.shape[1] for each in extract(extractor, probe.to(device)).values()]
+    images = torch.rand(1, backbone.spec.channels, *backbone.spec.size)
+    extractor = prepare_backbone(backbone.to(device), images.to(device), card.layers)
+    widths = [output.shape[1] for output in extract(extractor, images.to(device)).values()]
     if widths != card.widths:
         raise GapError(f"{artifact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
     return FeedForwardStylizer(

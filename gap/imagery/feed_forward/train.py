@@ -1,4 +1,4 @@
-"""Train a network that draws any content in any style in one pass, from options to artifact."""
+"""Training of a feed-forward stylizer, from options to artifact."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,34 +27,33 @@ from gap.training.runtime import main_first, make_accelerator, preserve_process_
 from gap.training.task import Backward, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
 
-# Pictures are read so many times larger than they are trained on, so that a random part is never enlarged.
+# Images are loaded larger than the training size by this factor, so that random crops are never enlarged.
 LOAD_SCALE = 2
 
 
 class StylizerTraining(TrainingTask):
-    """The objective of stylizing, asked of a network that draws in one pass (Johnson et al., 2016), for styles that
-    change from picture to picture."""
+    """Trains a network that stylizes in one pass, by the loss of style transfer (Johnson et al., 2016)."""
 
     def __init__(
         self,
         network: Stylizer,
         extractor: FeatureExtractor,
         layers: Sequence[str],
-        kept: Sequence[str],
+        content_layers: Sequence[str],
         styles: Dataset,
         options: StylizerOptions,
     ) -> None:
-        """The stylizer sees, and style is compared at, `layers` of the extractor; content is compared at `kept`."""
+        """The outputs of `layers` are the inputs of the stylizer; they are also the style layers of the loss."""
         self.modules = {"stylizer": with_adamw(network, options.lr)}
         self.encode_style = network.encode_style
-        self.extractor, self.layers, self.kept = extractor, layers, kept
+        self.extractor, self.layers, self.content_layers = extractor, layers, content_layers
         self.styles, self.options = styles, options
         self.augmentation = make_augmentation((options.size, options.size), flip=True, crop=1 / LOAD_SCALE)
 
     def training_step(self, images: Tensor, labels: Tensor, backward: Backward) -> dict[str, Tensor]:
-        chosen = torch.randint(len(self.styles.train), (len(images),))
-        styles = self.augmentation(_pictures(self.styles.train, chosen, images.device))
-        _, metrics = self._drawn(self.augmentation(images), styles)
+        indices = torch.randint(len(self.styles.train), (len(images),))
+        styles = self.augmentation(_images_at(self.styles.train, indices, images.device))
+        _, metrics = self._draw(self.augmentation(images), styles)
         loss = metrics["objective"].mean()
         self.modules["stylizer"].update(loss, backward)
         return {"loss": loss} | {
@@ -62,79 +61,81 @@ class StylizerTraining(TrainingTask):
         }
 
     def validation_step(self, images: Tensor, labels: Tensor) -> dict[str, Tensor]:
-        parts = [self._drawn(*self._held_out(part)) for part in images.split(self.options.batch_size)]
+        parts = [self._draw(*self._validation_inputs(part)) for part in images.split(self.options.batch_size)]
         return {name: torch.cat([metrics[name] for _, metrics in parts]) for name in parts[0][1]}
 
     def sample_images(self, images: Tensor) -> dict[str, Tensor]:
-        contents, styles = self._held_out(images)
-        return {"content": contents, "style": styles, "drawn": self._drawn(contents, styles)[0]}
+        contents, styles = self._validation_inputs(images)
+        return {"content": contents, "style": styles, "drawn": self._draw(contents, styles)[0]}
 
-    def _held_out(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Contents and held-out styles at the size they are trained on: which style is a matter of the content alone,
-        whoever judges it and beside whatever others."""
+    def _validation_inputs(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Contents and validation styles in the training size.
+
+        The style of a content depends on its pixels only, not on the process or the other images of a batch.
+        """
         split = self.styles.validation
-        chosen = (images * 255).round().long().flatten(1).sum(dim=1).cpu() % len(split)
-        styles = _pictures(split, chosen, images.device)
+        indices = (images * 255).round().long().flatten(1).sum(dim=1).cpu() % len(split)
+        styles = _images_at(split, indices, images.device)
         size = (self.options.size, self.options.size)
-        contents, styles = (F.interpolate(each, size, mode="bilinear", antialias=True) for each in (images, styles))
+        contents, styles = (F.interpolate(batch, size, mode="bilinear", antialias=True) for batch in (images, styles))
         return contents, styles
 
     def _check_layers(self, activations: Activations) -> None:
-        """Raise GapError naming a layer that passes no gradient to the drawing: nothing would be learned from it."""
-        for name in (*self.layers, *self.kept):
+        """Raise GapError naming a layer that passes no gradient to the drawing: its loss would have no effect."""
+        for name in (*self.layers, *self.content_layers):
             if not activations.layers[name].requires_grad:
                 raise GapError(
                     f"layer {name} passes no gradient to the drawing: the stylizer would learn nothing from it;"
                     " use a backbone that passes gradients at its stages"
                 )
 
-    def _drawn(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Contents in styles, and the objective of each with its parts."""
+    def _draw(self, contents: Tensor, styles: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """The drawings, and the objective of each with its parts."""
         module = self.modules["stylizer"]
         with frozen(self.extractor.run):
             with torch.no_grad():
-                of, like = extract(self.extractor, contents), extract(self.extractor, styles)
-                code = self.encode_style([like[name] for name in self.layers])
-            drawn = module.network([of[name] for name in self.layers], code, tuple(contents.shape[-2:]))
-            activations = Activations(drawn, extract(self.extractor, drawn))
+                content_maps, style_maps = extract(self.extractor, contents), extract(self.extractor, styles)
+                code = self.encode_style([style_maps[name] for name in self.layers])
+            drawings = module.network([content_maps[name] for name in self.layers], code, tuple(contents.shape[-2:]))
+            activations = Activations(drawings, extract(self.extractor, drawings))
             if activations.images.requires_grad:
                 self._check_layers(activations)
-            style = _mean([GramLoss(name, like[name])(activations) for name in self.layers])
-            content = _mean([ContentLoss(name, of[name])(activations) for name in self.kept])
+            style = _mean([GramLoss(name, style_maps[name])(activations) for name in self.layers])
+            content = _mean([ContentLoss(name, content_maps[name])(activations) for name in self.content_layers])
             colors = ColorGramLoss(styles)(activations)
-        asked = self.options
-        total = content + asked.style_weight * (style + asked.color_weight * colors)
-        total = total + asked.tv_weight * TotalVariation()(activations)
-        return drawn, {"objective": total, "style": style, "content": content, "colors": colors}
+        options = self.options
+        total = content + options.style_weight * (style + options.color_weight * colors)
+        total = total + options.tv_weight * TotalVariation()(activations)
+        return drawings, {"objective": total, "style": style, "content": content, "colors": colors}
 
 
 @preserve_process_state()
 def train_stylizer(
     options: StylizerOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
 ) -> Artifact:
-    """Train a stylizer and leave it as an artifact in `folder`, which the caller has made ready.
+    """Train a stylizer and save it as an artifact in `folder`, which the caller has prepared.
 
-    Raises GapError when backbone and pictures do not fit.
+    Raises GapError when the backbone and the images do not match.
     """
     run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
     device = run.accelerator.device
-    room = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
+    load_size = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
     with main_first(run.accelerator):
-        asked = parse_input_shape(options.input)
-        (backbone,) = load_classifiers([options.backbone], asked, (3, room), options.mean, options.std)
+        requested_shape = parse_input_shape(options.input)
+        (backbone,) = load_classifiers([options.backbone], requested_shape, (3, load_size), options.mean, options.std)
         channels = backbone.spec.channels
         contents, styles = (
-            load_data(name, options.data_root, channels=channels, size=room)
+            load_data(name, options.data_root, channels=channels, size=load_size)
             for name in (options.content, options.style)
         )
     if not len(styles.train):
         raise GapError(f"{options.style} has no pictures to train on beside those held out; give five or more")
-    layers, kept = default_layers(backbone), default_content_layers(backbone)
+    layers, content_layers = default_layers(backbone), default_content_layers(backbone)
     backbone.to(device)
-    some = _pictures(contents.train, torch.arange(min(8, len(contents.train))), device)
-    extractor = prepare_backbone(backbone, some, list(dict.fromkeys([*layers, *kept])))
-    network, widths = _fresh(options.type, extractor, layers, some, channels)
-    training = StylizerTraining(network, extractor, layers, kept, styles, options)
+    sample = _images_at(contents.train, torch.arange(min(8, len(contents.train))), device)
+    extractor = prepare_backbone(backbone, sample, list(dict.fromkeys([*layers, *content_layers])))
+    network, widths = _initialize_stylizer(options.type, extractor, layers, sample, channels)
+    training = StylizerTraining(network, extractor, layers, content_layers, styles, options)
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
     fingerprints = data_fingerprints(contents, [backbone]) | data_fingerprints(styles)
     metrics = train(training, contents.train, contents.validation, schedule, run, fingerprints)
@@ -152,23 +153,23 @@ def train_stylizer(
 
 
 @torch.no_grad()
-def _fresh(
+def _initialize_stylizer(
     type: str, extractor: FeatureExtractor, layers: Sequence[str], images: Tensor, channels: int
 ) -> tuple[Stylizer, list[int]]:
-    """A fresh stylizer that knows how large each layer's output is for these images, and the layers' widths."""
+    """A new stylizer with the scales of the layers' outputs for these images, and the widths of the layers."""
     with frozen(extractor.run):
-        seen = extract(extractor, images)
-        feature_maps = [seen[name] for name in layers]
-    if any(each.ndim != 4 for each in feature_maps):
+        outputs = extract(extractor, images)
+        feature_maps = [outputs[name] for name in layers]
+    if any(maps.ndim != 4 for maps in feature_maps):
         raise GapError("a stylizer needs layers that give maps; take a convolutional backbone")
-    widths = [each.shape[1] for each in feature_maps]
+    widths = [maps.shape[1] for maps in feature_maps]
     network = make_stylizer(type, widths, channels)
-    network.scales = torch.stack([each.float().square().mean().sqrt() for each in feature_maps]).cpu()
+    network.scales = torch.stack([maps.float().square().mean().sqrt() for maps in feature_maps]).cpu()
     return network.to(images.device).to(memory_format=torch.channels_last), widths
 
 
-def _pictures(split: Split, chosen: Tensor, device: torch.device) -> Tensor:
-    images, _ = next(iter(split.batches([chosen], device)))
+def _images_at(split: Split, indices: Tensor, device: torch.device) -> Tensor:
+    images, _ = next(iter(split.batches([indices], device)))
     return images
 
 

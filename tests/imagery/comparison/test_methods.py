@@ -1,4 +1,4 @@
-"""Backbones compared by what they draw."""
+"""Backbones are compared by the images that they draw."""
 
 import math
 
@@ -22,65 +22,65 @@ from gap.imagery.comparison.methods import (
 from gap.imagery.options import StyleTransferOptions
 
 
-def net(name: str = "net", seed: int = 0) -> Classifier:
+def make_classifier(name: str = "net", seed: int = 0) -> Classifier:
     torch.manual_seed(seed)
     return Classifier(
         CifarResNet18(3, 10, width=4), ClassifierSpec(3, (32, 32), 10), name=name, architecture="net"
     ).eval()
 
 
-def curve(*points: tuple[float, float]) -> list[StylizationResult]:
+def make_results(*points: tuple[float, float]) -> list[StylizationResult]:
     blank = torch.zeros(3, 4, 4)
-    return [StylizationResult(0, 0, "net", float(place), blank, *point) for place, point in enumerate(points)]
+    return [StylizationResult(0, 0, "net", float(index), blank, *point) for index, point in enumerate(points)]
 
 
-def test_the_lead_is_taken_at_equal_content_distance() -> None:
-    theirs = curve((0.1, 8.0), (0.2, 4.0), (0.4, 1.0))
-    halved = curve((0.4, 0.5), (0.1, 4.0), (0.2, 2.0))
-    assert style_advantage(halved, theirs) == pytest.approx(2.0)
-    assert style_advantage(theirs, halved) == pytest.approx(0.5)
-    assert style_advantage(theirs, theirs) == pytest.approx(1.0)
+def test_style_advantage_is_measured_at_equal_content_distance() -> None:
+    baseline = make_results((0.1, 8.0), (0.2, 4.0), (0.4, 1.0))
+    halved = make_results((0.4, 0.5), (0.1, 4.0), (0.2, 2.0))
+    assert style_advantage(halved, baseline) == pytest.approx(2.0)
+    assert style_advantage(baseline, halved) == pytest.approx(0.5)
+    assert style_advantage(baseline, baseline) == pytest.approx(1.0)
 
 
-def test_only_where_both_are() -> None:
-    theirs = curve((0.1, 8.0), (0.2, 4.0))
-    assert style_advantage(curve((0.2, 1.0), (0.9, 1e-9)), theirs) == pytest.approx(4.0)
-    assert style_advantage(curve((0.3, 1.0), (0.9, 0.5)), theirs) is None
+def test_style_advantage_uses_only_the_range_of_both_curves() -> None:
+    baseline = make_results((0.1, 8.0), (0.2, 4.0))
+    assert style_advantage(make_results((0.2, 1.0), (0.9, 1e-9)), baseline) == pytest.approx(4.0)
+    assert style_advantage(make_results((0.3, 1.0), (0.9, 0.5)), baseline) is None
 
 
-def test_what_is_worse_in_both_counts_for_nothing() -> None:
-    theirs = curve((0.1, 8.0), (0.2, 4.0), (0.3, 4.0), (0.4, 4.0))
-    stray = curve((0.1, 4.0), (0.2, 2.0), (0.3, 9.0), (0.4, 8.0))
-    assert style_advantage(stray, theirs) == pytest.approx(2.0)
+def test_style_advantage_dominated_points_are_ignored() -> None:
+    baseline = make_results((0.1, 8.0), (0.2, 4.0), (0.3, 4.0), (0.4, 4.0))
+    with_dominated = make_results((0.1, 4.0), (0.2, 2.0), (0.3, 9.0), (0.4, 8.0))
+    assert style_advantage(with_dominated, baseline) == pytest.approx(2.0)
 
 
-def test_the_judge_sees_a_style_as_large_as_the_drawing() -> None:
-    """The style itself, at that size, is as near as can be, however large its file."""
+def test_perceptual_metric_style_is_resized_to_the_image() -> None:
+    """Catches: a style distance that depends on the size of the file of the style."""
     torch.manual_seed(0)
     style = torch.rand(3, 96, 72).round()
-    judge = PerceptualMetric(net(), torch.rand(3, 32, 24), [style])
-    assert judge(resize(style, (32, 24)))[1] == pytest.approx(0, abs=1e-6)
+    metric = PerceptualMetric(make_classifier(), torch.rand(3, 32, 24), [style])
+    assert metric(resize(style, (32, 24)))[1] == pytest.approx(0, abs=1e-6)
 
 
-def test_the_judge_sees_no_distance_from_the_pictures_themselves() -> None:
+def test_perceptual_metric_is_zero_at_the_content_and_at_the_style() -> None:
     content, style = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    judge = PerceptualMetric(net(), content, [style])
-    to_content, to_style = judge(content), judge(style)
+    metric = PerceptualMetric(make_classifier(), content, [style])
+    to_content, to_style = metric(content), metric(style)
     assert to_content[0] == pytest.approx(0, abs=1e-6) and to_content[1] > 1e-4
     assert to_style[1] == pytest.approx(0, abs=1e-6) and to_style[0] > 1e-2
 
 
-def test_the_judge_weighs_styles() -> None:
-    content, one, other = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    apart = [PerceptualMetric(net(), content, [style])(content)[1] for style in (one, other)]
-    assert PerceptualMetric(net(), content, [one, other], [3.0, 1.0])(content)[1] == pytest.approx(
-        0.75 * apart[0] + 0.25 * apart[1]
+def test_perceptual_metric_several_styles_give_the_weighted_mean() -> None:
+    content, first, second = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    distances = [PerceptualMetric(make_classifier(), content, [style])(content)[1] for style in (first, second)]
+    assert PerceptualMetric(make_classifier(), content, [first, second], [3.0, 1.0])(content)[1] == pytest.approx(
+        0.75 * distances[0] + 0.25 * distances[1]
     )
 
 
-def test_ablations_change_what_they_say_and_nothing_else() -> None:
-    method = StylizationMethod("net", net(seed=3), StyleTransferOptions(evaluations=3))
-    same = [parameter.clone() for parameter in method.backbone.parameters()]
+def test_ablated_changes_only_the_ablated_part() -> None:
+    method = StylizationMethod("net", make_classifier(seed=3), StyleTransferOptions(evaluations=3))
+    original = [parameter.clone() for parameter in method.backbone.parameters()]
     shallow = ablated(method, "shallow")
     assert (shallow.name, shallow.options.layers, shallow.options.content_layers) == (
         "net shallow",
@@ -91,71 +91,79 @@ def test_ablations_change_what_they_say_and_nothing_else() -> None:
     assert ablated(deep, "shallow").options.content_layers == ["relu3_x"]
     assert ablated(method, "smoothed").options == StyleTransferOptions(evaluations=3, smooth_activations=True)
     random = ablated(method, "random")
-    changed = [not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), same, strict=True) if a.dim() > 1]
+    changed = [
+        not torch.equal(a, b) for a, b in zip(random.backbone.parameters(), original, strict=True) if a.dim() > 1
+    ]
     assert all(changed) and random.options == method.options
-    assert all(torch.equal(a, b) for a, b in zip(method.backbone.parameters(), same, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(method.backbone.parameters(), original, strict=True))
     with pytest.raises(GapError, match="did you mean smoothed"):
         ablated(method, "smooth")
 
 
-def test_a_smoothed_painter_sees_evener() -> None:
-    method = StylizationMethod("net", net(), StyleTransferOptions())
+def test_activation_entropy_is_higher_with_smoothed_activations() -> None:
+    method = StylizationMethod("net", make_classifier(), StyleTransferOptions())
     content = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(0))
     assert activation_entropy(ablated(method, "smoothed"), content) > activation_entropy(method, content) + 0.01
 
 
-def test_a_judge_that_draws_is_refused() -> None:
-    method, content = StylizationMethod("net", net(), StyleTransferOptions(evaluations=1)), torch.rand(3, 32, 32)
+def test_run_comparison_metric_network_that_also_draws_is_refused() -> None:
+    method, content = (
+        StylizationMethod("net", make_classifier(), StyleTransferOptions(evaluations=1)),
+        torch.rand(3, 32, 32),
+    )
     with pytest.raises(GapError, match="cannot judge what it draws itself"):
-        list(run_comparison([content], [content], [method], net("twin")))
+        list(run_comparison([content], [content], [method], make_classifier("twin")))
 
 
-def test_smoothing_takes_the_peaks_out() -> None:
-    picture = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-    extractors = MultiFeatureExtractor({"": prepare_backbone(net(), picture, ["relu3_x"])})
+def test_smooth_activations_lowers_peaks_and_keeps_their_order() -> None:
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    extractors = MultiFeatureExtractor({"": prepare_backbone(make_classifier(), image, ["relu3_x"])})
     with extractors.frozen(), torch.no_grad():
-        order = extractors(picture)["relu3_x"].flatten().argsort()
-        extractors.smooth_activations(picture)
-        after = extractors(picture)["relu3_x"]
+        order = extractors(image)["relu3_x"].flatten().argsort()
+        extractors.smooth_activations(image)
+        after = extractors(image)["relu3_x"]
         assert (after.flatten()[order].diff() >= 0).all() and after.mean().item() == pytest.approx(1.0, abs=1e-4)
         assert after.max() / after.min() <= math.exp(3) * 1.01
 
 
-def test_every_pair_by_every_backbone_and_weight() -> None:
-    pictures = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
+def test_run_comparison_gives_a_result_for_each_pair_method_and_weight() -> None:
+    images = [torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(seed)) for seed in range(3)]
     config = StyleTransferOptions(evaluations=6, tv_weight=0.0)
-    methods = [StylizationMethod("one", net("one"), config), StylizationMethod("two", net("two", 1), config)]
-    drawn = list(
+    methods = [
+        StylizationMethod("one", make_classifier("one"), config),
+        StylizationMethod("two", make_classifier("two", 1), config),
+    ]
+    results = list(
         run_comparison(
-            pictures[:1],
-            pictures[1:],
+            images[:1],
+            images[1:],
             methods,
-            net("judge", 2),
+            make_classifier("judge", 2),
             weights=(1.0, 90.0),
         )
     )
-    assert [(each.style, each.method, each.weight) for each in drawn] == [
+    assert [(result.style, result.method, result.weight) for result in results] == [
         (style, name, weight) for style in (0, 1) for name in ("one", "two") for weight in (1.0, 90.0)
     ]
-    for light, heavy in zip(drawn[::2], drawn[1::2], strict=True):
+    for light, heavy in zip(results[::2], results[1::2], strict=True):
         assert heavy.content_distance > light.content_distance
 
 
-def test_entropy_is_1_where_all_are_alike_and_0_where_one_is_all() -> None:
+def test_activation_entropy_is_one_for_equal_values_and_zero_for_one_peak() -> None:
     class Stage(nn.Module):
         def __init__(self, peak: bool) -> None:
             super().__init__()
             self.conv, self.peak = nn.Conv2d(3, 5, 1), peak
 
         def forward(self, images: torch.Tensor) -> torch.Tensor:
-            given = torch.zeros_like(self.conv(images)) if self.peak else torch.ones_like(self.conv(images))
-            given[:, 0, 0, 0] = 1
-            return given
+            maps = torch.zeros_like(self.conv(images)) if self.peak else torch.ones_like(self.conv(images))
+            maps[:, 0, 0, 0] = 1
+            return maps
 
     def entropy(peak: bool) -> float:
         network = nn.Sequential(Stage(peak), nn.AdaptiveAvgPool2d(1), nn.Flatten())
-        seen = Classifier(network, ClassifierSpec(3, (8, 8), 9), name="a", architecture="a")
-        return activation_entropy(StylizationMethod("a", seen, StyleTransferOptions()), torch.rand(3, 8, 8))
+        classifier = Classifier(network, ClassifierSpec(3, (8, 8), 9), name="a", architecture="a")
+        return activation_entropy(StylizationMethod("a", classifier, StyleTransferOptions()), torch.rand(3, 8, 8))
 
     assert entropy(peak=False) == pytest.approx(1.0)
     assert entropy(peak=True) == pytest.approx(0.0, abs=1e-6)
