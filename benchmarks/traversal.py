@@ -52,9 +52,7 @@ def main() -> None:
             )
         low, high = wilson(int(reached.sum()), len(reached))
         length = (final_images - initial_images).flatten(1).norm(dim=1).mean()
-        print(
-            f"{classifier.name}, {len(reached)} traversals within {budget}: mean L2 {length:.2f}, target class predicted"
-        )
+        print(f"{classifier.name}, {len(reached)} traversals within {budget}: mean L2 {length:.2f}, target predicted")
         print(f"  by {metric_network.name} in {reached.float().mean():.1%} ({low:.1%} to {high:.1%})")
         print(f"  by itself in {reached_itself.float().mean():.1%}", flush=True)
 
