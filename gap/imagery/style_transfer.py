@@ -183,7 +183,7 @@ def _build_loss(
             weight = share * options.style_weight / len(layers)
             if options.color_weight and not options.keep_colors:
                 parts.append(share * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask))
-            parts += [weight * _style_distance(options, name, feature_maps(activations, name), mask) for name in layers]
+            parts += [weight * _distance(options, name, feature_maps(activations, name), mask) for name in layers]
         if content_layers:
             activations = Activations(content[None], extractors(content[None]))
             parts += [
@@ -196,7 +196,7 @@ def _build_loss(
     return extractors, sum(others, start=first)
 
 
-def _style_distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
+def _distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
     match options.style_loss:
         case "gram":
             return GramLoss(layer, target, mask)
