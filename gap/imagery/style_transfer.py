@@ -178,12 +178,12 @@ def _build_loss(
     with torch.no_grad(), extractors.frozen():
         if options.smooth_activations:
             extractors.smooth_activations(styles[0][None])
-        for style, style_weight, mask in zip(styles, style_weights, masks, strict=True):
+        for style, relative_weight, mask in zip(styles, style_weights, masks, strict=True):
             activations = Activations(style[None], extractors(style[None]))
-            weight = style_weight * options.style_weight / len(layers)
+            weight = relative_weight * options.style_weight / len(layers)
             if options.color_weight and not options.keep_colors:
                 parts.append(
-                    style_weight * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask)
+                    relative_weight * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask)
                 )
             parts += [weight * _distance(options, name, feature_maps(activations, name), mask) for name in layers]
         if content_layers:

@@ -56,9 +56,9 @@ def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: s
     positions = range(len(values))
     axes.bar(positions, heights, width=0.62, color=COLORS[0], zorder=2)
     axes.vlines(positions, lows, highs, color="#1c2024", linewidth=1.4, zorder=3)
-    for position, fraction, high in zip(positions, heights, highs, strict=True):
-        top = max(fraction, high)
-        axes.annotate(f"{fraction:.1f}%", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    for position, height, high in zip(positions, heights, highs, strict=True):
+        top = max(height, high)
+        axes.annotate(f"{height:.1f}%", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     _name_bars(axes, list(values), letters=BAR_LETTERS // min(len(values), 8))
     axes.set(ylabel=_plain(ylabel), ylim=(0, 108))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))
