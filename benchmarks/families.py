@@ -1,11 +1,11 @@
-"""Which families of networks work with which verbs: one fresh network of each, on a few small images.
+"""Which families of networks work with which commands: one untrained network of each, on a few small images.
 
     python benchmarks/families.py [--only NAME ...] [--verbs VERB ...] [--out families.md]
 
 `judge` takes minutes for each network even on two images; name it in --verbs.
 
-Every verb runs as on the command line. A cell says `works`, `refused` (one line told why: the lines stand below the
-table) or `FAULT` (anything else: a traceback). The exit status is 1 where there is a fault.
+Every command runs as on the command line. A cell is `works`, `refused` (a GapError, whose message is below the table)
+or `FAULT` (any other error, with its traceback). The exit status is 1 if there is a fault.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from gap.core.errors import GapError
 from gap.data.registry import load_data
 from gap.report.pictures import save_image
 
-# One network of each family, and the side of the images that it is given.
+# One network of each family, and the side of its images.
 NETWORKS = {
     "torchvision:alexnet@none": 64,
     "torchvision:vgg11_bn@none": 32,
@@ -64,12 +64,12 @@ QUICK = [verb for verb in VERBS if verb != "judge"]
 
 
 def drawing_side(side: int) -> int:
-    """The side of drawings: the network's own, but not so small that no layer is left."""
+    """The side of drawings: that of the network, but large enough for its layers."""
     return max(96, side)
 
 
 def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
-    """The arguments of each verb for one network; what they write goes below the folder."""
+    """The arguments of each command for a network; output is written inside the folder."""
     shape = ["--input", f"3x{side}x{side}"]
     data = ["--data", f"folder:{folder / 'images'}", *shape]
     short = ["--epochs", "1", "--batch-size", "8"]
@@ -100,7 +100,7 @@ def commands(name: str, side: int, folder: Path) -> dict[str, list[str]]:
 
 
 def run(verb: str, arguments: list[str]) -> tuple[str, str]:
-    """What became of a command, and the line that it refused with or the traceback of a fault."""
+    """The outcome of a command, and the message of a refusal or the traceback of a fault."""
     silence = io.StringIO()
     try:
         with contextlib.redirect_stdout(silence), contextlib.redirect_stderr(silence), warnings.catch_warnings():
@@ -116,7 +116,7 @@ def run(verb: str, arguments: list[str]) -> tuple[str, str]:
 
 
 def write_images(folder: Path, side: int) -> None:
-    """Forty digits in ten class folders, and two pictures of that side to draw with."""
+    """Write forty digits in ten class folders, and two images of that side for drawings."""
     digits = load_data("mnist-5k").train
     for label in range(10):
         (folder / "images" / str(label)).mkdir(parents=True)
@@ -130,9 +130,11 @@ def write_images(folder: Path, side: int) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="*", default=list(NETWORKS), help="these alone; others get 64 pixels")
-    parser.add_argument("--verbs", nargs="*", default=QUICK, choices=VERBS, help="the verbs to try")
-    parser.add_argument("--out", type=Path, help="write the table there as Markdown")
+    parser.add_argument(
+        "--only", nargs="*", default=list(NETWORKS), help="only these networks; unlisted ones get 64 pixels"
+    )
+    parser.add_argument("--verbs", nargs="*", default=QUICK, choices=VERBS, help="the commands to try")
+    parser.add_argument("--out", type=Path, help="file for the table in Markdown")
     arguments = parser.parse_args()
     lines = [f"| network | pixels | {' | '.join(arguments.verbs)} |", f"| --- | --- |{' --- |' * len(arguments.verbs)}"]
     notes: list[str] = []
@@ -142,10 +144,10 @@ def main() -> int:
         for verb in arguments.verbs:
             with tempfile.TemporaryDirectory() as folder:
                 write_images(Path(folder), drawing_side(side))
-                started = time.monotonic()
+                start = time.monotonic()
                 outcome, detail = run(verb, commands(name, side, Path(folder))[verb])
                 detail = detail.replace(folder, "FOLDER")
-            sys.stderr.write(f"{name} {verb}: {outcome} {time.monotonic() - started:.0f} s {detail}\n")
+            sys.stderr.write(f"{name} {verb}: {outcome} {time.monotonic() - start:.0f} s {detail}\n")
             cells.append(outcome)
             faults += outcome == "FAULT"
             if detail:

@@ -1,14 +1,15 @@
-"""What each recipe of hardening costs and how hard it gets, from what `gap harden` and `gap judge` left.
+"""The cost and the robust accuracy of recipes of hardening, from folders of `gap harden` and `gap judge`.
 
     gap harden mnist-cnn --data mnist --budget linf:0.3 --epochs 4 --no-recover --attack pgd --steps 7 --out runs/pgd-7
     gap judge runs/pgd-7 --data mnist --budget linf:0.3 --images 500 --fast --attack pgd:steps=50,restarts=5
     python benchmarks/hardening.py runs/pgd-7 runs/generator-start-2 ... --out robustness-against-cost.png
 
-Each folder is one run, judged once; runs that differ in nothing but `--seed`, and were judged alike, are one recipe,
-told by its median and its range. What is robust, which is what withstands AutoAttack and every PGD, is told with its
-interval, of several runs the hull of theirs. Passes are forward-and-backwards of the classifier for each image of an
-epoch: those of the attacks, and one to learn from them. Seconds are those of all steps, from steps of every recipe that
-are taken here anew, in turns; medians. Recipes that train on the same attack are one curve of the plot.
+Each folder is one run with one evaluation by `gap judge`. Runs with the same options except `--seed`, and the same
+settings of the evaluation, are one recipe, which is summarized by the median and the range. Robust accuracy, under
+AutoAttack and every PGD, has its interval; for several runs it is the hull of theirs. Passes are forward and backward
+passes of the classifier for each image of an epoch: those of the attacks, and one for the training step. Seconds are
+those of all steps, by the median of steps of every recipe that this script runs in turns. Recipes with the same attack
+are one curve of the plot.
 """
 
 import argparse
@@ -38,47 +39,51 @@ Step = Callable[[Tensor, Tensor], object]
 
 @dataclass
 class Recipe:
-    """A way to harden: what it trains against, what that costs, what `gap judge` found in each run of it."""
+    """A recipe of hardening: its training attacks, its cost, and the evaluation of each of its runs."""
 
     options: HardenOptions
     mix: dict[str, float]
     steps: str
     passes: float
     training_steps: float
-    judged: list[dict[str, Any]]
+    evaluations: list[dict[str, Any]]
 
-    def told(self, figure: Callable[[dict[str, Any]], float]) -> tuple[float, float, float]:
-        """The median of a figure, its least and its most."""
-        values = [figure(found) for found in self.judged]
+    def summary(self, metric: Callable[[dict[str, Any]], float]) -> tuple[float, float, float]:
+        """The median, the minimum and the maximum of a metric."""
+        values = [metric(evaluation) for evaluation in self.evaluations]
         return statistics.median(values), min(values), max(values)
 
     @property
     def robust(self) -> tuple[float, float, float]:
-        """The median of the runs' robust accuracies, and the least and the most that their intervals reach."""
-        lows, highs = zip(*(found["interval"] for found in self.judged), strict=True)
-        return statistics.median(found["robust_accuracy"] for found in self.judged), min(lows), max(highs)
+        """The median of the robust accuracies of the runs, and the bounds of the hull of their intervals."""
+        lows, highs = zip(*(evaluation["interval"] for evaluation in self.evaluations), strict=True)
+        return (
+            statistics.median(evaluation["robust_accuracy"] for evaluation in self.evaluations),
+            min(lows),
+            max(highs),
+        )
 
 
-def gather(folders: list[Path]) -> list[Recipe]:
-    """The recipes of these runs, the cheapest first."""
+def load_recipes(folders: list[Path]) -> list[Recipe]:
+    """The recipes of these runs, in order of cost."""
     recipes: dict[str, Recipe] = {}
-    seen = set()
-    for recipe in map(read, folders):
-        told = [recipe.judged[0][key] for key in ("budget", "data", "images", "autoattack")]
-        same = f"{recipe.options.model_dump_json(exclude={'seed'})} {told}"
-        if (same, recipe.options.seed) in seen:
+    runs = set()
+    for recipe in map(load_recipe, folders):
+        setting = [recipe.evaluations[0][key] for key in ("budget", "data", "images", "autoattack")]
+        key = f"{recipe.options.model_dump_json(exclude={'seed'})} {setting}"
+        if (key, recipe.options.seed) in runs:
             raise SystemExit(f"{' and '.join(recipe.mix)} with seed {recipe.options.seed} is there twice")
-        seen.add((same, recipe.options.seed))
-        if recipes.setdefault(same, recipe) is not recipe:
-            recipes[same].judged += recipe.judged
+        runs.add((key, recipe.options.seed))
+        if recipes.setdefault(key, recipe) is not recipe:
+            recipes[key].evaluations += recipe.evaluations
     return sorted(recipes.values(), key=lambda recipe: (recipe.passes, list(recipe.mix)))
 
 
-def read(folder: Path) -> Recipe:
+def load_recipe(folder: Path) -> Recipe:
     card = open_artifact(folder, "classifier").card
-    judged = card.get("robustness_evaluations", [])
-    if len(judged) != 1:
-        raise SystemExit(f"{folder} was judged {len(judged)} times; it takes one, by gap judge")
+    evaluations = card.get("robustness_evaluations", [])
+    if len(evaluations) != 1:
+        raise SystemExit(f"{folder} was judged {len(evaluations)} times; it takes one, by gap judge")
     if card["adversarial_training"]["recoveries"]:
         raise SystemExit(f"{folder} took more steps after a collapse; what it cost is not known: use --no-recover")
     mix, steps = card["adversarial_training"]["attacks"], card["adversarial_training"]["steps"]
@@ -90,29 +95,29 @@ def read(folder: Path) -> Recipe:
         steps=", ".join(str(steps[name]) for name in mix),
         passes=1 + (1 - options.clean_fraction) * attacks,
         training_steps=options.epochs * card["data"]["images"]["train"] / options.batch_size,
-        judged=judged,
+        evaluations=evaluations,
     )
 
 
-def strongest_pgd(judged: dict[str, Any]) -> float:
-    """What the strongest of the PGDs that a judgment was given leaves."""
-    attacks = judged["attacks"].items()
+def strongest_pgd(evaluation: dict[str, Any]) -> float:
+    """The lowest accuracy under any PGD of an evaluation."""
+    attacks = evaluation["attacks"].items()
     return min(value for name, value in attacks if name.startswith("pgd") and " on " not in name)
 
 
-def written(median: float, low: float, high: float) -> str:
+def format_range(median: float, low: float, high: float) -> str:
     return f"{median:.1%}" if low == high else f"{median:.1%} ({low:.1%} to {high:.1%})"
 
 
 def passes(attack: str, steps: int) -> int:
-    """What an attack costs beside the pass that the classifier learns by."""
+    """The passes of an attack, without that of the training step."""
     return steps + {"generator-gradient": 1, "trades": 1, "trades-start": 1}.get(parse_inner_attack(attack).kind, 0)
 
 
 def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds: int) -> list[float]:
     """Seconds of one training step of each recipe, the median over the rounds."""
-    alike = {(each.options.classifier, each.options.data, each.options.batch_size) for each in recipes}
-    if len(alike) > 1:
+    settings = {(recipe.options.classifier, recipe.options.data, recipe.options.batch_size) for recipe in recipes}
+    if len(settings) > 1:
         raise SystemExit("recipes are compared on one classifier, one data set and one batch size")
     first = recipes[0].options.model_copy(update={"data_root": data_root})
     machine = make_accelerator(first)
@@ -122,21 +127,21 @@ def time_steps(recipes: list[Recipe], data_root: Path | None, turn: int, rounds:
         while True:
             yield from split.batches(torch.randperm(len(split)).split(first.batch_size), torch.device("cpu"))
 
-    given, steps = batches(), [make_step(recipe.options) for recipe in recipes]
+    batch_iterator, steps = batches(), [make_step(recipe.options) for recipe in recipes]
     seconds: list[list[float]] = [[] for _ in steps]
-    for round_ in range(rounds + 1):
-        for step, taken in zip(steps, seconds, strict=True):
-            started = time.perf_counter()
+    for round_index in range(rounds + 1):
+        for step, timings in zip(steps, seconds, strict=True):
+            start = time.perf_counter()
             for _ in range(turn):
                 with machine.autocast():
-                    step(*next(given))
-            if round_:  # the first one warms up
-                taken.append((time.perf_counter() - started) / turn)
-    return [statistics.median(taken) for taken in seconds]
+                    step(*next(batch_iterator))
+            if round_index:  # the first round is a warmup
+                timings.append((time.perf_counter() - start) / turn)
+    return [statistics.median(timings) for timings in seconds]
 
 
 def make_step(options: HardenOptions) -> Step:
-    """A step of that hardening, of a classifier with fresh weights."""
+    """A training step with these options, of a classifier with new weights."""
     torch.manual_seed(0)
     classifier = load_classifier(options.classifier)
     use_channels_last(classifier)
@@ -149,28 +154,32 @@ def make_step(options: HardenOptions) -> Step:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, default=None, help="where to draw accuracy against seconds, a PNG")
-    parser.add_argument("--data-root", type=Path, default=None, help="where the data lives")
+    parser.add_argument("--out", type=Path, default=None, help="file for a plot of accuracy against seconds, .png")
+    parser.add_argument("--data-root", type=Path, default=None, help="folder of the data")
     parser.add_argument("--turn", type=int, default=12, help="training steps in a turn")
-    parser.add_argument("--rounds", type=int, default=4, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=4, help="turns of each recipe")
     arguments = parser.parse_args()
-    recipes = gather(arguments.folders)
+    recipes = load_recipes(arguments.folders)
     print("| trained against | steps | epochs | seeds | passes | seconds | clean | PGD | robust | verdict |")
     print("| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |")
     curves = defaultdict(list)
     speeds = time_steps(recipes, arguments.data_root, arguments.turn, arguments.rounds)
-    for each, speed in zip(recipes, speeds, strict=True):
-        seconds = each.training_steps * speed
-        figures = each.told(lambda found: found["clean_accuracy"]), each.told(strongest_pgd), each.robust
-        print(
-            f"| {' and '.join(each.mix)} | {each.steps} | {each.options.epochs:g} | {len(each.judged)}"
-            f" | {each.passes:g} | {seconds:.0f} | {' | '.join(written(*figure) for figure in figures)}"
-            f" | {', '.join(sorted({found['verdict'] for found in each.judged}))} |"
+    for recipe, speed in zip(recipes, speeds, strict=True):
+        seconds = recipe.training_steps * speed
+        summaries = (
+            recipe.summary(lambda evaluation: evaluation["clean_accuracy"]),
+            recipe.summary(strongest_pgd),
+            recipe.robust,
         )
-        kinds = " and ".join(parse_inner_attack(name).kind for name in each.mix)
-        curves[kinds].append((seconds, *each.robust))
+        print(
+            f"| {' and '.join(recipe.mix)} | {recipe.steps} | {recipe.options.epochs:g} | {len(recipe.evaluations)}"
+            f" | {recipe.passes:g} | {seconds:.0f} | {' | '.join(format_range(*summary) for summary in summaries)}"
+            f" | {', '.join(sorted({evaluation['verdict'] for evaluation in recipe.evaluations}))} |"
+        )
+        kinds = " and ".join(parse_inner_attack(name).kind for name in recipe.mix)
+        curves[kinds].append((seconds, *recipe.robust))
     if arguments.out:
-        budget = recipes[0].judged[0]["budget"]
+        budget = recipes[0].evaluations[0]["budget"]
         plot = accuracy_curves(curves, f"Robust accuracy within {budget}", "seconds of training")
         arguments.out.write_bytes(plot)
 

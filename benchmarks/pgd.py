@@ -1,10 +1,10 @@
-"""Seconds of PGD beside foolbox's and torchattacks' at an equal number of gradients, in one run.
+"""Seconds of PGD, compared with foolbox and torchattacks at an equal number of gradients.
 
     python benchmarks/pgd.py [--classifier mnist-cnn] [--data mnist-5k] [--budget linf:0.1] [--steps 10] [--rounds 7]
 
-`gap` is the textbook form (every image takes every step), `gap, early stop` the default, which lets images go once they
-are misclassified and keeps the best iterate. All attack the same network in eval mode with its weights frozen, on the
-same images, in float32. The contestants take turns; medians and ratios are printed.
+`gap` is the textbook form, in which every image takes every step. `gap, early stop` is the default, in which images are
+finished once they are misclassified, and the result is the best iterate. All attack the same network in eval mode with
+frozen weights, on the same images, in float32. The variants alternate; medians and ratios are printed.
 """
 
 import argparse
@@ -57,28 +57,28 @@ def main() -> None:
     size = 2.5 * budget.epsilon / arguments.steps
     textbook = PGD(budget, steps=arguments.steps, step_size=size, step_schedule="constant", early_stop=False)
     default = PGD(budget, steps=arguments.steps, step_size=size)
-    contestants: dict[str, Attack] = {
+    variants: dict[str, Attack] = {
         "gap": lambda images, labels: textbook(classifier, images, labels),
         "gap, early stop": lambda images, labels: default(classifier, images, labels),
         "foolbox": with_foolbox(classifier, budget, arguments.steps),
     }
     if importlib.util.find_spec("torchattacks"):
-        contestants["torchattacks"] = with_torchattacks(classifier, budget, arguments.steps)
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    left: dict[str, float] = {}
+        variants["torchattacks"] = with_torchattacks(classifier, budget, arguments.steps)
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    accuracy: dict[str, float] = {}
     with frozen(classifier):
         for turn in range(arguments.rounds + 1):
-            for name, attack in contestants.items():
-                started = time.perf_counter()
+            for name, attack in variants.items():
+                start = time.perf_counter()
                 adversarial = attack(images.clone(), labels)
-                if turn:  # the first one warms up
-                    seconds[name].append(time.perf_counter() - started)
-                left[name] = (classifier(adversarial).argmax(dim=1) == labels).float().mean().item()
-    for name, each in seconds.items():
-        ratios = [other / own for other, own in zip(each, seconds["gap"], strict=True)]
+                if turn:  # the first round is a warmup
+                    seconds[name].append(time.perf_counter() - start)
+                accuracy[name] = (classifier(adversarial).argmax(dim=1) == labels).float().mean().item()
+    for name, timings in seconds.items():
+        ratios = [peer / gap for peer, gap in zip(timings, seconds["gap"], strict=True)]
         print(
-            f"{name:16} {statistics.median(each) * 1000:7.1f} ms, {statistics.median(ratios):.2f} times gap's"
-            f" ({min(ratios):.2f} to {max(ratios):.2f}), accuracy {left[name]:.1%}"
+            f"{name:16} {statistics.median(timings) * 1000:7.1f} ms, {statistics.median(ratios):.2f} times gap's"
+            f" ({min(ratios):.2f} to {max(ratios):.2f}), accuracy {accuracy[name]:.1%}"
         )
 
 

@@ -1,11 +1,11 @@
-"""Seconds per step of adversarial training beside the same recipe with a peer's PGD in the inner loop, in one run.
+"""Seconds per step of adversarial training, compared with the same recipe with the PGD of other libraries.
 
     python benchmarks/step_cost.py --data-root DATA [--classifier mnist-cnn] [--data mnist] [--steps 7] [--rounds 5]
 
-The recipe: PGD from a random start in eval mode, then one AdamW step on what it made. `foolbox` is the test dependency,
-`torchattacks` takes part where it is installed. All multiply in bfloat16 where the processor does, and have one
-memory layout and one optimizer. The contestants take turns of `--turn` steps; medians and ratios are printed, and `gap
-generator-start` beside them: what a jointly trained generator adds.
+The recipe is PGD from a random start in eval mode, then one AdamW step on the adversarial images. `foolbox` is a test
+dependency, `torchattacks` is used if it is installed. All use bfloat16 if the processor supports it, the same memory
+format and the same optimizer. The variants alternate in turns of `--turn` steps, and medians and ratios are printed.
+`gap generator-start` shows the cost of a jointly trained generator.
 """
 
 import argparse
@@ -32,23 +32,23 @@ Step = Callable[[Tensor, Tensor], object]
 Attack = Callable[[Tensor, Tensor], Tensor]
 
 
-def ours(arguments: argparse.Namespace, attack: str) -> Step:
-    """A step of the training that `gap harden` runs, weight averaging and all."""
-    given = {
+def gap_step(arguments: argparse.Namespace, attack: str) -> Step:
+    """A step of the training of `gap harden`, including the average of the weights."""
+    options = {
         "classifier": arguments.classifier,
         "budget": arguments.budget,
         "attack": [attack],
         "steps": arguments.steps,
     }
-    training = make_training(HardenOptions.read(given), fresh(arguments), steps=10_000)
+    training = make_training(HardenOptions.read(options), new_classifier(arguments), steps=10_000)
     for module in training.modules.values():
         module.network.train()
     return lambda images, labels: training.training_step(images, labels, torch.Tensor.backward)
 
 
-def theirs(arguments: argparse.Namespace, make: Callable[[nn.Module, Budget, int], Attack]) -> Step:
-    """The plain loop around a peer's attack."""
-    classifier = fresh(arguments)
+def peer_step(arguments: argparse.Namespace, make: Callable[[nn.Module, Budget, int], Attack]) -> Step:
+    """A step of a plain loop with the attack of another library."""
+    classifier = new_classifier(arguments)
     attack = make(classifier, Budget.parse(arguments.budget), arguments.steps)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=2e-3, fused=True)
 
@@ -80,7 +80,7 @@ def with_torchattacks(classifier: nn.Module, budget: Budget, steps: int) -> Atta
     return attack
 
 
-def fresh(arguments: argparse.Namespace) -> Classifier:
+def new_classifier(arguments: argparse.Namespace) -> Classifier:
     torch.manual_seed(0)
     classifier = load_classifier(arguments.classifier)
     use_channels_last(classifier)
@@ -91,45 +91,45 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--classifier", default="mnist-cnn")
     parser.add_argument("--data", default="mnist")
-    parser.add_argument("--data-root", type=Path, default=None, help="where the data lives")
+    parser.add_argument("--data-root", type=Path, default=None, help="folder of the data")
     parser.add_argument("--budget", default="linf:0.3")
     parser.add_argument("--steps", type=int, default=7, help="gradient steps of every attack")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--turn", type=int, default=20, help="training steps in a turn")
-    parser.add_argument("--rounds", type=int, default=5, help="turns of each")
+    parser.add_argument("--rounds", type=int, default=5, help="turns of each variant")
     parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     arguments = parser.parse_args()
-    told = ("classifier", "budget", "data", "data_root", "precision")
-    options = HardenOptions.read({name: getattr(arguments, name) for name in told})
+    option_names = ("classifier", "budget", "data", "data_root", "precision")
+    options = HardenOptions.read({name: getattr(arguments, name) for name in option_names})
     machine = make_accelerator(options)
-    contestants = {
-        "gap": ours(arguments, "pgd"),
-        "gap generator-start": ours(arguments, "generator-start"),
-        "foolbox": theirs(arguments, with_foolbox),
+    variants = {
+        "gap": gap_step(arguments, "pgd"),
+        "gap generator-start": gap_step(arguments, "generator-start"),
+        "foolbox": peer_step(arguments, with_foolbox),
     }
     if importlib.util.find_spec("torchattacks"):
-        contestants["torchattacks"] = theirs(arguments, with_torchattacks)
+        variants["torchattacks"] = peer_step(arguments, with_torchattacks)
     split = load_task([arguments.classifier], options).data.train
 
     def batches() -> Iterator[tuple[Tensor, Tensor]]:
         while True:
             yield from split.batches(torch.randperm(len(split)).split(arguments.batch_size), torch.device("cpu"))
 
-    given = batches()
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+    batch_iterator = batches()
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(arguments.rounds + 1):
-        for name, step in contestants.items():
-            started = time.perf_counter()
+        for name, step in variants.items():
+            start = time.perf_counter()
             for _ in range(arguments.turn):
                 with machine.autocast():
-                    step(*next(given))
-            if turn:  # the first one warms up
-                seconds[name].append((time.perf_counter() - started) / arguments.turn)
+                    step(*next(batch_iterator))
+            if turn:  # the first round is a warmup
+                seconds[name].append((time.perf_counter() - start) / arguments.turn)
     print(f"precision: {machine.mixed_precision}")
-    for name, each in seconds.items():
-        ratios = [other / own for other, own in zip(each, seconds["gap"], strict=True)]
+    for name, timings in seconds.items():
+        ratios = [peer / gap for peer, gap in zip(timings, seconds["gap"], strict=True)]
         print(
-            f"{name:20} {statistics.median(each) * 1000:7.1f} ms a step, {statistics.median(ratios):.2f} times gap's"
+            f"{name:20} {statistics.median(timings) * 1000:7.1f} ms a step, {statistics.median(ratios):.2f} times gap's"
             f" (from {min(ratios):.2f} to {max(ratios):.2f})"
         )
 

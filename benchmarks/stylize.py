@@ -1,12 +1,12 @@
-"""Seconds per evaluation of stylizing beside a plain loop over the same network and layers, in one run.
+"""Seconds per evaluation of style transfer, compared with a plain loop over the same network and layers.
 
     python benchmarks/stylize.py CONTENT STYLE [--backbone drawing-hardened] [--size 256] [--pystiche]
 
-The plain loop is the usual one: float32, contiguous, hooks, the whole network run, its weights frozen, Gram matrices,
-torch's L-BFGS with the same history. Both are handed the same objective (shares of style and content at the same layers
-with the same weights), and take turns; medians, ratios, and the objective that each reached are printed. `--pystiche`
-has pystiche (pip install pystiche --no-deps) take its turn, on a backbone that is one chain of layers such as VGG's; it
-weighs its losses in its own way, so that only its time can be compared.
+The plain loop is the usual one: float32, contiguous format, hooks, a complete forward pass, frozen weights, Gram
+matrices, torch's L-BFGS with the same history. Both have the same objective (relative losses at the same layers with
+the same weights), and alternate. Medians, ratios, and the final objectives are printed. `--pystiche` adds pystiche (pip
+install pystiche --no-deps), for a backbone that is a chain of layers such as VGG's. Its losses are weighted in another
+way, so that only its time can be compared.
 """
 
 import argparse
@@ -36,33 +36,36 @@ Tick = Callable[[], None]
 
 
 def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
-    """The loop as it is usually written; returns the objective it ends with."""
+    """The usual loop; returns the final objective."""
     names = default_layers(backbone)
     (content_name,) = default_content_layers(backbone)
-    known = layer_aliases(backbone.network)
-    read: dict[str, Tensor] = {}
+    aliases = layer_aliases(backbone.network)
+    outputs: dict[str, Tensor] = {}
     for name in {*names, content_name}:
-        module = backbone.network.get_submodule(known.get(name, name))
-        module.register_forward_hook(lambda module, given, output, name=name: read.update({name: output}))
+        module = backbone.network.get_submodule(aliases.get(name, name))
+        module.register_forward_hook(lambda module, inputs, output, name=name: outputs.update({name: output}))
     backbone.eval().requires_grad_(False)
 
     def features(image: Tensor) -> dict[str, Tensor]:
         backbone.network(backbone.normalize(image[None]))
-        return dict(read)
+        return dict(outputs)
 
     def gram(maps: Tensor) -> Tensor:
         flat = maps[0].flatten(1)
         return flat @ flat.T / flat.shape[1]
 
-    painted = features(style)
-    wanted = {name: gram(painted[name]) for name in names}
-    kept = features(content)[content_name]
+    style_features = features(style)
+    style_grams = {name: gram(style_features[name]) for name in names}
+    content_target = features(content)[content_name]
 
     def objective(image: Tensor) -> Tensor:
-        seen = features(image)
-        shares = [(gram(seen[name]) - target).square().sum() / target.square().sum() for name, target in wanted.items()]
-        moved = (seen[content_name] - kept).square().mean() / kept.var()
-        return STYLE_WEIGHT * torch.stack(shares).mean() + moved
+        image_features = features(image)
+        style_losses = [
+            (gram(image_features[name]) - target).square().sum() / target.square().sum()
+            for name, target in style_grams.items()
+        ]
+        content_loss = (image_features[content_name] - content_target).square().mean() / content_target.var()
+        return STYLE_WEIGHT * torch.stack(style_losses).mean() + content_loss
 
     image = content.clone().requires_grad_(True)
     optimizer = torch.optim.LBFGS(
@@ -83,15 +86,15 @@ def plain(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int
 
 
 def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
-    """pystiche's own loop over the same chain and layers, until it has looked so often."""
-    for name in ("alexnet", "vgg"):  # tables of addresses that torchvision no longer has, and pystiche asks for
+    """The loop of pystiche with the same layers; returns the number of evaluations."""
+    for name in ("alexnet", "vgg"):  # pystiche uses these tables of addresses, which torchvision no longer has
         vars(import_module(f"torchvision.models.{name}"))["model_urls"] = defaultdict(str)
     from pystiche import enc, loss, optim
 
     paths = [layer_aliases(backbone.network).get(name, name) for name in default_layers(backbone)]
     root = paths[0].rpartition(".")[0]
     chain = backbone.network.get_submodule(root).eval().requires_grad_(False)
-    encoder = enc.MultiLayerEncoder([("start", _Start(backbone)), *chain.named_children()])
+    encoder = enc.MultiLayerEncoder([("start", _Preprocessing(backbone)), *chain.named_children()])
     names = [path.removeprefix(f"{root}.") for path in paths]
     criterion = loss.PerceptualLoss(
         content_loss=loss.FeatureReconstructionLoss(encoder.extract_encoder(names[-2])),
@@ -101,17 +104,17 @@ def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: 
     )
     criterion.set_content_image(content[None])
     criterion.set_style_image(style[None])
-    looks = 0
+    evaluations_done = 0
 
-    def counted(image: Tensor) -> object:
-        nonlocal looks
-        looks += 1
+    def counted_criterion(image: Tensor) -> object:
+        nonlocal evaluations_done
+        evaluations_done += 1
         tick()
         return criterion(image)
 
     optim.image_optimization(
         content[None].clone().requires_grad_(True),
-        counted,
+        counted_criterion,
         lambda image: torch.optim.LBFGS(
             [image],
             max_iter=evaluations,
@@ -123,11 +126,11 @@ def pystiche(content: Tensor, style: Tensor, backbone: Classifier, evaluations: 
         num_steps=1,
         quiet=True,
     )
-    return looks
+    return evaluations_done
 
 
-class _Start(nn.Module):
-    """What stands before the chain: the normalizer, and the network's own beginning where it has one (`prepare`)."""
+class _Preprocessing(nn.Module):
+    """The modules before the chain: the normalizer, and the network's method `prepare` if it has one."""
 
     def __init__(self, backbone: Classifier) -> None:
         super().__init__()
@@ -140,14 +143,14 @@ class _Start(nn.Module):
         return prepare(images) if prepare else images
 
 
-def ours(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
-    """The same through gap."""
+def draw_by_gap(content: Tensor, style: Tensor, backbone: Classifier, evaluations: int, tick: Tick) -> float:
+    """Style transfer by gap; returns the final objective."""
     config = StyleTransferOptions(evaluations=evaluations, min_size=10**6, tv_weight=0.0, color_weight=0.0)
-    drawn = transfer_style(content, [style], backbone, options=config, tell=lambda progress: tick())
-    return float(drawn.loss_summary.splitlines()[0].rpartition(":")[2])
+    result = transfer_style(content, [style], backbone, options=config, tell=lambda progress: tick())
+    return float(result.loss_summary.splitlines()[0].rpartition(":")[2])
 
 
-def note(ticks: list[float]) -> None:
+def record_time(ticks: list[float]) -> None:
     ticks.append(time.perf_counter())
 
 
@@ -162,23 +165,24 @@ def main() -> None:
     parser.add_argument("--pystiche", action="store_true")
     arguments = parser.parse_args()
     content, style = (sized_image(path, 3, arguments.size) for path in (arguments.content, arguments.style))
-    contestants: dict[str, Callable[[Tensor, Tensor, Classifier, int, Tick], float]] = {"gap": ours, "plain": plain}
+    variants: dict[str, Callable[[Tensor, Tensor, Classifier, int, Tick], float]] = {"gap": draw_by_gap, "plain": plain}
     if arguments.pystiche:
-        contestants["pystiche"] = pystiche
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
-    readied: dict[str, list[float]] = {name: [] for name in contestants}
+        variants["pystiche"] = pystiche
+    seconds: dict[str, list[float]] = {name: [] for name in variants}
+    preparation: dict[str, list[float]] = {name: [] for name in variants}
     for turn in range(arguments.rounds + 1):
-        for name, run in contestants.items():
+        for name, run in variants.items():
             backbone = load_classifier(arguments.backbone, channels=3, size=(224, 224), lenient=True)
             ticks = [time.perf_counter()]
-            reached = run(content, style, backbone, arguments.evaluations, partial(note, ticks))
-            if turn:  # the first one warms up
-                readied[name].append(ticks[1] - ticks[0])
-                seconds[name].append(statistics.median(later - sooner for sooner, later in pairwise(ticks[1:])))
-            print(f"{name:8} {'looked' if name == 'pystiche' else 'reached'} {reached:.4g}", flush=True)
-    for name, each in seconds.items():
-        ready = statistics.median(readied[name])
-        print(f"{name:8} {1000 * statistics.median(each):7.1f} ms an evaluation, the first of them after {ready:.2f} s")
+            result = run(content, style, backbone, arguments.evaluations, partial(record_time, ticks))
+            if turn:  # the first round is a warmup
+                preparation[name].append(ticks[1] - ticks[0])
+                seconds[name].append(statistics.median(after - before for before, after in pairwise(ticks[1:])))
+            print(f"{name:8} {'evaluations' if name == 'pystiche' else 'objective'} {result:.4g}", flush=True)
+    for name, timings in seconds.items():
+        preparation_time = statistics.median(preparation[name])
+        milliseconds = 1000 * statistics.median(timings)
+        print(f"{name:8} {milliseconds:7.1f} ms an evaluation, the first one after {preparation_time:.2f} s")
     for name in list(seconds)[1:]:
         ratios = [slow / fast for slow, fast in zip(seconds[name], seconds["gap"], strict=True)]
         print(

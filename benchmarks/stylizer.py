@@ -1,10 +1,10 @@
-"""What drawing in one pass costs and loses beside drawing by L-BFGS, through the same backbone.
+"""The time and the losses of feed-forward stylizers, compared with L-BFGS on the same backbone.
 
     python benchmarks/stylizer.py FOLDER... --content A --content B --style C [--size 256] [--evaluations 300]
 
-Each content is drawn in each style by every stylizer that `gap train-stylizer` left in a folder, and by `gap stylize`
-with the objective that stylizers are trained on. Printed: seconds for a picture, and the distances to style and content
-in the backbone's layers, as shares and as multiples of what L-BFGS reaches; medians over the pairs.
+Each content is drawn in each style by every stylizer in a folder of `gap train-stylizer`, and by `gap stylize` with the
+objective of the training of stylizers. The output is the seconds for an image, and the relative distances to style and
+content in the backbone's layers, also as multiples of those of L-BFGS; medians over the pairs.
 """
 
 import argparse
@@ -34,33 +34,40 @@ def main() -> None:
     arguments = parser.parse_args()
     card = open_artifact(arguments.folders[0], KIND).read(StylizerCard)
     backbone = load_classifier(card.backbone.name)
-    swift = {str(folder): load_stylizer(folder, backbone) for folder in arguments.folders}
+    stylizers = {str(folder): load_stylizer(folder, backbone) for folder in arguments.folders}
     config = StyleTransferOptions(evaluations=arguments.evaluations)
-    found: dict[str, list[tuple[float, float, float]]] = {"L-BFGS": [], **{name: [] for name in swift}}
-    for of, like in product(arguments.content, arguments.style):
-        content, style = (sized_image(path, backbone.spec.channels, arguments.size) for path in (of, like))
-        judge = PerceptualMetric(backbone, content, [style])
-        for name in found:
-            started = time.perf_counter()
+    results: dict[str, list[tuple[float, float, float]]] = {"L-BFGS": [], **{name: [] for name in stylizers}}
+    for content_path, style_path in product(arguments.content, arguments.style):
+        content, style = (
+            sized_image(path, backbone.spec.channels, arguments.size) for path in (content_path, style_path)
+        )
+        metric = PerceptualMetric(backbone, content, [style])
+        for name in results:
+            start = time.perf_counter()
             picture: Tensor
             if name == "L-BFGS":
                 picture = transfer_style(content, [style], backbone, options=config).image
             else:
-                picture = swift[name](content, [style])
-            seconds = time.perf_counter() - started
-            found[name].append((seconds, *judge(picture)))
+                picture = stylizers[name](content, [style])
+            seconds = time.perf_counter() - start
+            results[name].append((seconds, *metric(picture)))
             print(
-                f"{of.stem}, {like.stem}, {name}: {seconds:.2f} s, content and style {found[name][-1][1:]}", flush=True
+                f"{content_path.stem}, {style_path.stem}, {name}: {seconds:.2f} s,"
+                f" content and style {results[name][-1][1:]}",
+                flush=True,
             )
-    reached = found["L-BFGS"]
-    for name, each in found.items():
-        seconds, content, style = (statistics.median(column) for column in zip(*each, strict=True))
-        times = [
-            statistics.median(one[part] / other[part] for one, other in zip(each, reached, strict=True))
-            for part in (1, 2)
+    reference = results["L-BFGS"]
+    for name, pairs in results.items():
+        seconds, content, style = (statistics.median(column) for column in zip(*pairs, strict=True))
+        ratios = [
+            statistics.median(
+                result[index] / reference_result[index]
+                for result, reference_result in zip(pairs, reference, strict=True)
+            )
+            for index in (1, 2)
         ]
         print(
-            f"{name}: {seconds:.2f} s; content {content:.3f} ({times[0]:.2f} x), style {style:.4f} ({times[1]:.1f} x)"
+            f"{name}: {seconds:.2f} s; content {content:.3f} ({ratios[0]:.2f} x), style {style:.4f} ({ratios[1]:.1f} x)"
         )
 
 

@@ -1,10 +1,10 @@
-"""How often a walk towards a class is read as that class by a classifier that had no part in it.
+"""How often the result of a class traversal is classified as the target class by another classifier.
 
     python benchmarks/traversal.py WALKER... --reader CLASSIFIER [--data mnist] [--images 200] [--budget l2:6]
 
-Each of so many test images walks to every class that is not its own. The reader is a classifier of another seed or
-architecture. Printed for each walker: the share of ends that the reader reads as the class walked to, with its 95%
-Wilson interval, the share that the walker itself does, and the mean L2 distance from the start.
+Each of `--images` test images is moved to every class that is not its own. `--reader` is a classifier with another
+seed or architecture. The output for each WALKER is the share of final images that the reader classifies as the target,
+with its 95% Wilson interval, the share that the walker itself classifies so, and the mean L2 distance.
 """
 
 import argparse
@@ -32,27 +32,29 @@ def main() -> None:
     arguments = parser.parse_args()
     options = DataOptions.read({"data": arguments.data, "data_root": arguments.data_root})
     task = load_task([*arguments.walkers, arguments.reader], options)
-    *walkers, reader = task.classifiers
+    *classifiers, metric_network = task.classifiers
     budget = Budget.parse(arguments.budget)
     images, labels = next(task.data.test.batches([torch.arange(arguments.images)]))
-    ways = [
+    pairs = [
         (index, target) for index in range(len(images)) for target in range(task.classes) if target != labels[index]
     ]
-    starts, targets = images[[index for index, _ in ways]], torch.tensor([target for _, target in ways])
-    for walker in walkers:
-        ends = torch.cat(
+    initial_images, targets = images[[index for index, _ in pairs]], torch.tensor([target for _, target in pairs])
+    for classifier in classifiers:
+        final_images = torch.cat(
             [
-                traverse_images(walker, part, goals, budget=budget, steps=arguments.steps).pictures[-1]
-                for part, goals in zip(starts.split(450), targets.split(450), strict=True)
+                traverse_images(classifier, part, part_targets, budget=budget, steps=arguments.steps).images[-1]
+                for part, part_targets in zip(initial_images.split(450), targets.split(450), strict=True)
             ]
         )
-        with frozen(walker, reader), torch.no_grad():
-            read, own = ((each(ends).argmax(dim=1) == targets) for each in (reader, walker))
-        low, high = wilson(int(read.sum()), len(read))
-        length = (ends - starts).flatten(1).norm(dim=1).mean()
-        print(f"{walker.name}, {len(read)} walks within {budget}: mean L2 {length:.2f}, the class walked to is read")
-        print(f"  by {reader.name} in {read.float().mean():.1%} ({low:.1%} to {high:.1%})")
-        print(f"  by itself in {own.float().mean():.1%}", flush=True)
+        with frozen(classifier, metric_network), torch.no_grad():
+            reached, reached_itself = (
+                (network(final_images).argmax(dim=1) == targets) for network in (metric_network, classifier)
+            )
+        low, high = wilson(int(reached.sum()), len(reached))
+        length = (final_images - initial_images).flatten(1).norm(dim=1).mean()
+        print(f"{classifier.name}, {len(reached)} traversals within {budget}: mean L2 {length:.2f}, target predicted")
+        print(f"  by {metric_network.name} in {reached.float().mean():.1%} ({low:.1%} to {high:.1%})")
+        print(f"  by itself in {reached_itself.float().mean():.1%}", flush=True)
 
 
 if __name__ == "__main__":

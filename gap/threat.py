@@ -326,8 +326,8 @@ class Budget:
         levels = self.project(adversarial - clean) * 255
         whole = _round_towards_zero(levels, LEVEL_TOLERANCE)
         # Measured in whole levels, which are exact in floats; k / 255 is not.
-        over = self.norm_of(whole) > self.epsilon * 255 * (1 + 1e-6)
-        return _add_levels(clean, torch.where(over.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), whole))
+        exceeds = self.norm_of(whole) > self.epsilon * 255 * (1 + 1e-6)
+        return _add_levels(clean, torch.where(exceeds.view(-1, 1, 1, 1), _round_towards_zero(levels, 0.0), whole))
 
 
 def as_budget(budget: "Budget | str") -> Budget:

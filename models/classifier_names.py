@@ -1,4 +1,4 @@
-"""The names of the classifiers that gap brings itself, with a line about each. Importing this does not import torch."""
+"""The names of builtin classifiers, with a description of one line. Importing this does not import torch."""
 
 BUILTIN_DESCRIPTIONS = {
     "mnist-cnn": "two convolutions and 512 hidden units, 28x28x1",

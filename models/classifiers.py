@@ -1,4 +1,4 @@
-"""The classifiers this project brings itself, and the facts about each; `classifier_names` describes them."""
+"""The builtin classifiers with their metadata; their descriptions are in `classifier_names`."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from gap.core.errors import GapError
 
 @dataclass(frozen=True)
 class BuiltinClassifier:
-    """How to build a classifier (from channels and classes), and the facts it was made for."""
+    """A function that builds a classifier from channels and classes, and the metadata of its default form."""
 
     build: Callable[[int, int], nn.Module]
     channels: int
@@ -41,15 +41,17 @@ def mnist_cnn(channels: int, classes: int) -> nn.Module:
 
 
 class _Residual(nn.Module):
-    def __init__(self, inside: int, outside: int, stride: int) -> None:
+    def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(outside)
-        self.conv2 = nn.Conv2d(outside, outside, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outside)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(out_channels)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(out_channels)
         self.shortcut = nn.Sequential()
-        if stride != 1 or inside != outside:
-            self.shortcut = nn.Sequential(nn.Conv2d(inside, outside, 1, stride, bias=False), nn.BatchNorm2d(outside))
+        if stride != 1 or in_channels != out_channels:
+            self.shortcut = nn.Sequential(
+                nn.Conv2d(in_channels, out_channels, 1, stride, bias=False), nn.BatchNorm2d(out_channels)
+            )
 
     def forward(self, inputs: Tensor) -> Tensor:
         out = F.relu(self.bn1(self.conv1(inputs)))
@@ -76,17 +78,17 @@ class CifarResNet18(nn.Module):
         return self.linear(out.mean(dim=(2, 3)))
 
 
-def _stage(inside: int, outside: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(_Residual(inside, outside, stride), _Residual(outside, outside, 1))
+def _stage(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(_Residual(in_channels, out_channels, stride), _Residual(out_channels, out_channels, 1))
 
 
 def bundled_weights(name: str) -> Callable[[int, int], nn.Module]:
-    """The narrow CIFAR ResNet with weights that come with gap; the card beside them says how they were made."""
+    """A builder of the narrow CIFAR ResNet with weights that are part of gap; their training is in the card there."""
 
     def build(channels: int, classes: int) -> nn.Module:
         network = CifarResNet18(channels, classes, width=16)
-        held = safetensors.torch.load((resources.files("gap.models") / "weights" / f"{name}.safetensors").read_bytes())
-        network.load_state_dict({key: value.float() for key, value in held.items()})
+        state = safetensors.torch.load((resources.files("gap.models") / "weights" / f"{name}.safetensors").read_bytes())
+        network.load_state_dict({key: value.float() for key, value in state.items()})
         return network
 
     return build

@@ -1,7 +1,7 @@
-"""A light encoder for segmentation-models-pytorch's U-Net, made for CPUs and registered beside its own encoders.
+"""A small encoder for segmentation-models-pytorch's U-Net, designed for CPUs and registered as an additional encoder.
 
-The encoders made for ImageNet begin with a large kernel, a max pooling and residual stages, costly and slow to learn on
-small pictures. These are plain 4 x 4 stride-2 convolutions with BatchNorm, all of one width.
+The encoders for ImageNet begin with a large kernel, a max pooling and residual stages, which are slow on small images.
+This encoder consists of 4 x 4 stride-2 convolutions with BatchNorm, all of the same width.
 """
 
 from itertools import pairwise
@@ -14,7 +14,7 @@ WIDTHS = (32, 64, 96, 128)
 
 
 class StridedEncoder(nn.Module, EncoderMixin):
-    """`depth` stages, each halving the size, to `width` channels."""
+    """`depth` stages with `width` channels, each of which halves the size."""
 
     def __init__(self, width: int, depth: int = 5, output_stride: int = 32) -> None:
         super().__init__()
@@ -25,11 +25,11 @@ class StridedEncoder(nn.Module, EncoderMixin):
         widths = self._out_channels
         self.stages = nn.ModuleList(
             nn.Sequential(
-                nn.Conv2d(inside, outside, 4, stride=2, padding=1, bias=False),
-                nn.BatchNorm2d(outside),
+                nn.Conv2d(in_width, out_width, 4, stride=2, padding=1, bias=False),
+                nn.BatchNorm2d(out_width),
                 nn.ReLU(inplace=True),
             )
-            for inside, outside in pairwise(widths)
+            for in_width, out_width in pairwise(widths)
         )
 
     def forward(self, images: Tensor) -> list[Tensor]:
@@ -40,7 +40,7 @@ class StridedEncoder(nn.Module, EncoderMixin):
 
 
 def register() -> None:
-    """Make `strided-32`, `strided-64`, ... known to segmentation-models-pytorch."""
+    """Register `strided-32`, `strided-64`, ... in segmentation-models-pytorch."""
     for width in WIDTHS:
         smp.encoders.encoders[f"strided-{width}"] = {
             "encoder": StridedEncoder,

@@ -1,4 +1,4 @@
-"""Layers by name, on any network: found, read in one pass that goes no further than it must, and tuned for drawing."""
+"""Extraction of layers by name from any network, and changes of networks for drawing."""
 
 import math
 from collections import Counter
@@ -16,9 +16,9 @@ from gap.core.network import NetworkError
 
 T = TypeVar("T", bound=nn.Module)
 
-# The name of what a network returns, beside those of its layers.
+# The name of the output of a network, in addition to those of its layers.
 LOGITS = "logits"
-# What torch's and timm's layers raise at pictures of a size that they cannot take.
+# The errors of torch's and timm's layers for images of unsupported sizes.
 SHAPE_ERRORS = (RuntimeError, AssertionError, ValueError, NetworkError)
 # The order of the dimensions of a 4-dimensional output: a batch, channels, and the height and width of a map.
 Layout = Literal["NCHW", "NHWC"]
@@ -28,85 +28,87 @@ NCHW_MODULES = (
     nn.modules.conv._ConvNd, nn.modules.batchnorm._BatchNorm, nn.modules.instancenorm._InstanceNorm, nn.GroupNorm,
     nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d, nn.AdaptiveMaxPool2d, nn.Upsample,
 )  # fmt: skip
-# By how many pixels images grow to see which dimensions of an output follow: twice the usual largest stride.
-GROWN = 64
+# Images are enlarged by this many pixels to find the spatial dimensions of an output: twice the usual largest stride.
+SIZE_INCREASE = 64
 
 
-class _EarlyExit(BaseException):  # nothing failed; no `except Exception` of a forward may stop it
-    """Every layer that was asked for has been read."""
+class _EarlyExit(BaseException):  # not an Exception, so that no `except Exception` in a forward catches it
+    """All requested layers have run."""
 
 
 class FeatureExtractor:
-    """Reads layers of a network by name: images N x C x H x W to each layer's output, in one pass.
+    """Extracts the outputs of layers by name for images N x C x H x W, in one forward pass.
 
-    Names are module paths, those that the literature uses (see `layer_aliases`), and `logits` for what the network
-    returns. The pass ends at the last layer asked for, the hooks leave with it, and what in-place operations do after a
-    layer does not reach what was read. A module that runs several times is read at its last.
+    Names are module paths, names of the literature (see `layer_aliases`), and `logits` for the output of the network.
+    The pass ends at the last requested layer, and hooks are removed at its end. Outputs are not affected by later
+    in-place operations. For a module that runs several times, its last output is returned.
     """
 
     def __init__(self, network: nn.Module, names: Sequence[str], run: nn.Module | None = None) -> None:
-        """`run`, where it is not the network itself, is what wraps it and is given the images.
+        """`run` is a module around the network that is called with the images; by default the network itself.
 
-        Raises GapError for a name that is not there, with the nearest that are, and for one named twice.
+        Raises GapError for an unknown name, with the most similar ones, and for a layer that is named twice.
         """
-        known = layer_aliases(network)
-        paths = [known.get(name, name) for name in names]
+        aliases = layer_aliases(network)
+        paths = [aliases.get(name, name) for name in names]
         modules = dict(network.named_modules())
         for name, path in zip(names, paths, strict=True):
             if path != LOGITS and (path not in modules or not path):
-                raise unknown_name_error("layer", name, [*known, *filter(None, modules), LOGITS])
+                raise unknown_name_error("layer", name, [*aliases, *filter(None, modules), LOGITS])
             if paths.count(path) > 1:
-                twice = [other for other in names if known.get(other, other) == path]
-                raise GapError(f"layer {twice[0]} is named twice ({', '.join(twice)}); name it once")
+                duplicates = [duplicate for duplicate in names if aliases.get(duplicate, duplicate) == path]
+                raise GapError(f"layer {duplicates[0]} is named twice ({', '.join(duplicates)}); name it once")
         self.run = run or network
         self.layouts: dict[str, Layout] = {}
         self.paths = dict(zip(names, paths, strict=True))
         self.modules = {path: modules[path] for path in paths if path != LOGITS}
-        self._last: str | None = None
+        self._last_path: str | None = None
 
     def __call__(self, images: Tensor) -> dict[str, Tensor]:
-        """The output of each layer, by the name it was asked for. Raises GapError where one never runs, or gives
-        something else than a tensor."""
-        read: dict[str, Tensor] = {}
+        """The output of each layer by its requested name.
+
+        Raises GapError for a layer that does not run, and for an output that is not a tensor.
+        """
+        outputs: dict[str, Tensor] = {}
         order: list[str] = []
 
-        def keep(path: str, output: object) -> None:
+        def record(path: str, output: object) -> None:
             if not isinstance(output, Tensor):
                 raise GapError(f"layer {path} gives a {type(output).__name__}, not a tensor; name one inside it")
             order.append(path)
-            if path == self._last:
-                read[path] = output
+            if path == self._last_path:
+                outputs[path] = output
                 raise _EarlyExit
-            read[path] = output.clone()
+            outputs[path] = output.clone()
 
         hooks = [
-            module.register_forward_hook(lambda module, inputs, output, path=path: keep(path, output))
+            module.register_forward_hook(lambda module, inputs, output, path=path: record(path, output))
             for path, module in self.modules.items()
         ]
         try:
-            read[LOGITS] = self.run(images)
+            outputs[LOGITS] = self.run(images)
         except _EarlyExit:
             pass
         except SHAPE_ERRORS:
-            # What fails after the last layer asked for, as a head made for one size of pictures does, is not looked at.
-            if not read.keys() >= set(self.paths.values()):
+            # Errors after the last requested layer, such as those of a head for one image size, are ignored.
+            if not outputs.keys() >= set(self.paths.values()):
                 raise
         finally:
             for hook in hooks:
                 hook.remove()
         for name, path in self.paths.items():
-            if path not in read:
+            if path not in outputs:
                 raise GapError(f"layer {name} does not run; name another")
-        if self._last is None and order and LOGITS not in self.paths.values():
-            # Learned from the first pass, which went to the end: a module may run more than once.
-            self._last = order[-1] if order.count(order[-1]) == 1 else None
-        return {name: self._as_map(name, read[path]) for name, path in self.paths.items()}
+        if self._last_path is None and order and LOGITS not in self.paths.values():
+            # Only the complete first pass shows whether the last module runs more than once.
+            self._last_path = order[-1] if order.count(order[-1]) == 1 else None
+        return {name: self._as_map(name, outputs[path]) for name, path in self.paths.items()}
 
     def read_as_maps(self, images: Tensor) -> None:
-        """From now on give maps as N x C x H x W, also those of layers that keep their channels last.
+        """From now on, return maps as N x C x H x W, also those of layers with channels last.
 
-        Raises GapError for a layer whose 4-dimensional output is not known to be a map: of tokens, windows or
-        attention heads nobody could say which dimension means what.
+        Raises GapError for a layer whose 4-dimensional output is not recognized as a map, such as one of tokens,
+        windows or attention heads, whose dimensions are unknown.
         """
         layouts = map_layouts(self.run, self.modules, images)
         self.layouts = {name: layouts[path] for name, path in self.paths.items() if path in layouts}
@@ -123,86 +125,86 @@ class FeatureExtractor:
 
 
 def resolve_layer(network: nn.Module, name: str) -> str:
-    """The module path that a name means."""
+    """The module path of a layer name."""
     return layer_aliases(network).get(name, name)
 
 
 def layer_aliases(network: nn.Module) -> dict[str, str]:
-    """Names that the literature uses for layers, where a network has them, and the modules that they mean.
+    """Names of the literature for the layers of a network, with their module paths.
 
-    `relu2_x` to `relu5_x` are the outputs of a ResNet's four stages. In a plain chain of convolutions such as VGG's,
-    `conv4_2` and `relu4_2` are the second convolution after the third pooling and its activation; in such a chain
-    `conv_3` is the third convolution of all, as AlexNet's are counted. Of several chains the longest is meant.
+    `relu2_x` to `relu5_x` are the outputs of a ResNet's four stages. In a chain of convolutions such as VGG's,
+    `conv4_2` and `relu4_2` are the second convolution after the third pooling and its activation. There, `conv_3` is
+    the third convolution in total, as in AlexNet. Of several chains, the longest is used.
     """
-    found: dict[str, str] = {}
-    longest: dict[str, str] = {}
+    resnet_aliases: dict[str, str] = {}
+    chain_aliases: dict[str, str] = {}
     for path, module in network.named_modules():
         prefix = f"{path}." if path else ""
         stages = [f"layer{stage}" for stage in range(1, 5)]
         if all(isinstance(getattr(module, stage, None), nn.Module) for stage in stages):
-            found |= {f"relu{index + 2}_x": prefix + stage for index, stage in enumerate(stages)}
+            resnet_aliases |= {f"relu{index + 2}_x": prefix + stage for index, stage in enumerate(stages)}
         if isinstance(module, nn.Sequential) and sum(isinstance(part, nn.Conv2d) for part in module) > 1:
-            chain = {name: prefix + inner for name, inner in _vgg_aliases(module).items()}
-            longest = max(longest, chain, key=len)
-    return longest | found
+            chain = {name: prefix + child for name, child in _vgg_aliases(module).items()}
+            chain_aliases = max(chain_aliases, chain, key=len)
+    return chain_aliases | resnet_aliases
 
 
 def _vgg_aliases(chain: nn.Sequential) -> dict[str, str]:
-    found: dict[str, str] = {}
-    block, place, count = 1, 0, 0
-    for inner, module in chain.named_children():
+    aliases: dict[str, str] = {}
+    block, position, count = 1, 0, 0
+    for child, module in chain.named_children():
         match module:
             case nn.Conv2d():
-                place, count = place + 1, count + 1
-                found |= {f"conv{block}_{place}": inner, f"conv_{count}": inner}
-            case nn.ReLU() if place:
-                found.setdefault(f"relu{block}_{place}", inner)
+                position, count = position + 1, count + 1
+                aliases |= {f"conv{block}_{position}": child, f"conv_{count}": child}
+            case nn.ReLU() if position:
+                aliases.setdefault(f"relu{block}_{position}", child)
             case nn.MaxPool2d() | nn.AvgPool2d():
-                block, place = block + 1, 0
-    return found
+                block, position = block + 1, 0
+    return aliases
 
 
 @torch.no_grad()
 def last_layer_per_resolution(network: nn.Module, images: Tensor, classes: int = 0) -> list[str]:
-    """The last layer at each resolution that a network passes through, from the first to the last.
+    """The last layer at each resolution of a network, in the order of the forward pass.
 
-    Only layers that are known to give maps are meant. Modules that run more than once are left out, and maps of fewer
-    than 2 x 2, and those of as many channels as there are classes, which are scores.
+    Only layers whose outputs are recognized as maps are used. Modules that run more than once are left out, as well as
+    maps smaller than 2 x 2, and maps with as many channels as there are classes, which are scores.
     """
-    ended: dict[tuple[int, int], list[str]] = {}
+    paths_by_size: dict[tuple[int, int], list[str]] = {}
     runs: Counter[str] = Counter()
     paths = {module: path for path, module in network.named_modules() if path}
     layouts = map_layouts(network, {path: module for module, path in paths.items()}, images)
 
-    def note(module: nn.Module, inputs: object, output: object) -> None:
+    def record(module: nn.Module, inputs: object, output: object) -> None:
         runs[paths[module]] += 1
         layout = layouts.get(paths[module])
         if isinstance(output, Tensor) and output.ndim == 4 and layout:
             height, width = (output.shape[dimension] for dimension in HEIGHT_AND_WIDTH[layout])
             channels = output.shape[1 if layout == "NCHW" else 3]
             if min(height, width) > 1 and channels != classes:
-                ended.setdefault((height, width), []).append(paths[module])
+                paths_by_size.setdefault((height, width), []).append(paths[module])
 
-    hooks = [module.register_forward_hook(note) for module in paths]
+    hooks = [module.register_forward_hook(record) for module in paths]
     try:
         network(images)
     finally:
         for hook in hooks:
             hook.remove()
-    once = [[path for path in each if runs[path] == 1] for each in ended.values()]
-    return [each[-1] for each in once if each]
+    single_runs = [[path for path in candidates if runs[path] == 1] for candidates in paths_by_size.values()]
+    return [candidates[-1] for candidates in single_runs if candidates]
 
 
 def map_layouts(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, Layout]:
-    """Which modules give maps, and in which order of dimensions, by their paths.
+    """The order of dimensions of the modules whose outputs are maps, by their paths.
 
-    A map is the output of a convolution, a pooling or a norm of those, or one with a dimension that grows where the
-    images grow taller and another, the next, that grows where they grow wider.
+    A map is the output of a convolution, a pooling or a norm of these. Any other output is a map if one dimension
+    changes with the height of the images, and the next dimension with their width.
     """
     channels, height, width = images.shape[1:]
     base, taller, wider = (
         _output_shapes(run, modules, images.new_zeros(1, channels, *size))
-        for size in ((height, width), (height + GROWN, width), (height, width + GROWN))
+        for size in ((height, width), (height + SIZE_INCREASE, width), (height, width + SIZE_INCREASE))
     )
     layouts: dict[str, Layout] = {}
     for path, shape in base.items():
@@ -211,15 +213,15 @@ def map_layouts(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor
         if isinstance(modules[path], NCHW_MODULES):
             layouts[path] = "NCHW"
         elif path in taller and path in wider:
-            grown = _changed(shape, taller[path]) + _changed(shape, wider[path])
+            changed = _changed_dimensions(shape, taller[path]) + _changed_dimensions(shape, wider[path])
             for layout, dimensions in HEIGHT_AND_WIDTH.items():
-                if grown == dimensions:
+                if changed == dimensions:
                     layouts[path] = layout
     return layouts
 
 
-def _changed(shape: torch.Size, other: torch.Size) -> tuple[int, ...]:
-    """The dimensions in which two shapes differ; all where they have not as many dimensions."""
+def _changed_dimensions(shape: torch.Size, other: torch.Size) -> tuple[int, ...]:
+    """The dimensions in which two shapes differ; all where their numbers of dimensions differ."""
     if len(shape) != len(other):
         return tuple(range(len(shape)))
     return tuple(index for index, (a, b) in enumerate(zip(shape, other, strict=True)) if a != b)
@@ -227,15 +229,15 @@ def _changed(shape: torch.Size, other: torch.Size) -> tuple[int, ...]:
 
 @torch.no_grad()
 def _output_shapes(run: nn.Module, modules: Mapping[str, nn.Module], images: Tensor) -> dict[str, torch.Size]:
-    """The shape of each module's last output in a pass, as far as the pass goes before a size does not fit."""
+    """The shape of each module's last output in a forward pass, up to an error caused by the image size."""
     shapes: dict[str, torch.Size] = {}
 
-    def note(path: str, output: object) -> None:
+    def record(path: str, output: object) -> None:
         if isinstance(output, Tensor):
             shapes[path] = output.shape
 
     hooks = [
-        module.register_forward_hook(lambda module, inputs, output, path=path: note(path, output))
+        module.register_forward_hook(lambda module, inputs, output, path=path: record(path, output))
         for path, module in modules.items()
     ]
     try:
@@ -248,7 +250,7 @@ def _output_shapes(run: nn.Module, modules: Mapping[str, nn.Module], images: Ten
 
 
 class AveragePool(nn.Module):
-    """Average pooling in place of a max pooling, times a factor that brings its output to a mean square."""
+    """Average pooling in place of a max pooling, scaled so that its output has the mean square `wanted`."""
 
     def __init__(self, pool: nn.MaxPool2d, wanted: float) -> None:
         super().__init__()
@@ -267,45 +269,49 @@ class AveragePool(nn.Module):
 
 @torch.no_grad()
 def with_average_pooling(network: T, images: Tensor) -> T:
-    """A copy with every max pooling an average pooling, scaled so that its output has the mean square that it had for
-    these images (Gatys et al., 2016, swap them for smoother pictures). Raises GapError when it has no max pooling."""
+    """A copy with average pooling in place of max pooling, for smoother images (Gatys et al., 2016).
+
+    The outputs are scaled to the mean squares that the max poolings have for these images. Raises GapError for a
+    network without max pooling.
+    """
     copy = deepcopy(network)
     names = [name for name, module in copy.named_modules() if isinstance(module, nn.MaxPool2d)]
     if not names:
         raise GapError("this backbone has no max pooling to average; leave out `pooling`")
-    given = FeatureExtractor(copy, names)(images)
-    for name, output in given.items():
+    max_pooled = FeatureExtractor(copy, names)(images)
+    for name, output in max_pooled.items():
         pool = copy.get_submodule(name)
         assert isinstance(pool, nn.MaxPool2d)
         copy.set_submodule(name, AveragePool(pool, output.square().mean().item()))
-    # Each factor is found as the images come by, on what the pools before it now give.
+    # This call sets the factor of each pooling, on the output of the poolings before it.
     FeatureExtractor(copy, names)(images)
     return copy
 
 
 def with_smooth_strides(network: T) -> T:
-    """A copy whose convolutions with a stride take every place, and average over as many as they stepped over: where a
-    stride does not divide its kernel, some pixels are looked at more often than others, and drawings show it.
+    """A copy in which convolutions with a stride get a stride of 1, followed by average pooling.
 
-    Costs the time of the places that were left out. Raises GapError where no convolution has a stride.
+    Where a stride does not divide the kernel size, some pixels have more connections than others, which causes
+    artifacts in drawings. The copy is slower, because it computes all positions. Raises GapError where no convolution
+    has a stride.
     """
     copy = deepcopy(network)
     strided = [module for module in copy.modules() if isinstance(module, nn.Conv2d) and max(module.stride) > 1]
     if not strided:
         raise GapError("this backbone has no strides to smooth; leave out `strides`")
     for module in strided:
-        down, across = module.stride
-        averaged = nn.AvgPool2d((down, across), ceil_mode=True, count_include_pad=False)
+        vertical, horizontal = module.stride
+        average_pool = nn.AvgPool2d((vertical, horizontal), ceil_mode=True, count_include_pad=False)
         module.stride = (1, 1)
-        # Not a module around it: layers keep their names.
-        module.register_forward_hook(lambda module, inputs, output, averaged=averaged: averaged(output))
+        # A hook, not a wrapping module, so that the names of layers do not change.
+        module.register_forward_hook(lambda module, inputs, output, average_pool=average_pool: average_pool(output))
     return copy
 
 
 def with_padding(network: T, mode: Literal["zeros", "reflect", "replicate"]) -> T:
-    """A copy whose convolutions pad by `reflect` or `replicate` and not by zeros, which ring at the borders.
+    """A copy whose convolutions pad by `reflect` or `replicate` instead of zeros, which cause artifacts at borders.
 
-    Convolutions that pad by themselves, as timm's `Conv2dSame` do, go on doing so.
+    Convolutions that pad in their own forward, such as timm's `Conv2dSame`, are not changed.
     """
     copy = deepcopy(network)
     for module in copy.modules():

@@ -1,4 +1,4 @@
-"""Generators: image-to-image networks from pixels in [0, 1] to a raw, unbounded output of the same shape."""
+"""Generators: networks from images in [0, 1] to an unbounded output of the same shape."""
 
 from collections.abc import Sequence
 from types import ModuleType
@@ -14,11 +14,11 @@ Architecture = Literal["unet", "autoencoder"]
 
 
 class Generator(nn.Module):
-    """Runs a body at a folded resolution, for images of any size.
+    """Runs a network after pixel unshuffling (space to depth), for images of any size.
 
-    Images N x C x H x W are padded (edge pixels repeated) to a multiple of `multiple`, folded `pixel_unshuffle` pixels
-    each way into channels (space to depth), given to `body`, unfolded and cropped back: padding is never perturbed. On
-    a CPU nearly all of the time of a U-Net goes into full-resolution convolutions, which the folding removes.
+    Images N x C x H x W are padded to a multiple of `multiple` by repeating edge pixels, unshuffled by a factor of
+    `pixel_unshuffle`, passed to `body`, shuffled back and cropped, so that the padding is not part of the output. On a
+    CPU, a U-Net spends most of its time in convolutions at full resolution, which this avoids.
     """
 
     def __init__(self, body: nn.Module, pixel_unshuffle: int, stride: int) -> None:
@@ -37,10 +37,11 @@ class Generator(nn.Module):
 
 
 class UniversalGenerator(nn.Module):
-    """One raw output for all images: a generator given the same uniform noise at every call, or one of several noises.
+    """One unbounded output for all images: a generator whose input is a fixed uniform noise, or one of several noises.
 
-    Its norms take their statistics from that noise at every call, and it has no training mode: what is trained is what
-    is saved. The noise has two positions or more each way at the coarsest scale: one has no statistics.
+    The statistics of its norms are those of the noise at every call. It is always in eval mode, so that the saved
+    network is the trained one. At the coarsest scale, the noise has at least two positions in each direction, because
+    norms need more than one value.
     """
 
     noise: Tensor
@@ -57,7 +58,7 @@ class UniversalGenerator(nn.Module):
         self.register_buffer("noise", self._noise(candidates, channels))
 
     def forward(self, which: Tensor | None = None) -> Tensor:
-        """One raw output for each noise, or for each of those asked for (K indices): K x C x H x W."""
+        """The outputs K x C x H x W for K indices of noises, by default for all noises."""
         height, width = self.size
         noises = self.noise if which is None else self.noise[which]
         return torch.cat([self.generator(noise) for noise in noises.split(1)])[..., :height, :width]
@@ -67,21 +68,21 @@ class UniversalGenerator(nn.Module):
 
     @torch.no_grad()
     def _noise(self, candidates: int, channels: int) -> Tensor:
-        """As large as the images, or as the coarsest of the norms needs: encoders may run deeper than the decoder."""
-        least = 2 * self.generator.multiple
+        """Noise in the size of the images, or larger if norms at the coarsest scale need it: encoders may be deep."""
+        min_side = 2 * self.generator.multiple
         while True:
-            noise = torch.rand(candidates, channels, *(max(side, least) for side in self.size))
+            noise = torch.rand(candidates, channels, *(max(side, min_side) for side in self.size))
             try:
                 self.generator(noise[:1])
                 return noise
             except ValueError:  # a norm had a single value for each channel
-                least *= 2
-                if least > 64 * self.generator.multiple:
+                min_side *= 2
+                if min_side > 64 * self.generator.multiple:
                     raise
 
 
 class Discriminator(nn.Module):
-    """Tells clean images from made ones: N x C x H x W in [0, 1] to N logits (a patch discriminator, averaged)."""
+    """An averaged patch discriminator of clean and adversarial images: N x C x H x W in [0, 1] to N logits."""
 
     def __init__(self, channels: int, width: int = 32) -> None:
         super().__init__()
@@ -109,8 +110,8 @@ def make_generator(
     """A generator for images of `channels` channels.
 
     `unet` is segmentation-models-pytorch's U-Net with any of its encoders, as deep as `decoder` is long;
-    `weights` names pretrained encoder weights (downloaded), None starts fresh. `autoencoder` is the plain
-    convolution-deconvolution network without skips, with the same widths.
+    `weights` names pretrained encoder weights (downloaded); None is random weights. `autoencoder` is a network of
+    convolutions and transposed convolutions without skip connections, with the same widths.
     """
     if pixel_unshuffle < 1 or not decoder or min(decoder) < 1:
         raise GapError(
@@ -124,7 +125,7 @@ def make_generator(
 
 
 def _segmentation_models() -> ModuleType:
-    """segmentation-models-pytorch with our encoders; imported where a U-Net is built, since that takes seconds."""
+    """segmentation-models-pytorch with gap's encoders. It is imported here because that takes seconds."""
     import segmentation_models_pytorch
     from gap.models import encoders
 
@@ -133,7 +134,7 @@ def _segmentation_models() -> ModuleType:
 
 
 def encoder_names() -> list[str]:
-    """Encoders that segmentation-models-pytorch has itself; `tu-NAME` takes any timm network that gives features."""
+    """The encoders of segmentation-models-pytorch and gap; `tu-NAME` is any timm network with feature outputs."""
     return sorted(_segmentation_models().encoders.get_encoder_names())
 
 
@@ -149,25 +150,27 @@ def _unet(channels: int, encoder: str, weights: str | None, decoder: list[int]) 
             in_channels=channels,
             classes=channels,
         )
-        return _without_idle_parts(unet, torch.zeros(1, channels, *[2 ** (len(decoder) + 1)] * 2))
+        return _remove_unused_modules(unet, torch.zeros(1, channels, *[2 ** (len(decoder) + 1)] * 2))
     except (RuntimeError, KeyError, ValueError, OSError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise GapError(f"cannot build a U-Net on the encoder {encoder!r} (weights {weights}): {line}") from error
 
 
-def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
-    """Take out what a pass does not use, as the deep stages of an encoder cut short: dead weight in an artifact, and
-    an error where several processes wait for its gradients."""
-    entered: set[nn.Module] = set()
-    hooks = [module.register_forward_pre_hook(lambda module, _: entered.add(module)) for module in network.modules()]
+def _remove_unused_modules(network: nn.Module, images: Tensor) -> nn.Module:
+    """Remove modules that the forward pass does not use, such as the deep stages of an encoder of smaller depth.
+
+    They would be saved in artifacts, and cause errors in several processes, which wait for all gradients.
+    """
+    used: set[nn.Module] = set()
+    hooks = [module.register_forward_pre_hook(lambda module, _: used.add(module)) for module in network.modules()]
     with torch.enable_grad():
-        network.eval()(probe).sum().backward()
+        network.eval()(images).sum().backward()
     for hook in hooks:
         hook.remove()
     for parent in list(network.modules()):
         for name, child in parent.named_children():
             weights = list(child.parameters())
-            if weights and child not in entered and all(weight.grad is None for weight in weights):
+            if weights and child not in used and all(weight.grad is None for weight in weights):
                 setattr(parent, name, nn.Identity())
     for weight in network.parameters():
         weight.requires_grad_(weight.grad is not None)
@@ -178,15 +181,15 @@ def _without_idle_parts(network: nn.Module, probe: Tensor) -> nn.Module:
 def _autoencoder(channels: int, decoder: list[int]) -> nn.Module:
     widths = decoder[::-1]
     layers: list[nn.Module] = []
-    inside = channels
+    in_channels = channels
     for width in widths:
-        layers += [nn.Conv2d(inside, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
-        inside = width
+        layers += [nn.Conv2d(in_channels, width, 4, stride=2, padding=1), nn.BatchNorm2d(width), nn.ReLU(inplace=True)]
+        in_channels = width
     for width in decoder:
         layers += [
-            nn.ConvTranspose2d(inside, width, 4, stride=2, padding=1),
+            nn.ConvTranspose2d(in_channels, width, 4, stride=2, padding=1),
             nn.BatchNorm2d(width),
             nn.ReLU(inplace=True),
         ]
-        inside = width
-    return nn.Sequential(*layers, nn.Conv2d(inside, channels, 3, padding=1))
+        in_channels = width
+    return nn.Sequential(*layers, nn.Conv2d(in_channels, channels, 3, padding=1))

@@ -156,9 +156,9 @@ def _from_builtin(name: str, request: BuildRequest) -> tuple[nn.Module, Classifi
 def _from_torchvision(name: str, weights: str, request: BuildRequest) -> tuple[nn.Module, ClassifierSpec]:
     import torchvision.models
 
-    known = torchvision.models.list_models(module=torchvision.models)
-    if name not in known:
-        raise unknown_name_error("torchvision classifier", name, known)
+    model_names = torchvision.models.list_models(module=torchvision.models)
+    if name not in model_names:
+        raise unknown_name_error("torchvision classifier", name, model_names)
     entries = torchvision.models.get_model_weights(name)
     if weights == "none" or is_file(weights):
         classes = request["classes"] or 1000

@@ -251,10 +251,10 @@ def _robust_accuracies(
         data=data.name,
     )
     accuracies, last_attack = report.attacks, report.autoattack[-1]
-    given = {name: accuracies[attack.name] for name, attack in zip(trained, attacks, strict=True)}
+    trained_accuracies = {name: accuracies[attack.name] for name, attack in zip(trained, attacks, strict=True)}
     accuracy_by_attack = {
         "none": report.clean_accuracy,
-        **given,
+        **trained_accuracies,
         "PGD": accuracies["pgd"],
         "AutoAttack (fast)": accuracies[last_attack],
     }

@@ -40,24 +40,26 @@ def upgraded(card: dict[str, Any]) -> dict[str, Any]:
     if card.get("format", 1) != 1:
         return card
     evaluations = [_renamed(value, _ROBUSTNESS) for key, value in card.items() if _is_evaluation(key)]
-    new = _renamed({key: value for key, value in card.items() if not _is_evaluation(key)}, _KEYS)
-    new["kind"] = _KINDS.get(new["kind"], new["kind"])
-    new["format"] = FORMAT
-    if "adversarial_training" in new:
-        new["adversarial_training"] = _renamed(new["adversarial_training"], _TRAINING_KEYS)
-    if isinstance(new.get("metrics"), dict):
-        new["metrics"] = {split: _renamed(values, _METRICS) for split, values in new["metrics"].items()}
-    if isinstance(new.get("generator"), dict):
-        new["generator"] = _renamed(new["generator"], {"fold": "pixel_unshuffle"})
+    upgraded_card = _renamed({key: value for key, value in card.items() if not _is_evaluation(key)}, _KEYS)
+    upgraded_card["kind"] = _KINDS.get(upgraded_card["kind"], upgraded_card["kind"])
+    upgraded_card["format"] = FORMAT
+    if "adversarial_training" in upgraded_card:
+        upgraded_card["adversarial_training"] = _renamed(upgraded_card["adversarial_training"], _TRAINING_KEYS)
+    if isinstance(upgraded_card.get("metrics"), dict):
+        upgraded_card["metrics"] = {
+            split: _renamed(values, _METRICS) for split, values in upgraded_card["metrics"].items()
+        }
+    if isinstance(upgraded_card.get("generator"), dict):
+        upgraded_card["generator"] = _renamed(upgraded_card["generator"], {"fold": "pixel_unshuffle"})
     if evaluations:
-        new["robustness_evaluations"] = [
+        upgraded_card["robustness_evaluations"] = [
             evaluation | {"checks": [_renamed(check, _CHECK) for check in evaluation["checks"]]}
             if isinstance(evaluation.get("checks"), list)
             else evaluation
             for evaluation in evaluations
             if isinstance(evaluation, dict)
         ]
-    return new
+    return upgraded_card
 
 
 def _is_evaluation(key: Any) -> bool:

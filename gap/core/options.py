@@ -103,9 +103,9 @@ def load_yaml(text: str, where: str) -> Any:
         raise GapError(f"{where} is not readable YAML: {reason}") from error
 
 
-def _mapping(content: Any, where: str) -> dict[str, Any]:
+def _mapping(content: Any, source: str) -> dict[str, Any]:
     if not isinstance(content, dict):
-        raise GapError(f"{where} must hold a mapping of options")
+        raise GapError(f"{source} must hold a mapping of options")
     return content
 
 
@@ -130,8 +130,8 @@ def deep_merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
     """`under` updated with the values of `over`, section by section."""
     merged = dict(under)
     for key, value in over.items():
-        both = isinstance(value, dict) and isinstance(merged.get(key), dict)
-        merged[key] = deep_merge(merged[key], value) if both else value
+        are_sections = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = deep_merge(merged[key], value) if are_sections else value
     return merged
 
 

@@ -35,8 +35,8 @@ def are_numbers(names: Iterable[str]) -> bool:
 
 def abbreviate(parts: Sequence[str], count: int = 0) -> str:
     """The first parts as text, with dots where there are more parts, or `count` of them, than the text has."""
-    shown = list(parts[:SHOWN])
-    return ", ".join(shown) + (", ..." if max(count, len(parts)) > len(shown) else "")
+    selected = list(parts[:SHOWN])
+    return ", ".join(selected) + (", ..." if max(count, len(parts)) > len(selected) else "")
 
 
 class ClassNames:

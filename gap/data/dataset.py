@@ -241,8 +241,8 @@ def sequential_batches(
 
     The indices of the split, or of its `first` images, are distributed over the ranks, each to exactly one.
     """
-    share = torch.arange(len(split))[:first][rank::world]
-    return [indices for indices in torch.split(share, batch_size) if len(indices)]
+    rank_indices = torch.arange(len(split))[:first][rank::world]
+    return [indices for indices in torch.split(rank_indices, batch_size) if len(indices)]
 
 
 def random_split_indices(count: int, *sizes: int) -> list[Tensor]:

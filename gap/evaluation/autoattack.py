@@ -67,10 +67,10 @@ class AutoAttackResult:
     @property
     def doubt(self) -> str | None:
         """AutoAttack's warning that black-box search fools images which gradients did not; None without it."""
-        share = self.broken[BLACK_BOX].double().mean().item() if BLACK_BOX in self.broken else 0.0
+        fraction = self.broken[BLACK_BOX].double().mean().item() if BLACK_BOX in self.broken else 0.0
         return (
-            f"{BLACK_BOX} lowers the accuracy by {share:.1%}, more than {SQUARE_WARNING_THRESHOLD:.1%}"
-            if share > SQUARE_WARNING_THRESHOLD
+            f"{BLACK_BOX} lowers the accuracy by {fraction:.1%}, more than {SQUARE_WARNING_THRESHOLD:.1%}"
+            if fraction > SQUARE_WARNING_THRESHOLD
             else None
         )
 

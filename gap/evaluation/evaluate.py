@@ -186,7 +186,7 @@ def _row(
         "budget": str(attack.budget) if attack.budget else None,
         "images": counts.images,
     }
-    shares = {
+    rates = {
         "clean_accuracy": (counts.clean_correct, counts.images),
         "accuracy_under_attack": (counts.correct, counts.images),
         "accuracy_before_rounding": (counts.correct_before_rounding, counts.images),
@@ -194,8 +194,8 @@ def _row(
         "attack_success_rate": (counts.newly_misclassified, counts.clean_correct),
     }
     if counts.target_eligible:
-        shares["target_success_rate"] = (counts.target_success, counts.target_eligible)
-    for name, (hits, trials) in shares.items():
+        rates["target_success_rate"] = (counts.target_success, counts.target_eligible)
+    for name, (hits, trials) in rates.items():
         row[name] = hits / trials if trials else None
         row[f"{name}_interval"] = list(wilson(hits, trials))
     for name, parts in counts.lengths.items():

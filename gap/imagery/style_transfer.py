@@ -81,7 +81,7 @@ def transfer_style(
             content, and, before the first evaluation, for a lack of memory.
     """
     options = options or StyleTransferOptions()
-    style_shares = normalize_weights(weights, len(styles))
+    style_weights = normalize_weights(weights, len(styles))
     if masks is not None and options.style_loss != "gram":
         raise GapError(f"masks go with the style loss gram, not {options.style_loss}")
     if masks is not None and len(masks) != len(styles):
@@ -101,7 +101,7 @@ def transfer_style(
         resized_styles = [resize(style, fit_size(style, max(size))) for style in styles]
         regions = [resize(mask, size)[None] for mask in masks] if masks else [None] * len(styles)
         extractors, objective = _build_loss(
-            target, resized_styles, style_shares, regions, backbone, content_backbone, options
+            target, resized_styles, style_weights, regions, backbone, content_backbone, options
         )
         if drawing is None:
             check_memory(extractors, initial[None], (content.shape[1], content.shape[2]))
@@ -143,7 +143,7 @@ def synthesize_texture(
 def _build_loss(
     content: Tensor,
     styles: Sequence[Tensor],
-    shares: Sequence[float],
+    style_weights: Sequence[float],
     masks: Sequence[Tensor | None],
     backbone: Classifier,
     content_backbone: Classifier | None,
@@ -178,12 +178,14 @@ def _build_loss(
     with torch.no_grad(), extractors.frozen():
         if options.smooth_activations:
             extractors.smooth_activations(styles[0][None])
-        for style, share, mask in zip(styles, shares, masks, strict=True):
+        for style, relative_weight, mask in zip(styles, style_weights, masks, strict=True):
             activations = Activations(style[None], extractors(style[None]))
-            weight = share * options.style_weight / len(layers)
+            weight = relative_weight * options.style_weight / len(layers)
             if options.color_weight and not options.keep_colors:
-                parts.append(share * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask))
-            parts += [weight * _style_distance(options, name, feature_maps(activations, name), mask) for name in layers]
+                parts.append(
+                    relative_weight * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask)
+                )
+            parts += [weight * _distance(options, name, feature_maps(activations, name), mask) for name in layers]
         if content_layers:
             activations = Activations(content[None], extractors(content[None]))
             parts += [
@@ -196,7 +198,7 @@ def _build_loss(
     return extractors, sum(others, start=first)
 
 
-def _style_distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
+def _distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
     match options.style_loss:
         case "gram":
             return GramLoss(layer, target, mask)

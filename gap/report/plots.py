@@ -52,13 +52,13 @@ def bars(values: Mapping[str, tuple[float, float, float]], title: str, ylabel: s
     Raises GapError when there is no bar.
     """
     figure, axes = _figure(values, title, width=max(7.0, 0.75 * len(values) + 1))
-    shares, lows, highs = ([100 * share for share in column] for column in zip(*values.values(), strict=True))
+    heights, lows, highs = ([100 * fraction for fraction in column] for column in zip(*values.values(), strict=True))
     positions = range(len(values))
-    axes.bar(positions, shares, width=0.62, color=COLORS[0], zorder=2)
+    axes.bar(positions, heights, width=0.62, color=COLORS[0], zorder=2)
     axes.vlines(positions, lows, highs, color="#1c2024", linewidth=1.4, zorder=3)
-    for position, share, high in zip(positions, shares, highs, strict=True):
-        top = max(share, high)
-        axes.annotate(f"{share:.1f}%", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
+    for position, height, high in zip(positions, heights, highs, strict=True):
+        top = max(height, high)
+        axes.annotate(f"{height:.1f}%", (position, top), (0, 4), textcoords="offset points", ha="center", fontsize=9)
     _name_bars(axes, list(values), letters=BAR_LETTERS // min(len(values), 8))
     axes.set(ylabel=_plain(ylabel), ylim=(0, 108))
     axes.yaxis.set_major_formatter(PercentFormatter(100, decimals=0))

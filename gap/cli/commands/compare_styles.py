@@ -78,11 +78,15 @@ def compare_styles(
     write_marker(out)
     start = time.monotonic()
     results: list[StylizationResult] = []
-    for drawn in run_comparison(contents, styles, methods, metric_network, weights=options.weights):
-        results.append(drawn)
-        save_image(drawn.picture, out / _file(drawn, content, style))
-        description = f"{content[drawn.content].stem}, {style[drawn.style].stem}, {drawn.method} x {drawn.weight:g}"
-        typer.echo(f"{description}: content {drawn.content_distance:.3g}, style {drawn.style_distance:.3g}", err=True)
+    for drawing in run_comparison(contents, styles, methods, metric_network, weights=options.weights):
+        results.append(drawing)
+        save_image(drawing.picture, out / _file(drawing, content, style))
+        description = (
+            f"{content[drawing.content].stem}, {style[drawing.style].stem}, {drawing.method} x {drawing.weight:g}"
+        )
+        typer.echo(
+            f"{description}: content {drawing.content_distance:.3g}, style {drawing.style_distance:.3g}", err=True
+        )
     pairs = [
         [drawing for drawing in results if (drawing.content, drawing.style) == pair]
         for pair in _index_pairs(content, style)

@@ -16,13 +16,13 @@ def configs(
     name: Annotated[str | None, typer.Argument(help="Config to print.", autocompletion=completion.configs)] = None,
 ) -> None:
     """List the configs that come with gap, or print one."""
-    known = named_configs()
+    names = named_configs()
     if name is None:
-        for config in known:
+        for config in names:
             typer.echo(f"{config:28} {_text(config).splitlines()[0].lstrip('# ')}")
         return
-    if name not in known:
-        raise unknown_name_error("config", name, known)
+    if name not in names:
+        raise unknown_name_error("config", name, names)
     typer.echo(_text(name), nl=False)
 
 

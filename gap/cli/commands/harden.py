@@ -14,9 +14,9 @@ def harden(
 ) -> None:
     """Train a classifier adversarially, against a mixture of attacks.
 
-    Repeat --attack for a mixture with weights: --attack generator-start=0.3 --attack pgd=0.7. After each epoch a short
-    PGD, which is not used in training, attacks validation images. The weights with the highest accuracy under it are
-    saved.
+    The mixture is given by repeating --attack, with weights: --attack generator-start=0.3 --attack pgd=0.7. After each
+    epoch a short PGD, which is not used in training, attacks validation images. The highest accuracy under it selects
+    the weights that are kept.
     """
     from gap.cli.run_training import run_training
     from gap.hardening.train import harden_from_options as work

@@ -80,12 +80,14 @@ def stylize(
         _reject_options(context, "--grid-search", lambda name: name not in ("style_weight", "log", "mask"))
     check_output(out, [content, *styles, *(mask or []), Path(options.init)])
     device = find_device(options)
-    shares = normalize_weights(options.weights, len(styles))
+    style_weights = normalize_weights(options.weights, len(styles))
     input_options = options.input, options.mean, options.std
     if fast:
         has_backbone = "backbone" in options.model_fields_set
         given_backbone = load_backbone(options.backbone, device, *input_options) if has_backbone else None
-        return _draw_fast(load_stylizer(fast, given_backbone, device), content, styles, shares, options.size, out)
+        return _draw_fast(
+            load_stylizer(fast, given_backbone, device), content, styles, style_weights, options.size, out
+        )
     backbone = load_backbone(options.backbone, device, *input_options)
     content_network = (
         load_backbone(options.content_backbone, device, options.input) if options.content_backbone else None
@@ -99,7 +101,7 @@ def stylize(
             styles,
             backbone=backbone,
             content_backbone=content_network,
-            weights=shares,
+            weights=style_weights,
             masks=mask,
             init=options.init,
             size=options.size,
@@ -115,7 +117,7 @@ def stylize(
     check_metric_network(metric_network, backbone)
     content_image = sized_image(content, backbone.spec.channels, options.size).to(device)
     style_images = [sized_image(style, backbone.spec.channels).to(device) for style in styles]
-    metric = PerceptualMetric(metric_network, content_image, style_images, shares)
+    metric = PerceptualMetric(metric_network, content_image, style_images, style_weights)
     layers = options.layers or default_layers(backbone)
 
     def run_search(progress: "DrawingProgress") -> "Iterator[Trial]":
@@ -138,7 +140,7 @@ def _draw_fast(
     stylizer: "FeedForwardStylizer",
     content: Path,
     styles: Sequence[Path],
-    shares: Sequence[float],
+    style_weights: Sequence[float],
     size: int,
     out: Path,
 ) -> None:
@@ -150,5 +152,5 @@ def _draw_fast(
         sized_image(path, stylizer.channels, size).to(stylizer.device) for path in (content, *styles)
     )
     start = time.monotonic()
-    save_image(stylizer(content_image, style_images, shares), out)
+    save_image(stylizer(content_image, style_images, style_weights), out)
     typer.echo(f"{time.monotonic() - start:.2f} seconds\n{out}")

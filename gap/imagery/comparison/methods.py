@@ -87,8 +87,8 @@ class PerceptualMetric:
             self._evaluate(resize(style, fit_size(style, max(content.shape[-2:])))) for style in styles
         ]
         first, *others = [
-            share * _mean_of([GramLoss(layer, feature_maps(activations, layer)) for layer in layers])
-            for share, activations in zip(normalize_weights(shares, len(styles)), style_activations, strict=True)
+            weight * _mean_of([GramLoss(layer, feature_maps(activations, layer)) for layer in layers])
+            for weight, activations in zip(normalize_weights(shares, len(styles)), style_activations, strict=True)
         ]
         self.style: Objective = sum(others, start=first)
 
@@ -149,7 +149,7 @@ def activation_entropy(method: StylizationMethod, picture: Tensor) -> float:
         activations = Activations(picture[None], extractors(picture[None]))
     entropies = []
     for layer in layers:
-        shares = feature_maps(activations, layer).flatten().square()
-        shares = shares / shares.sum().clamp_min(TINY)
-        entropies.append((torch.special.entr(shares).sum() / math.log(shares.numel())).item())
+        distribution = feature_maps(activations, layer).flatten().square()
+        distribution = distribution / distribution.sum().clamp_min(TINY)
+        entropies.append((torch.special.entr(distribution).sum() / math.log(distribution.numel())).item())
     return sum(entropies) / len(entropies)

@@ -49,12 +49,15 @@ class FeedForwardStylizer:
 
         Raises GapError for sizes that the backbone does not support, and for invalid weights.
         """
-        shares = normalize_weights(weights, len(styles))
+        style_weights = normalize_weights(weights, len(styles))
         with frozen(self.network, self.extractor.run):
             codes = [self.network.encode_style(self._extract(style)) for style in styles]
             mixed_code = [
                 sum(
-                    (share * layer_code for share, layer_code in zip(shares, layer_codes, strict=True)),
+                    (
+                        style_weight * layer_code
+                        for style_weight, layer_code in zip(style_weights, layer_codes, strict=True)
+                    ),
                     start=torch.zeros_like(layer_codes[0]),
                 )
                 for layer_codes in zip(*codes, strict=True)
