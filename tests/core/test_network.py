@@ -218,6 +218,12 @@ def test_use_channels_last_is_set_only_where_the_outputs_stay_equal() -> None:
     }
 
 
+def test_check_training_strided_convolution_of_one_pixel_keeps_the_contiguous_format() -> None:
+    """Catches: a memory format in which oneDNN writes outside of its memory: wrong gradients, or the end of Python."""
+    classifier = classifier_of(foreign.PixelStride)
+    assert classifier.memory_format == torch.contiguous_format and check_training(classifier.requires_grad_(True))
+
+
 UNUSUAL = """
 def scripted():
     return torch.jit.trace(Plain().eval(), torch.rand(2, 3, 8, 8))

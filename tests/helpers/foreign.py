@@ -159,6 +159,16 @@ class Raising(Plain):
         raise KeyError("a key of its own")
 
 
+class PixelStride(Plain):
+    """As RepVGG: a strided convolution of one pixel on the three colors, which torch miscomputes in channels last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.conv1 = nn.Conv2d(self.channels, 8, 1, stride=2)
+
+
 class Versioned(Plain):
     """As torchvision's MNASNet: it refuses a state dict that does not say its version."""
 
