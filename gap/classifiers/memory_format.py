@@ -11,14 +11,11 @@ from gap.classifiers.classifier import Classifier
 from gap.core.errors import GapError, GapWarning, first_line
 from gap.core.frozen import frozen
 from gap.core.gradients import input_gradient
-from gap.core.network import NetworkError, device_of, output_types
+from gap.core.network import NetworkError, device_of, has_unsafe_convolution, output_types
 
 # The largest rounding difference of outputs and gradients between two memory formats, relative to their L2 norm. The
 # one of gradients is larger, because they are not continuous where a ReLU switches.
 OUTPUT_TOLERANCE, GRADIENT_TOLERANCE = 1e-3, 0.05
-
-# From so many input channels on, strided convolutions of one pixel are safe: the block of oneDNN with AVX-512.
-SAFE_INPUT_CHANNELS = 16
 
 # A function from images N x C x H x W to outputs of a network, which must be the same in both memory formats.
 Outputs = Callable[[Tensor], Sequence[Tensor]]
@@ -50,21 +47,6 @@ def use_channels_last_for(classifier: Classifier, outputs: Outputs, batches: Seq
             results = []
         if len(results) != len(expected) or not all(map(_is_same, results, expected)):
             classifier.use_memory_format(torch.contiguous_format)
-
-
-def has_unsafe_convolution(network: nn.Module) -> bool:
-    """Whether a convolution of a network writes outside of its memory on the CPU when it learns in channels last.
-
-    That are strided convolutions of one pixel and few input channels, such as the first ones of RepVGG: their weight
-    gradients are wrong, or the process ends (https://github.com/uxlfoundation/oneDNN/issues/6035).
-    """
-    return device_of(network).type == "cpu" and any(
-        module.kernel_size == (1, 1)
-        and max(module.stride) > 1
-        and 1 < module.in_channels // module.groups < SAFE_INPUT_CHANNELS
-        for module in network.modules()
-        if isinstance(module, nn.Conv2d)
-    )
 
 
 def check_training(classifier: Classifier) -> bool:

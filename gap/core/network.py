@@ -2,12 +2,16 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from gap.core.errors import GapError, first_line, is_out_of_memory
+
+# From so many input channels on, strided convolutions of one pixel are safe: the block of oneDNN with AVX-512.
+SAFE_INPUT_CHANNELS = 16
+NetworkT = TypeVar("NetworkT", bound=nn.Module)
 
 
 class NetworkError(GapError):
@@ -89,6 +93,33 @@ def device_of(network: nn.Module) -> torch.device:
 def is_on(network: nn.Module, device: torch.device | str) -> bool:
     """Whether a network is on that device; "cuda" is the current one of several."""
     return device_of(network) == torch.empty(0, device=device).device
+
+
+def has_unsafe_convolution(network: nn.Module) -> bool:
+    """Whether a convolution of a network writes outside of its memory on the CPU when it learns in channels last.
+
+    That are strided convolutions of one pixel and few input channels, such as the first ones of RepVGG: their weight
+    gradients are wrong, or the process ends (https://github.com/uxlfoundation/oneDNN/issues/6035).
+    """
+    return device_of(network).type == "cpu" and any(
+        module.kernel_size == (1, 1)
+        and max(module.stride) > 1
+        and 1 < module.in_channels // module.groups < SAFE_INPUT_CHANNELS
+        for module in network.modules()
+        if isinstance(module, nn.Conv2d)
+    )
+
+
+def to_channels_last(network: NetworkT) -> NetworkT:
+    """The network itself, in channels last; where its convolutions are unsafe there, its inputs become contiguous."""
+    if not has_unsafe_convolution(network):
+        return network.to(memory_format=torch.channels_last)
+    network.register_forward_pre_hook(_with_contiguous_inputs)
+    return network
+
+
+def _with_contiguous_inputs(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    return tuple(images.contiguous() for images in inputs)
 
 
 def load_weights(network: nn.Module, weights: Mapping[str, Tensor]) -> None:

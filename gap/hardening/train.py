@@ -23,7 +23,7 @@ from gap.classifiers.trained import TrainedClassifier
 from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
 from gap.core.artifact import Artifact, open_artifact
 from gap.core.errors import GapError, GapWarning
-from gap.core.network import load_weights
+from gap.core.network import load_weights, to_channels_last
 from gap.hardening.initializers import (
     AttackInit,
     GeneratorInit,
@@ -224,7 +224,7 @@ def make_inner_attack(name: str, share: float, options: HardenOptions, classifie
             )
 
         population = GeneratorPopulation(make_member, options.num_generators)
-        return with_adamw(population.to(device).to(memory_format=torch.channels_last), options.generator_lr)
+        return with_adamw(to_channels_last(population.to(device)), options.generator_lr)
 
     def make_perturbations() -> OptimizedModule:
         return with_adamw(

@@ -14,7 +14,7 @@ from gap.classifiers.classifier import Classifier, load_classifier
 from gap.classifiers.memory_format import check_training, use_channels_last
 from gap.classifiers.registry import ClassifierSpec
 from gap.core.errors import GapError, GapWarning
-from gap.core.network import NetworkError, device_of
+from gap.core.network import NetworkError, device_of, to_channels_last
 from gap.data.dataset import InMemorySplit
 from gap.evaluation.evaluate import evaluate_attack
 from gap.evaluation.layer_robustness import layer_robustness
@@ -222,6 +222,16 @@ def test_check_training_strided_convolution_of_one_pixel_keeps_the_contiguous_fo
     """Catches: a memory format in which oneDNN writes outside of its memory: wrong gradients, or the end of Python."""
     classifier = classifier_of(foreign.PixelStride)
     assert classifier.memory_format == torch.contiguous_format and check_training(classifier.requires_grad_(True))
+
+
+def test_to_channels_last_strided_convolution_of_one_pixel_gets_contiguous_inputs() -> None:
+    """Catches: a generator whose encoder oneDNN miscomputes, on images of a data set, which are in channels last."""
+    network = to_channels_last(foreign.PixelStride())
+    formats: list[bool] = []
+    network.conv1.register_forward_pre_hook(lambda module, inputs: formats.append(inputs[0].is_contiguous()))
+    network(torch.rand(2, 3, 8, 8).contiguous(memory_format=torch.channels_last))
+    plain = to_channels_last(foreign.Plain())
+    assert formats == [True] and plain.conv2.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 UNUSUAL = """

@@ -18,6 +18,7 @@ from gap.core.artifact import CARD, TENSORS, Artifact, Count, Side, open_artifac
 from gap.core.device import pick_device
 from gap.core.errors import GapError, GapWarning, first_line
 from gap.core.frozen import frozen
+from gap.core.network import to_channels_last
 from gap.core.safe_load import check_values
 from gap.models.generators import make_generator
 from gap.threat import Budget
@@ -163,4 +164,4 @@ def _sizes(card: AttackCard) -> list[int]:
 
 def _network(artifact: Artifact, device: torch.device | str) -> nn.Module:
     card, network = artifact.read(AttackCard), load_generator(artifact)
-    return fuse_conv_bn(network.eval().to(device).to(memory_format=torch.channels_last), card.channels, card.size)
+    return fuse_conv_bn(to_channels_last(network.eval().to(device)), card.channels, card.size)

@@ -30,6 +30,7 @@ from gap.classifiers.task import AttackTask, find_device, load_task, warn_if_at_
 from gap.core.artifact import PERTURBATION, Artifact
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
+from gap.core.network import to_channels_last
 from gap.data.adapters import data_name, is_data_name, training_data
 from gap.models.generators import Discriminator, UniversalGenerator, make_generator
 from gap.report.pictures import amplify, save_image, to_image
@@ -183,7 +184,7 @@ def make_training(options: TrainOptions, task: AttackTask, steps: int, loss: Los
     if options.universal:
         images_per_process = max(1, options.batch_size // PartialState().num_processes)
         network = UniversalGenerator(generator, spec.channels, spec.size, min(options.candidates, images_per_process))
-    module = with_adamw(network.to(device).to(memory_format=torch.channels_last), options.lr)
+    module = with_adamw(to_channels_last(network.to(device)), options.lr)
     arguments = (
         module,
         [fuse_conv_bn(classifier, spec.channels, spec.size) for classifier in task.classifiers],
@@ -192,7 +193,7 @@ def make_training(options: TrainOptions, task: AttackTask, steps: int, loss: Los
         make_augmentation(spec.size, flip=options.flip, crop=options.crop),
     )
     if options.discriminator:
-        discriminator = Discriminator(spec.channels).to(device).to(memory_format=torch.channels_last)
+        discriminator = to_channels_last(Discriminator(spec.channels).to(device))
         return AdversarialGeneratorTraining(with_adamw(discriminator, options.lr / 4), *arguments)
     if options.target_norm is not None:
         target = Budget.parse(options.target_norm)

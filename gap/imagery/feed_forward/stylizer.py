@@ -13,6 +13,7 @@ from gap.core.artifact import CARD, TENSORS, Artifact, Count, open_artifact
 from gap.core.device import pick_device
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
+from gap.core.network import to_channels_last
 from gap.core.safe_load import check_shapes
 from gap.imagery.backbone import check_size, prepare_backbone
 from gap.imagery.feed_forward.options import StylizerType
@@ -102,9 +103,7 @@ def load_stylizer(
     widths = [output.shape[1] for output in extract(extractor, images.to(device)).values()]
     if widths != card.widths:
         raise GapError(f"{artifact.folder / CARD} is damaged at widths: its layers have {widths}; make it again")
-    return FeedForwardStylizer(
-        network.eval().to(device).to(memory_format=torch.channels_last), extractor, backbone.spec.channels
-    )
+    return FeedForwardStylizer(to_channels_last(network.eval().to(device)), extractor, backbone.spec.channels)
 
 
 def _backbone(metadata: ClassifierMetadata, artifact: Artifact) -> Classifier:

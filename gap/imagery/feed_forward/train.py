@@ -13,6 +13,7 @@ from gap.classifiers.task import load_classifiers, parse_input_shape
 from gap.core.artifact import Artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
+from gap.core.network import to_channels_last
 from gap.data.dataset import Dataset, Split
 from gap.data.registry import load_data
 from gap.imagery.backbone import default_content_layers, default_layers, prepare_backbone
@@ -165,7 +166,7 @@ def _initialize_stylizer(
     widths = [maps.shape[1] for maps in feature_maps]
     network = make_stylizer(type, widths, channels)
     network.scales = torch.stack([maps.float().square().mean().sqrt() for maps in feature_maps]).cpu()
-    return network.to(images.device).to(memory_format=torch.channels_last), widths
+    return to_channels_last(network.to(images.device)), widths
 
 
 def _images_at(split: Split, indices: Tensor, device: torch.device) -> Tensor:
