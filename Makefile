@@ -9,7 +9,7 @@ demo: $(VENV)/runs
 	$(BIN)/gap demo --out runs/demo
 
 test: $(VENV)/tests
-	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist loadfile
+	$(BIN)/pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 lint: $(VENV)/tests
 	$(BIN)/ruff check .
