@@ -28,7 +28,10 @@ for _ in range(arguments.epochs):
         nn.functional.cross_entropy(model(train_images[batch]), train_labels[batch]).backward()
         optimizer.step()
 
-attack = gap.attacks.PGD("linf:0.1", steps=20, step_size=0.02, step_schedule="constant")  # the textbook form
+# The textbook form: constant steps on the cross-entropy, and the last iterate.
+attack = gap.attacks.PGD(
+    "linf:0.1", steps=20, loss="cross-entropy", step_size=0.02, step_schedule="constant", early_stop=False
+)
 adversarial = attack(model, images, labels)
 print(f"accuracy under PGD: {(model(adversarial).argmax(dim=1) == labels).double().mean():.1%}")
 

@@ -17,7 +17,7 @@ from gap.attacks.universal import Batches, Universal, deepfool_uap, projected_sg
 from gap.core.errors import GapError, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import is_folder
-from gap.threat import Budget
+from gap.threat import Budget, as_budget
 
 ATTACKS: dict[str, Callable[..., Attack]] = {
     "pgd": PGD,
@@ -51,7 +51,7 @@ def attack_options(name: str) -> dict[str, str]:
 
 
 def create_attack(
-    spec: str, budget: Budget, classifier: nn.Module | None = None, batches: Batches | None = None
+    spec: str, budget: Budget | str, classifier: nn.Module | None = None, batches: Batches | None = None
 ) -> Attack:
     """The attack of a spec such as `pgd:steps=100,loss=margin`; its `name` is the spec.
 
@@ -59,6 +59,7 @@ def create_attack(
     are fitted here, to `classifier` on `batches`. Raises GapError for an unknown name or option, an invalid value, and
     a `uap` attack without classifier or batches.
     """
+    budget = as_budget(budget)
     name, _, options_text = spec.strip().partition(":")
     factory = _factory(name)
     options = _parse(name, options_text, _option_types(factory))

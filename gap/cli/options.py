@@ -20,7 +20,8 @@ Config = Annotated[
     typer.Option("--config", help="Options from a config: a name of `gap configs`, or a path.", autocompletion=configs),
 ]
 Assign = Annotated[
-    list[str] | None, typer.Option("--set", help="One option by its path in a config, such as seed=1; repeatable.")
+    list[str] | None,
+    typer.Option("--set", help="One option as in a config, NAME=VALUE or SECTION.NAME=VALUE; repeatable."),
 ]
 
 # Options of training commands.

@@ -22,7 +22,7 @@ from gap.classifiers.task import AttackTask, is_at_chance_level
 from gap.classifiers.trained import TrainedClassifier
 from gap.classifiers.training import final_metrics, load_learner, save_classifier, train_copy
 from gap.core.artifact import Artifact, open_artifact
-from gap.core.errors import GapError, GapWarning
+from gap.core.errors import GapError, GapWarning, unknown_name_error
 from gap.core.network import load_weights, to_channels_last
 from gap.hardening.initializers import (
     AttackInit,
@@ -35,7 +35,7 @@ from gap.hardening.initializers import (
     UniversalInit,
 )
 from gap.hardening.inner_attacks import InnerAttack, check_mixture, parse_inner_attack, parse_mixture
-from gap.hardening.options import KEEPING, HardenOptions
+from gap.hardening.options import INNER_ATTACKS, KEEPING, HardenOptions
 from gap.hardening.task import AdversarialTraining
 from gap.models.generators import make_generator
 from gap.threat import Budget, as_budget
@@ -245,8 +245,10 @@ def make_inner_attack(name: str, share: float, options: HardenOptions, classifie
             start, count = UniversalInit(make_perturbations(), NOISE), steps
         case "fgsm":
             start, count = RandomInit(radius_scale=2.0), 1
-        case _:
+        case "pgd" | "trades":
             start, count = RandomInit(), steps
+        case _:
+            raise unknown_name_error("attack", kind, INNER_ATTACKS)
     beta = options.beta if kind in KEEPING else None
     return InnerAttack(name, share, start, count, projected=kind != "fgsm", beta=beta)
 

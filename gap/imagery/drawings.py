@@ -191,7 +191,7 @@ def visualize(
             or a list of these, in which a list of features of one layer is drawn together. Or an objective from
             `gap.imagery`, which is optimized on `canvas`.
         size: (H, W) of the drawings, or the side of a square; by default the network's input size.
-        init: an initial image, to which the features are added.
+        init: an initial image, to which the features are added; its longer side gets the pixels of `size`.
         prior: "none" takes steps inside a ball, which works with hardened networks. "natural" uses a Fourier canvas and
             random transforms, which standard networks need.
         samples: the number of drawings of each feature, from different noise.
@@ -219,6 +219,10 @@ def visualize(
     sides = (size, size) if isinstance(size, int) else size
     with _progress(progress, callback) as notify:
         if isinstance(features, Objective):
+            given = {"init": init, "budget": budget, "extra_objective": extra_objective, "diversity": diversity or None}
+            given |= {"prior": None if prior == "none" else prior, "samples": None if samples == 1 else samples}
+            if unused := [f"`{name}`" for name, value in given.items() if value is not None]:
+                raise GapError(f"an objective of your own does not go with {', '.join(unused)}")
             images = draw_objective(
                 network, features, canvas=canvas, size=sides, transforms=transforms, steps=steps, seed=seed, tell=notify
             )
@@ -230,7 +234,8 @@ def visualize(
             raise GapError("`diversity` is among several drawings of one feature; ask for more `samples`")
         for group in groups:
             check_features(network, group, sides)
-        init_image = None if init is None else sized_image(init, network.spec.channels).to(device)
+        longest = max(sides or network.spec.size)
+        init_image = None if init is None else sized_image(init, network.spec.channels, longest).to(device)
         drawings: list[Tensor] = []
         for group in groups:
             drawings += visualize_features(

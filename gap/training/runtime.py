@@ -7,6 +7,7 @@ import random
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ def make_accelerator(options: RuntimeOptions) -> Accelerator:
     torch.manual_seed(options.seed)
     if options.deterministic:
         os.environ.setdefault(CUBLAS_WORKSPACE, ":4096:8")
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        # Several processes need the compiler of torch for DistributedDataParallel. Imported after the process group is
+        # made, it keeps the threads of the group alive.
+        import_module("torch._dynamo")
     _set_deterministic(options.deterministic)
     torch.backends.cudnn.benchmark = not options.deterministic
     torch.backends.cudnn.allow_tf32 = False

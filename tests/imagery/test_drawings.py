@@ -13,6 +13,7 @@ from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.core.errors import GapError, GapWarning
 from gap.imagery.drawings import group_features
 from gap.imagery.feature_visualization import Feature
+from gap.imagery.losses import Channel
 from gap.imagery.options import StyleTransferOptions
 from gap.imagery.style_transfer import transfer_style
 
@@ -112,3 +113,15 @@ def test_group_features_list_in_list_is_one_group() -> None:
     first, second = Feature("layer1", 0), Feature("layer1", 1)
     assert group_features(make_network(), [first, [first, second]]) == [[first], [first, second]]
     assert group_features(make_network(), [[first, second]], samples=2) == [[first, first], [second, second]]
+
+
+def test_visualize_objective_with_arguments_of_features_is_refused() -> None:
+    """Catches: a prior or an initial image that is ignored without a word."""
+    objective = Channel("layer1", torch.tensor([0]))
+    with pytest.raises(GapError, match="does not go with `prior`, `samples`"):
+        gap.visualize(make_network(), objective, prior="natural", samples=2, steps=1, progress=False)
+
+
+def test_visualize_initial_image_gets_the_size_asked_for() -> None:
+    sheet = gap.visualize(make_network(), "layer1:0", init=random_image(0, 80, 64), size=40, steps=1, progress=False)
+    assert sheet.images[0].shape == (3, 40, 32)

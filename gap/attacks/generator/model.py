@@ -21,7 +21,7 @@ from gap.core.frozen import frozen
 from gap.core.network import to_channels_last
 from gap.core.safe_load import check_values
 from gap.models.generators import make_generator
-from gap.threat import Budget
+from gap.threat import Budget, as_budget
 
 # The errors of building a network from invalid options.
 BUILDING = (GapError, TypeError, ValueError, LookupError, AttributeError, RuntimeError, ArithmeticError, MemoryError)
@@ -88,12 +88,13 @@ def direct_output(images: Tensor, raw: Tensor) -> Tensor:
     return (images + raw.float()).clamp(0, 1)
 
 
-def load_attack(folder: Path | str, budget: Budget | None = None, device: torch.device | str = "cpu") -> Attack:
+def load_attack(folder: Path | str, budget: Budget | str | None = None, device: torch.device | str = "cpu") -> Attack:
     """The attack in a folder that `gap train` wrote, at the budget of its training or at another one.
 
     Raises GapError when the folder holds no attack or is incomplete, and for a device that is not available.
     """
-    return load_attack_artifact(open_artifact(Path(folder), *ARTIFACT_KINDS), budget, pick_device(device))
+    wanted = None if budget is None else as_budget(budget)
+    return load_attack_artifact(open_artifact(Path(folder), *ARTIFACT_KINDS), wanted, pick_device(device))
 
 
 def load_attack_artifact(

@@ -24,6 +24,10 @@ EXAMPLE = (
 class CompareOptions(BenchmarkOptions):
     """Options of `gap compare`."""
 
+    budget: Annotated[
+        str | None,
+        Field(description="Norm and largest threshold; by default the budget of the first trained attack."),
+    ] = None
     epsilons: Annotated[
         list[float] | None,
         Field(description="Thresholds in the budget's norm; by default 1/4, 1/2, 3/4 and all of it."),

@@ -69,12 +69,11 @@ def visualize(
         drawing_inputs = [[group] for group in groups]
         for group in groups:
             check_features(network, group, (options.size, options.size) if options.size else None)
-        longest = options.size or max(network.spec.size)
         draw = partial(
             drawings.visualize,
             network,
             size=options.size,
-            init=drawings.sized_image(options.init, network.spec.channels, longest) if options.init else None,
+            init=options.init,
             prior=options.prior,
             transforms=_transforms(options),
             budget=options.budget,

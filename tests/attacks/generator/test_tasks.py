@@ -160,13 +160,13 @@ def test_universal_generator_several_candidates_are_halved_until_one_survives(pi
 
 def test_universal_generator_compare_removes_the_candidates_with_the_highest_loss(net: nn.Module) -> None:
     training = universal([net], candidates=4, steps=100)
-    training.taken = 1
+    training.step = 1
     training._compare(torch.tensor([0.5, -1.0, 2.0, -2.0, 0.7, -1.2, 3.0, -2.0]))
     assert training.survivors.tolist() == [0, 1, 2, 3]
-    training.taken = 10
+    training.step = 10
     training._compare(torch.tensor([0.5, -1.0, 2.0, -2.0]))
     assert training.survivors.tolist() == [1, 3]
-    training.taken = 25
+    training.step = 25
     training._compare(torch.tensor([-1.0, -2.0]))
     assert training.survivors.tolist() == [3]
 
