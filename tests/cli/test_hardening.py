@@ -122,7 +122,7 @@ def test_judge_all_attacks_writes_the_report_to_json_and_card(
     monkeypatch.setattr("gap.evaluation.robustness.FEW_QUERIES", 100)
     result = run(
         "judge", hardened, "--budget=linf:0.1", "--images=60", "--fast", "--surrogate", classifier,
-        "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive-images=640",
+        "--attack=uap-sgd:images_seen=500", "--attack=noise", "--adaptive-images=256",
         "--json", tmp_path / "judged.json", "--strict",
     )  # fmt: skip
     assert result.code == 0, result.err + result.out
@@ -131,7 +131,7 @@ def test_judge_all_attacks_writes_the_report_to_json_and_card(
     assert 0 < report["robust_accuracy"] < report["clean_accuracy"] <= 1
     trained_attacks = [
         "uap-sgd:images_seen=500",
-        *(f"adaptive {kind} (640 images)" for kind in ("generator", "universal")),
+        *(f"adaptive {kind} (256 images)" for kind in ("generator", "universal")),
     ]
     assert list(report["attacks"])[2:] == ["pgd", "noise", *trained_attacks, f"pgd on {classifier}"]
     assert report["not_evaluated"] == []

@@ -37,6 +37,12 @@ from gap.threat import Budget
 BUDGETS = [Budget("linf", 0.045), Budget("l2", 0.45)]
 
 
+@pytest.fixture(autouse=True)
+def _short_search(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fewer queries of the black-box check: these networks are small."""
+    monkeypatch.setattr("gap.evaluation.robustness.FEW_QUERIES", 250)
+
+
 class Masked(nn.Module):
     def __init__(self, net: nn.Module, before: Callable[[Tensor], Tensor], after: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
