@@ -126,7 +126,7 @@ def comparison_section(stage: Stage) -> None:
     all_rows = [evaluation.row for evaluation in run_benchmark(entries, task, budgets, images=500)]
     curves = curves_of(all_rows)
     rows = [row for row in all_rows if row["budget"] == str(BUDGET)]
-    write_json(stage.out / "table.json", {"rows": rows, "data": task.data.describe()})
+    write_json(stage.out / "results.json", {"rows": rows, "data": task.data.describe()})
     plot = accuracy_curves(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
     text = (
         "PGD computes the classifier's gradient up to 80 times for each image; the generator needs one pass. Noise and"

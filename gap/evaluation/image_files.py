@@ -143,4 +143,4 @@ def _unique_name(stem: str, used: set[str]) -> str:
 
 
 def _comparison_name(name: str) -> str:
-    return f"{name}.side-by-side"
+    return f"{name}-side-by-side"

@@ -147,7 +147,7 @@ def test_remove_run_files_foreign_file_is_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [CARD, CONFIG, METRICS, TENSORS, CHECKPOINT, "index.html", "table.json"])
+@pytest.mark.parametrize("name", [CARD, CONFIG, METRICS, TENSORS, CHECKPOINT, "index.html", "results.json"])
 @pytest.mark.parametrize("text", ["", "kind: [", "- kind", "kind: classifier", "lr: 1\ndata: mnist"])
 def test_prepare_dir_file_with_a_name_of_gap_but_other_content_is_refused(tmp_path: Path, name: str, text: str) -> None:
     """Catches: a user's folder that gap takes for its own, and overwrites, because of a file's name."""
@@ -164,7 +164,7 @@ def test_prepare_dir_file_with_a_name_of_gap_but_other_content_is_refused(tmp_pa
 def test_prepare_output_dir_folder_with_marker_is_accepted_again(tmp_path: Path) -> None:
     prepare_output_dir(tmp_path)
     write_marker(tmp_path)
-    (tmp_path / "table.json").touch()
+    (tmp_path / "results.json").touch()
     prepare_output_dir(tmp_path)
 
 

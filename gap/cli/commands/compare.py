@@ -80,7 +80,7 @@ def compare(
     plot = accuracy_curves(curves, title, f"{largest_budget.norm} threshold, pixels in [0, 1]")
     try:
         write_marker(out)
-        write_json(out / "table.json", {"rows": rows, "data": task.data.describe()})
+        write_json(out / "results.json", {"rows": rows, "data": task.data.describe()})
         write_bytes(out / "accuracy-against-epsilon.png", plot)
     finally:
         print_table(for_display(rows), columns_for(rows), title)
@@ -97,4 +97,4 @@ def compare(
         ],
         Table(for_display(rows), columns_for(rows)),
     )
-    typer.echo(write_page(out / "page.html", "Attacks compared", title, [section]))
+    typer.echo(write_page(out / "index.html", "Attacks compared", title, [section]))

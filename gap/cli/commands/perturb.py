@@ -52,7 +52,7 @@ def perturb(
     """Apply a trained attack to image files and folders.
 
     For each image, writes an 8-bit PNG inside the budget and a side-by-side comparison (clean, perturbation amplified,
-    perturbed, with predictions of the classifier). Writes table.json for all images. Images are resized and cropped to
+    perturbed, with predictions of the classifier). Writes results.json for all images. Images are resized and cropped to
     the size of the attack's training, except with --original-size.
     """
     from gap.core.artifact import open_artifact, prepare_output_dir
@@ -72,7 +72,7 @@ def perturb(
         keep_size=keep_size,
     )
     try:
-        write_json(out / "table.json", {"rows": rows})
+        write_json(out / "results.json", {"rows": rows})
     finally:
         print_table(rows, COLUMNS, f"{artifact} on {len(rows)} picture{'s' if len(rows) > 1 else ''}")
     typer.echo(out)
