@@ -46,23 +46,23 @@ InputShape = tuple[int, tuple[int, int]]
 
 def load_classifiers(
     models: Sequence[ClassifierLike],
-    asked: InputShape | None = None,
-    like: InputShape | None = None,
+    input_shape: InputShape | None = None,
+    default_input_shape: InputShape | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> list[Classifier]:
     """Classifiers for images with the channels and size of the first; those with another size resize the images.
 
-    `asked`, channels and (H, W), is the requested input shape of networks that do not define one, and `like` is their
-    default shape. `mean` and `std` are for networks without a normalizer. Raises GapError where the classifiers differ
+    `input_shape`, channels and (H, W), is for networks that do not define one; `default_input_shape` is theirs without
+    it. `mean` and `std` are for networks without a normalizer. Raises GapError where the classifiers differ
     in channels, in classes or in the order of their class names, and where `mean` and `std` are given although all
     classifiers have their own.
     """
     load = partial(as_classifier, mean=mean, std=std, lenient=True)
-    channels, size = asked or like or (None, None)
+    channels, size = input_shape or default_input_shape or (None, None)
     first = load(models[0], channels=channels, size=size)
     spec = first.spec
-    channels, size = asked or (spec.channels, spec.size)
+    channels, size = input_shape or (spec.channels, spec.size)
     others = [load(name, channels=channels, size=size) for name in models[1:]]
     check_normalizer([first, *others], mean, std)
     for other in others:
