@@ -81,7 +81,7 @@ def test_json_option_unwritable_path_exits_before_the_evaluation(
     (tmp_path / "file").touch()
     result = run(*command, "--json", tmp_path / "file" / "results.json")
     assert "results.json cannot be written" in result.error_line
-    assert "left" not in result.err
+    assert "accuracy under attack" not in result.err
 
 
 def test_evaluate_table_that_cannot_be_saved_is_still_printed(

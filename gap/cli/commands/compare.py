@@ -67,7 +67,9 @@ def compare(
         entries, task, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
     ):
         row = evaluation.row
-        typer.echo(f"{row['attack']} at {row['budget']}: {row['accuracy_under_attack']:.2%} left", err=True)
+        typer.echo(
+            f"{row['attack']} at {row['budget']}: accuracy under attack {row['accuracy_under_attack']:.2%}", err=True
+        )
         rows.append(row)
         examples.append(evaluation.example)
     curves = curves_of(rows)
@@ -86,9 +88,9 @@ def compare(
         print_table(for_display(rows), columns_for(rows), title)
     section = Section(
         "Accuracy against epsilon",
-        "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",
+        "The accuracy under attack at each epsilon, with 95% intervals, on 8-bit images.",
         [
-            Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
+            Figure(plot, "Accuracy under attack against epsilon", f"accuracy against epsilon for {', '.join(curves)}"),
             Figure(
                 to_png_bytes(contact_sheet(contact_rows)),
                 f"Pictures at {budgets[-1]}",

@@ -65,7 +65,7 @@ def compare_styles(
     metric_network = load_backbone(options.metric_network, device)
     channels = metric_network.spec.channels
     if any(backbone.spec.channels != channels for backbone in backbones):
-        raise GapError("backbones and the metric network must look at the same pictures; these differ in channels")
+        raise GapError("the backbones and the metric network must have the same number of channels")
     contents = [sized_image(path, channels, options.size).to(device) for path in content]
     styles = [sized_image(path, channels).to(device) for path in style]
     precision: Precision = "bf16" if use_bf16(options.precision, device) else "fp32"

@@ -106,7 +106,10 @@ def evaluate(
     )
     for evaluation in benchmark:
         row = evaluation.row
-        typer.echo(f"{row['attack']} on {row['classifier']}: {row['accuracy_under_attack']:.2%} left", err=True)
+        typer.echo(
+            f"{row['attack']} on {row['classifier']}: accuracy under attack {row['accuracy_under_attack']:.2%}",
+            err=True,
+        )
         evaluations.append(evaluation)
     rows = [evaluation.row for evaluation in evaluations]
     table = {"rows": rows, "data": task.data.describe()}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gap.cli import completion
-from gap.cli.options import with_options
+from gap.cli.options import is_given, with_options
 from gap.core.errors import GapError
 from gap.imagery.options import StyleTransferOptions, StylizeOptions
 
@@ -134,8 +134,7 @@ def stylize(
 def _reject_options(context: typer.Context, flag: str, is_allowed: Callable[[str], bool]) -> None:
     """Raise GapError where an option was given that is not allowed with a flag."""
     for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not is_allowed(name):
+        if is_given(context, name) and not is_allowed(name):
             raise GapError(f"{flag} does not go with --{name.replace('_', '-')}; leave one of them out")
 
 
