@@ -139,7 +139,7 @@ OPTION_PARSERS: dict[Any, tuple[str, Callable[[str], Any]]] = {
     float: ("a number", float),
     bool: ("true or false", _read_bool),
     str: ("a name", str),
-    Attack: ("a folder that gap train left", Path),
+    Attack: ("a folder that gap train wrote", Path),
     tuple[float, ...]: ("numbers parted by /", lambda text: tuple(float(part) for part in text.split("/"))),
 }
 

@@ -12,7 +12,7 @@ from gap.training.options import AugmentationOptions, TrainRuntimeOptions
 # The ways to name a classifier, for help texts and errors.
 NAME_SYNTAX = (
     "a name from `gap classifiers`, torchvision:NAME@WEIGHTS, timm:NAME, FILE.py:FACTORY, package.module:FACTORY"
-    " or a folder that gap left; weights from a file, or your own network's folder, stand behind an @"
+    " or a folder that gap wrote; weights from a file, or your own network's folder, stand behind an @"
 )
 Labels = Literal["auto", "data", "predicted"]
 OWN_LABELS = "a classifier is trained on the data's own labels; leave out `labels`"

@@ -46,23 +46,23 @@ InputShape = tuple[int, tuple[int, int]]
 
 def load_classifiers(
     models: Sequence[ClassifierLike],
-    asked: InputShape | None = None,
-    like: InputShape | None = None,
+    input_shape: InputShape | None = None,
+    default_input_shape: InputShape | None = None,
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
 ) -> list[Classifier]:
     """Classifiers for images with the channels and size of the first; those with another size resize the images.
 
-    `asked`, channels and (H, W), is the requested input shape of networks that do not define one, and `like` is their
-    default shape. `mean` and `std` are for networks without a normalizer. Raises GapError where the classifiers differ
-    in channels, in classes or in the order of their class names, and where `mean` and `std` are given although all
-    classifiers have their own.
+    `input_shape`, channels and (H, W), is the requested input shape of networks that do not define one;
+    `default_input_shape` is used if it is None. `mean` and `std` are for networks without a normalizer. Raises GapError
+    where the classifiers differ in channels, in classes or in the order of their class names, and where `mean` and
+    `std` are given although all classifiers have their own.
     """
     load = partial(as_classifier, mean=mean, std=std, lenient=True)
-    channels, size = asked or like or (None, None)
+    channels, size = input_shape or default_input_shape or (None, None)
     first = load(models[0], channels=channels, size=size)
     spec = first.spec
-    channels, size = asked or (spec.channels, spec.size)
+    channels, size = input_shape or (spec.channels, spec.size)
     others = [load(name, channels=channels, size=size) for name in models[1:]]
     check_normalizer([first, *others], mean, std)
     for other in others:
@@ -295,7 +295,7 @@ def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device
     The results of attacks on such a classifier are meaningless.
     """
     if is_untrained(classifier.name):
-        warnings.warn(f"{classifier.name} is a fresh network, which learned nothing yet", GapWarning, stacklevel=2)
+        warnings.warn(f"{classifier.name} has randomly initialized weights", GapWarning, stacklevel=2)
         return
     if len(split) < MIN_IMAGES:
         return
@@ -305,16 +305,16 @@ def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device
     if recorded and recorded.is_far_above(measured, len(split)):
         guessing = ", no better than chance," if at_chance else ""
         warnings.warn(
-            f"{classifier.name} is right on {measured:.1%} of {data}{guessing} and had {recorded.accuracy:.1%} on the"
-            f" test images of {recorded.data}; is it other data, are the classes in another order, or does it get"
-            " another normalization (`mean`/`std`)?",
+            f"{classifier.name} has an accuracy of {measured:.1%} on {data}{guessing} and had {recorded.accuracy:.1%}"
+            f" on the test images of {recorded.data}; check that the data, the order of the classes and the"
+            " normalization (`mean`, `std`) are those of its training",
             GapWarning,
             stacklevel=2,
         )
     elif at_chance:
         warnings.warn(
-            f"{classifier.name} is right on {measured:.1%} of {data}, no better than chance;"
-            " is it trained, and does it get its normalization (`mean`/`std`)?",
+            f"{classifier.name} has an accuracy of {measured:.1%} on {data}, no better than chance;"
+            " check that it is trained and gets its normalization (`mean`, `std`)",
             GapWarning,
             stacklevel=2,
         )

@@ -126,14 +126,16 @@ def comparison_section(stage: Stage) -> None:
     all_rows = [evaluation.row for evaluation in run_benchmark(entries, task, budgets, images=500)]
     curves = curves_of(all_rows)
     rows = [row for row in all_rows if row["budget"] == str(BUDGET)]
-    write_json(stage.out / "table.json", {"rows": rows, "data": task.data.describe()})
-    plot = accuracy_curves(curves, "Accuracy left", "L2 threshold, pixels in [0, 1]")
+    write_json(stage.out / "results.json", {"rows": rows, "data": task.data.describe()})
+    plot = accuracy_curves(curves, "Accuracy under attack", "L2 threshold, pixels in [0, 1]")
     text = (
         "PGD computes the classifier's gradient up to 80 times for each image; the generator needs one pass. Noise and"
         " the checkerboard are baselines that do not use the classifier."
         f"\n\nThe table is at {BUDGET}, on 8-bit images, with 95% intervals."
     )
-    figures = [Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}")]
+    figures = [
+        Figure(plot, "Accuracy under attack against epsilon", f"accuracy against epsilon for {', '.join(curves)}")
+    ]
     stage.sections.append(Section("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
 
 
@@ -276,7 +278,7 @@ def _pictures_section(stage: Stage, title: str, text: str, name: str) -> Section
     (evaluation,) = run_benchmark(parse_attacks([stage.path(name)]), stage.task(), [BUDGET], images=500)
     row = evaluation.row
     facts = {
-        "accuracy left": f"{row['accuracy_under_attack']:.1%}",
+        "accuracy under attack": f"{row['accuracy_under_attack']:.1%}",
         "before": f"{row['clean_accuracy']:.1%}",
         "time per image": f"{row['seconds_per_image'] * 1000:.2f} ms",
         "folder": stage.path(name),

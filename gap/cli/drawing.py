@@ -119,7 +119,7 @@ def check_not_input(out: Path, pictures: Iterable[Path | None]) -> None:
     """Raise GapError where a drawing would overwrite one of its input images."""
     for path in pictures:
         if path and path.exists() and out.exists() and out.samefile(path):
-            raise GapError(f"{out} is a picture that is drawn from, and would be lost; leave the drawing elsewhere")
+            raise GapError(f"{out} is an input image and would be overwritten; choose another `out`")
 
 
 def check_output(out: Path, pictures: Iterable[Path | None] = ()) -> None:

@@ -61,7 +61,7 @@ def _save_results(trials: Sequence[Trial], metric_network: str, folder: Path, ou
         for trial, row in zip(trials, rows, strict=True)
     ]
     save_image(image_grid(captioned, columns=3), folder / "sheet.png")
-    write_json(folder / "table.json", {"metric_network": metric_network, "rows": rows})
+    write_json(folder / "results.json", {"metric_network": metric_network, "rows": rows})
 
 
 def _rows(trials: Sequence[Trial]) -> list[dict[str, object]]:

@@ -55,22 +55,29 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
     """
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own_parameters = inspect.signature(command).parameters
+        takes_context = "context" in own_parameters
         option_fields = list(_iter_fields(options))
         fields = {path[-1]: (path, field) for path, field, _ in option_fields}
 
-        def run(config: str | None = None, assign: list[str] | None = None, **arguments: Any) -> None:
+        def run(
+            context: typer.Context, config: str | None = None, assign: list[str] | None = None, **arguments: Any
+        ) -> None:
             command_arguments = {name: arguments.pop(name) for name in list(arguments) if name not in fields}
+            if takes_context:
+                command_arguments["context"] = context
             assigned = parse_assignments(assign or [])
             flags: dict[str, Any] = {}
             for name, value in arguments.items():
-                if value is not None and value != []:
+                if is_given(context, name) and value is not None and value != []:
                     path, field = fields[name]
                     numbers = isinstance(value, list) and _item_type(field.annotation) in (int, float)
                     flags = deep_merge(flags, _nest(path, _split_commas(value) if numbers else value))
             layers = [read_config(config)] if config else []
             command(lambda *base: options.read(*base, *layers, assigned, flags), **command_arguments)
 
-        parameters = [p for p in inspect.signature(command).parameters.values() if p.name != "read"]
+        parameters = [_parameter("context", typer.Context, inspect.Parameter.empty)]
+        parameters += [p for p in own_parameters.values() if p.name not in ("read", "context")]
         parameters += [_to_typer_option(path[-1], field, group) for path, field, group in option_fields]
         parameters += [_parameter("config", Config, None), _parameter("assign", Assign, None)]
         # Typer makes the flags from this attribute. `inspect` documents it, but the type of functions does not have it.
@@ -80,6 +87,12 @@ def with_options(options: type[Options]) -> Callable[[Callable[..., None]], Call
         return run
 
     return decorate
+
+
+def is_given(context: typer.Context, name: str) -> bool:
+    """Whether a parameter is on the command line, rather than its default."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _iter_fields(
@@ -95,9 +108,8 @@ def _iter_fields(
 
 
 def _to_typer_option(name: str, field: FieldInfo, group: str | None) -> inspect.Parameter:
-    """A flag with the default None; the help shows the field's default, under the heading of its group."""
+    """A flag that shows the field's default in the help, under the heading of the field's group."""
     default = field.get_default(call_default_factory=True) if not field.is_required() else None
-    default_text: Any = ",".join(map(str, default)) if isinstance(default, list | tuple) else default
     flag = "--" + name.replace("_", "-")
     hint = _typer_type(field.annotation)
     help_text = f"{field.description} (required, here or in a config)" if field.is_required() else field.description
@@ -105,16 +117,23 @@ def _to_typer_option(name: str, field: FieldInfo, group: str | None) -> inspect.
     option: Any
     if command_line_note(field, "positional"):
         option = typer.Argument(help=help_text, show_default=False, autocompletion=completer)
+        default = None
     elif field.annotation is bool:
         option = typer.Option(
-            f"{flag}/--no-{flag[2:]}", help=help_text, show_default="on" if default else False, rich_help_panel=group
+            f"{flag}/--no-{flag[2:]}", help=help_text, show_default=bool(default), rich_help_panel=group
         )
     else:
-        shown_default = str(default_text) if default_text not in (None, "") else False
-        option = typer.Option(
-            flag, help=help_text, show_default=shown_default, rich_help_panel=group, autocompletion=completer
-        )
-    return _parameter(name, Annotated[hint, option], None)
+        option = typer.Option(flag, help=help_text, rich_help_panel=group, autocompletion=completer)
+        default = _as_text(default, field.annotation)
+    return _parameter(name, Annotated[hint, option], default)
+
+
+def _as_text(default: Any, annotation: Any) -> Any:
+    """A default as it is written on the command line; None for an empty one."""
+    if isinstance(default, list | tuple):
+        items = list(map(str, default))
+        return ([",".join(items)] if _item_type(annotation) in (int, float) else items) if items else None
+    return None if default in (None, "") else str(default)
 
 
 def _typer_type(annotation: Any) -> Any:

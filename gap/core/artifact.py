@@ -143,7 +143,7 @@ def open_artifact(folder: Path, *kinds: str) -> Artifact:
     if not is_artifact(folder):
         if _has_keys(folder / CONFIG, CONFIG_KEYS, STYLIZER_KEYS):
             raise GapError(f"{folder} is unfinished; go on with `resume` `out` {folder}")
-        raise GapError(f"{folder} is not a folder that gap left (it has no {CARD})")
+        raise GapError(f"{folder} is not a folder that gap wrote (it has no {CARD})")
     card = load_yaml_file(folder / CARD)
     if not isinstance(card, dict) or not isinstance(card.get("kind"), str):
         raise GapError(f"{folder / CARD} is not a card: it does not say what kind of artifact this is")
@@ -189,7 +189,7 @@ def prepare_output_dir(folder: Path) -> None:
     """Create a folder for output; raises GapError when it holds files that gap did not write."""
     make_dir(folder)
     if _contents(folder) and not was_written_by_gap(folder):
-        raise GapError(f"{folder} exists and is not a folder that gap left; name another")
+        raise GapError(f"{folder} exists and is not a folder that gap wrote; name another")
 
 
 def _contents(folder: Path) -> set[Path]:

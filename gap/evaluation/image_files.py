@@ -29,7 +29,7 @@ def perturb_files(
     mean: Sequence[float] | None = None,
     std: Sequence[float] | None = None,
     budget: str | None = None,
-    keep_size: bool = False,
+    original_size: bool = False,
 ) -> list[dict[str, Any]]:
     """Write perturbed images to `out`. Returns a row for each: names, predictions, norms in pixels of [0, 1].
 
@@ -51,7 +51,7 @@ def perturb_files(
     used_names: set[str] = set()
     for path in [image_path for given_path in paths for image_path in find_pictures(given_path)]:
         try:
-            clean = load_image(path, channels, None if keep_size else size).unsqueeze(0).float() / 255
+            clean = load_image(path, channels, None if original_size else size).unsqueeze(0).float() / 255
         except GapError as error:
             warnings.warn(f"left out: {error}", GapWarning, stacklevel=2)
             continue
@@ -143,4 +143,4 @@ def _unique_name(stem: str, used: set[str]) -> str:
 
 
 def _comparison_name(name: str) -> str:
-    return f"{name}.side-by-side"
+    return f"{name}-side-by-side"

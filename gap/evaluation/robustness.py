@@ -44,7 +44,7 @@ CHECK_IMAGES, FEWEST = 200, 50
 FEW_QUERIES = 1000
 # Parts of an evaluation that may be missing.
 NO_SURROGATE = "transfer from a classifier trained without hardening (give one as surrogate)"
-NO_SEARCH = "black-box search (Square cannot cover pictures of this size in L2)"
+NO_SEARCH = "black-box search (Square supports images of this size only under Linf)"
 NO_TARGETS = "targeted APGD (its loss needs four classes)"
 NO_ADAPTIVE = "attacks trained against it: a generator, a universal perturbation (see adaptive images and attacks)"
 
@@ -294,7 +294,9 @@ def check_black_box(found: AutoAttackResult, by_gradients: Tensor, batch: Evalua
         note = f" ({FEW_QUERIES} queries for each of the first {images})"
     if found.doubt:
         note += f"; AutoAttack's own flag: {found.doubt}"
-    details = f"{count / images:.1%} of the images fall to {BLACK_BOX} and to no attack that looks at gradients{note}"
+    details = (
+        f"{count / images:.1%} of the images are misclassified under {BLACK_BOX} and under no white-box attack{note}"
+    )
     return CheckResult("black-box attacks do not beat white-box ones", not exceeds_tolerance(count, images), details)
 
 
@@ -326,7 +328,8 @@ def check_other_attacks(found: AutoAttackResult, robust_to: dict[str, Tensor], r
     """Check that the other attacks, taken together, fool no images that AutoAttack did not fool."""
     count, images = int((found.right & ~right).sum()), len(right)
     texts = [
-        f"{(found.right & ~correct).double().mean():.1%} of the images fall to {name}"
+        f"{(found.right & ~correct).double().mean():.1%} of the images are misclassified under {name}, and not under"
+        " AutoAttack"
         for name, correct in robust_to.items()
     ]
     return CheckResult("no other attack beats AutoAttack", not exceeds_tolerance(count, images), "; ".join(texts))

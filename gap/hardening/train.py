@@ -151,8 +151,8 @@ def harden_from_options(
     classes = classifier.spec.classes
     if len(data.test) and is_at_chance_level(test := metrics["test"]["accuracy"], classes, data.test):
         warnings.warn(
-            f"the classifier learned nothing within {options.budget}: it is right on {test:.1%} of the clean test"
-            " images; try a smaller `budget`, a longer `epsilon_warmup` or a smaller `lr`",
+            f"the classifier learned nothing within {options.budget}: its accuracy on clean test images is"
+            f" {test:.1%}; try a smaller `budget`, a longer `epsilon_warmup` or a smaller `lr`",
             GapWarning,
             stacklevel=2,
         )

@@ -116,7 +116,7 @@ def stylize(
     content_network = None if content_backbone is None else _backbone(content_backbone, device)[0]
     if content_network and content_network.spec.channels != channels:
         raise GapError(
-            f"{network.name} and {content_network.name} differ in channels; take two that look at the same pictures"
+            f"{network.name} and {content_network.name} differ in channels; take two with the same number of channels"
         )
     image = sized_image(content, channels, size).to(device)
     style_list = styles if isinstance(styles, list | tuple) else [cast(ImageLike, styles)]

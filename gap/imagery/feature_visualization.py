@@ -116,7 +116,7 @@ def visualize_features(
             memory.
     """
     if prior == "natural" and (init is not None or budget is not None):
-        raise GapError("the natural prior begins at noise and goes anywhere; leave out the start and the budget")
+        raise GapError("the natural prior begins at noise and has no budget; leave out `init` and `budget`")
     channels = torch.tensor([feature.channel for feature in features], device=_device(backbone))
     images = _initial_image(backbone, len(features), size, init, seed)
     extractors = _extractor_for(features, backbone, images)

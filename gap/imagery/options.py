@@ -268,7 +268,7 @@ class CompareStylesOptions(RuntimeOptions, InputOptions):
             json_schema_extra={"complete": "classifiers"},
         ),
     ] = "efficientnet-lite0"
-    weights: list[float] = Field(
+    style_weights: list[float] = Field(
         default=list(SEARCH_WEIGHTS),
         min_length=1,
         description="Style weights that each backbone tries; use a wide range, so that content distances overlap.",

@@ -305,7 +305,7 @@ class _Trainer:
         except GapError as error:
             failure = error
         if self._any_rank(failure is not None):
-            raise failure or GapError("the main process could not go on; its own message says why")
+            raise failure or GapError("the main process failed; see its error message")
 
     def _save(self, path: Path) -> None:
         with self._main_only() as is_main:

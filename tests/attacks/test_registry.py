@@ -103,7 +103,7 @@ def test_init_folder_of_existing_folder_may_contain_separators(name, tmp_path, m
     (tmp_path / name).mkdir()
     assert init_folder_of(f"pgd:restarts=2,init={name},steps=2") == Path(name)
     assert init_folder_of(f"pgd:init={name}") == Path(name)
-    with pytest.raises(GapError, match="is not a folder that gap left"):
+    with pytest.raises(GapError, match="is not a folder that gap wrote"):
         create_attack(f"pgd:init={name},steps=2", BUDGET)
     with pytest.raises(GapError, match="unknown option of pgd 'step'; did you mean steps"):
         init_folder_of(f"pgd:init={name},step=2")

@@ -270,7 +270,7 @@ def test_warn_if_at_chance_below_the_recorded_accuracy_names_both_accuracies(
     tmp_path: Path, chance_warnings: ChanceWarnings
 ) -> None:
     (line,) = chance_warnings(load_classifier(save_small_classifier(tmp_path / "net", **with_test_accuracy(0.98))), 0.6)
-    assert "is right on 60.0% of the new data and had 98.0% on the test images of the old data" in line
+    assert "has an accuracy of 60.0% on the new data and had 98.0% on the test images of the old data" in line
     assert "other data" in line and "another order" in line and "`mean`/`std`" in line
 
 

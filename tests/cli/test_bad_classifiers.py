@@ -137,7 +137,7 @@ def test_console_script_in_a_folder_with_models_and_cli_imports_the_right_module
     arguments = ["evaluate", "noise", "--classifier", "models.net:Net", "--budget=linf:0.1", "--images=20"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
     result = subprocess.run(
-        [GAP, *arguments, "--json", "table.json"],
+        [GAP, *arguments, "--json", "results.json"],
         cwd=tmp_path,
         env=environment,
         capture_output=True,
@@ -145,6 +145,6 @@ def test_console_script_in_a_folder_with_models_and_cli_imports_the_right_module
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    (row,) = json.loads((tmp_path / "table.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "results.json").read_text())["rows"]
     assert row["classifier"] == "models.net:Net"
     assert "no better than chance" in result.stderr

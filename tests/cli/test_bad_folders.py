@@ -42,10 +42,17 @@ def test_inspect_and_perturb_artifact_of_another_kind_exits_with_its_kind(
 def test_evaluate_artifact_of_another_size_and_classifier_warns_and_continues(
     run: Callable[..., Any], networks: Path, per_image: Path, universal: Path, tmp_path: Path
 ) -> None:
-    arguments = ["--classifier", f"{networks}:Net", "--input=1x32x32", "--images=20", "--json", tmp_path / "table.json"]
+    arguments = [
+        "--classifier",
+        f"{networks}:Net",
+        "--input=1x32x32",
+        "--images=20",
+        "--json",
+        tmp_path / "results.json",
+    ]
     result = run("evaluate", per_image, universal, *arguments)
     assert result.code == 0, result.err
-    assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 2
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 2
     for folder in (per_image, universal):
         assert sum(f"{folder} was trained at 28x28 pixels and meets 32x32" in line for line in result.warnings) == 1
         assert sum(f"{folder} was trained against" in line for line in result.warnings) == 1
@@ -56,11 +63,18 @@ def test_evaluate_artifact_of_other_channels_exits_with_error(
     run: Callable[..., Any], request: pytest.FixtureRequest, networks: Path, artifact: str, tmp_path: Path
 ) -> None:
     folder = request.getfixturevalue(artifact)
-    arguments = ["--classifier", f"{networks}:Net", "--input=3x28x28", "--images=20", "--json", tmp_path / "table.json"]
+    arguments = [
+        "--classifier",
+        f"{networks}:Net",
+        "--input=3x28x28",
+        "--images=20",
+        "--json",
+        tmp_path / "results.json",
+    ]
     result = run("evaluate", folder, *arguments)
     assert result.code == 2 and "Traceback" not in result.err
     assert f"{folder} takes 1-channel images" in result.err.splitlines()[-1]
-    assert not (tmp_path / "table.json").exists()
+    assert not (tmp_path / "results.json").exists()
 
 
 def test_perturb_changed_or_missing_classifier_warns_and_continues(
@@ -77,7 +91,7 @@ def test_perturb_changed_or_missing_classifier_warns_and_continues(
     shutil.rmtree(target)
     gone = run("perturb", attack, tmp_path / "picture.png", "--out", tmp_path / "gone")
     assert gone.code == 0 and "name one with --classifier" in gone.err
-    (row,) = json.loads((tmp_path / "gone" / "table.json").read_text())["rows"]
+    (row,) = json.loads((tmp_path / "gone" / "results.json").read_text())["rows"]
     assert row["before"] is None and row["linf"] > 0
 
 
@@ -103,7 +117,7 @@ def test_out_option_folder_of_the_user_is_refused_and_unchanged(
     user_folder = tmp_path / "thesis"
     user_folder.mkdir()
     Image.effect_noise((28, 28), 80).save(user_folder / "figure.png")
-    for name in ("index.html", "table.json", "config.yaml", "card.yaml", "metrics.jsonl", "model.safetensors"):
+    for name in ("index.html", "results.json", "config.yaml", "card.yaml", "metrics.jsonl", "model.safetensors"):
         (user_folder / name).write_text("kind: mine\n")
     before = {path.name: path.read_bytes() for path in user_folder.iterdir()}
     arguments = {
@@ -199,16 +213,16 @@ def test_evaluate_full_disk_exits_and_keeps_the_old_table(
     run: Callable[..., Any], classifier: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     before = b"the table of last week"
-    (tmp_path / "table.json").write_bytes(before)
+    (tmp_path / "results.json").write_bytes(before)
 
     def raise_no_space(source: Path, target: Path) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(files.os, "replace", raise_no_space)
     arguments = ["noise", "--classifier", classifier, "--budget=linf:0.1", "--images=10"]
-    result = run("evaluate", *arguments, "--json", tmp_path / "table.json")
-    assert "table.json cannot be written: No space left on device" in result.error_line
-    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"table.json": before}
+    result = run("evaluate", *arguments, "--json", tmp_path / "results.json")
+    assert "results.json cannot be written: No space left on device" in result.error_line
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {"results.json": before}
 
 
 def test_perturb_full_disk_exits_with_the_name_of_the_image(

@@ -18,7 +18,7 @@ from PIL import Image
         ("--classifier=timm:resnet18.a9_in1k@strange", "strange", "part of the name"),
         ("--classifier=timm:resnet8888", "resnet8888", "did you mean"),
         ("--classifier=mnist-cnn@nowhere.pt", "nowhere.pt", "no weights file"),
-        ("--classifier=runs/nowhere", "runs/nowhere", "a folder that gap left"),
+        ("--classifier=runs/nowhere", "runs/nowhere", "a folder that gap wrote"),
         ("--classifier=nowhere.py:make", "nowhere.py", "no file"),
         ("--classifier=nowhere.inside:make", "nowhere.inside", "cannot import"),
         ("--classifier=:make", "make", "unknown classifier"),

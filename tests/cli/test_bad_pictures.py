@@ -57,7 +57,7 @@ def test_perturb_unreadable_images_are_skipped_with_a_warning(
     result = run("perturb", request.getfixturevalue(artifact), image_folder, "--out", tmp_path / "out")
     assert result.code == 0, result.err
     good = sorted(path.stem for path in image_folder.glob("good-*"))
-    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert sorted(Path(row["picture"]).stem for row in rows) == good
     assert sorted(path.stem for path in (tmp_path / "out").glob("*.png") if "side" not in path.name) == good
     left_out = [line for line in result.warnings if "left out" in line]
@@ -75,7 +75,7 @@ def test_perturb_only_unreadable_images_exits_with_error(
     result = run("perturb", per_image, image_folder / "bad-text.png", "--out", tmp_path / "out")
     assert result.code == 2 and "Traceback" not in result.err
     assert "could be read" in result.err.splitlines()[-1]
-    assert not (tmp_path / "out" / "table.json").exists()
+    assert not (tmp_path / "out" / "results.json").exists()
 
 
 @pytest.mark.parametrize("verb", ["perturb", "evaluate", "train"])

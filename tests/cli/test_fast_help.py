@@ -113,7 +113,7 @@ def test_completion_of_folders_suggests_only_artifacts_of_the_right_kind(
     monkeypatch.chdir(tmp_path)
     assert complete("gap train --classifier r") == complete("gap inspect runs/") == {"runs/net"}
     assert complete("gap evaluate ru") == complete("gap perturb ") == {"runs/per-image"}
-    assert complete("gap stylize a b --fast ") == {"swift"}
+    assert complete("gap stylize a b --stylizer ") == {"swift"}
     assert complete("gap train --data folder:s") == {"folder:swift"}
 
 

@@ -40,11 +40,13 @@ def test_harden_classifier_has_a_higher_accuracy_under_pgd(
     )
     assert card["metrics"]["validation"]["pgd_accuracy"] == card["adversarial_training"]["validation_pgd_accuracy"] > 0
     result = run(
-        "evaluate", "pgd:steps=10", "--budget=linf:0.1", "--images=200", "--json", hardened / "table.json",
+        "evaluate", "pgd:steps=10", "--budget=linf:0.1", "--images=200", "--json", hardened / "results.json",
         "--classifier", classifier, "--classifier", hardened,
     )  # fmt: skip
     assert result.code == 0, result.err
-    before, after = (row["accuracy_under_attack"] for row in json.loads((hardened / "table.json").read_text())["rows"])
+    before, after = (
+        row["accuracy_under_attack"] for row in json.loads((hardened / "results.json").read_text())["rows"]
+    )
     assert after > before + 0.2
 
 

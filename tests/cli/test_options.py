@@ -86,7 +86,7 @@ def test_with_options_existing_defaults_are_shown_in_the_help() -> None:
     app.command()(command)
     lines = CliRunner().invoke(app, ["--help"], env={"COLUMNS": "200"}).output.splitlines()
     help_lines = {name: next(line for line in lines if f"the {name}" in line) for name in RoomOptions.model_fields}
-    assert "[default: (on)]" in help_lines["light"] and "[default: (0)]" in help_lines["chairs"]
+    assert "[default: light]" in help_lines["light"] and "[default: 0]" in help_lines["chairs"]
     assert "default" not in help_lines["fan"] and "default" not in help_lines["guests"]
 
 

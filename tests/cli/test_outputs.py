@@ -79,9 +79,9 @@ def test_json_option_unwritable_path_exits_before_the_evaluation(
     run: Callable[..., Any], command: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "file").touch()
-    result = run(*command, "--json", tmp_path / "file" / "table.json")
-    assert "table.json cannot be written" in result.error_line
-    assert "left" not in result.err
+    result = run(*command, "--json", tmp_path / "file" / "results.json")
+    assert "results.json cannot be written" in result.error_line
+    assert "accuracy under attack" not in result.err
 
 
 def test_evaluate_table_that_cannot_be_saved_is_still_printed(
@@ -91,7 +91,7 @@ def test_evaluate_table_that_cannot_be_saved_is_still_printed(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "replace", raise_no_space)
-    result = run(*command, "--json", tmp_path / "table.json")
+    result = run(*command, "--json", tmp_path / "results.json")
     assert result.code == 2 and "noise" in result.out and "under attack" in result.out
 
 
@@ -102,9 +102,9 @@ def test_evaluate_table_is_saved_before_it_is_printed(
     monkeypatch.setattr(
         "gap.cli.commands.evaluate.print_table", lambda *table: listings.append(set(os.listdir(tmp_path / "out")))
     )
-    result = run(*command, "--json", tmp_path / "table.json", "--out", tmp_path / "out")
+    result = run(*command, "--json", tmp_path / "results.json", "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    assert listings and listings[0] >= {"table.json", "pictures.png"} and (tmp_path / "table.json").is_file()
+    assert listings and listings[0] >= {"results.json", "pictures.png"} and (tmp_path / "results.json").is_file()
 
 
 def test_evaluate_closed_output_streams_still_saves_the_table(command: list[str], tmp_path: Path) -> None:
@@ -112,7 +112,7 @@ def test_evaluate_closed_output_streams_still_saves_the_table(command: list[str]
     reader, writer = os.pipe()
     os.close(reader)
     result = subprocess.run(
-        [sys.executable, "-m", "gap", *command, "--json", "table.json"],
+        [sys.executable, "-m", "gap", *command, "--json", "results.json"],
         cwd=tmp_path,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "ascii"},
         stdout=writer,
@@ -122,7 +122,7 @@ def test_evaluate_closed_output_streams_still_saves_the_table(command: list[str]
     )
     os.close(writer)
     assert result.returncode == 0
-    assert len(json.loads((tmp_path / "table.json").read_text())["rows"]) == 1
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1
 
 
 def test_check_output_pipe_or_link_is_accepted_and_left_unchanged(tmp_path: Path) -> None:

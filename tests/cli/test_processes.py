@@ -17,7 +17,7 @@ HARDENING = ("harden", "cifar-resnet18-narrow", "--budget=linf:0.1", "--attack=g
 @pytest.mark.parametrize(
     ("command", "kind", "warning"),
     [
-        (TRAINING, "bounded_generator", "learned nothing yet"),
+        (TRAINING, "bounded_generator", "randomly initialized weights"),
         (HARDENING, "classifier", "learned nothing within linf:0.1"),
     ],
 )

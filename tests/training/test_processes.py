@@ -341,7 +341,7 @@ def test_train_unwritable_checkpoint_stops_all_processes(
     one_process: dict[str, Any], two_processes: list[dict[str, Any]]
 ) -> None:
     assert "cannot be written" in one_process["blocked"] and "cannot be written" in two_processes[0]["blocked"]
-    assert two_processes[1]["blocked"] == "the main process could not go on; its own message says why"
+    assert two_processes[1]["blocked"] == "the main process failed; see its error message"
 
 
 @pytest.mark.parametrize("name", JOBS)

@@ -71,7 +71,9 @@ def compare(
         entries, task, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
     ):
         row = evaluation.row
-        typer.echo(f"{row['attack']} at {row['budget']}: {row['accuracy_under_attack']:.2%} left", err=True)
+        typer.echo(
+            f"{row['attack']} at {row['budget']}: accuracy under attack {row['accuracy_under_attack']:.2%}", err=True
+        )
         rows.append(row)
         examples.append(evaluation.example)
     curves = curves_of(rows)
@@ -84,15 +86,15 @@ def compare(
     plot = accuracy_curves(curves, title, f"{largest_budget.norm} threshold, pixels in [0, 1]")
     try:
         write_marker(out)
-        write_json(out / "table.json", {"rows": rows, "data": task.data.describe()})
+        write_json(out / "results.json", {"rows": rows, "data": task.data.describe()})
         write_bytes(out / "accuracy-against-epsilon.png", plot)
     finally:
         print_table(for_display(rows), columns_for(rows), title)
     section = Section(
         "Accuracy against epsilon",
-        "The accuracy left at each threshold, with 95% intervals, on 8-bit pictures.",
+        "The accuracy under attack at each epsilon, with 95% intervals, on 8-bit images.",
         [
-            Figure(plot, "Accuracy left against the threshold", f"accuracy against epsilon for {', '.join(curves)}"),
+            Figure(plot, "Accuracy under attack against epsilon", f"accuracy against epsilon for {', '.join(curves)}"),
             Figure(
                 to_png_bytes(contact_sheet(contact_rows)),
                 f"Pictures at {budgets[-1]}",
@@ -101,4 +103,4 @@ def compare(
         ],
         Table(for_display(rows), columns_for(rows)),
     )
-    typer.echo(write_page(out / "page.html", "Attacks compared", title, [section]))
+    typer.echo(write_page(out / "index.html", "Attacks compared", title, [section]))

@@ -65,7 +65,7 @@ def compare_styles(
     metric_network = load_backbone(options.metric_network, device)
     channels = metric_network.spec.channels
     if any(backbone.spec.channels != channels for backbone in backbones):
-        raise GapError("backbones and the metric network must look at the same pictures; these differ in channels")
+        raise GapError("the backbones and the metric network must have the same number of channels")
     contents = [sized_image(path, channels, options.size).to(device) for path in content]
     styles = [sized_image(path, channels).to(device) for path in style]
     precision: Precision = "bf16" if use_bf16(options.precision, device) else "fp32"
@@ -78,7 +78,7 @@ def compare_styles(
     write_marker(out)
     start = time.monotonic()
     results: list[StylizationResult] = []
-    for drawing in run_comparison(contents, styles, methods, metric_network, weights=options.weights):
+    for drawing in run_comparison(contents, styles, methods, metric_network, style_weights=options.style_weights):
         results.append(drawing)
         save_image(drawing.picture, out / _file(drawing, content, style))
         description = (
@@ -114,16 +114,16 @@ def compare_styles(
         "metric_network": options.metric_network,
         "evaluations": options.evaluations,
         "precision": precision,
-        "weights": options.weights,
+        "style_weights": options.style_weights,
         "rows": rows,
         "drawings": [_to_row(drawing, content, style) for drawing in results],
     }
     try:
-        write_json(out / "table.json", result)
+        write_json(out / "results.json", result)
     finally:
         print_table(rows, columns, f"measured by {options.metric_network}")
     seconds = time.monotonic() - start
-    weights_text = ", ".join(f"{weight:g}" for weight in options.weights)
+    weights_text = ", ".join(f"{weight:g}" for weight in options.style_weights)
     budget = f"{options.evaluations} evaluations in {precision} for each of the style weights {weights_text}"
     text = (
         f"Every backbone had the same budget: {budget}. The distances are those of {options.metric_network}, which is"
@@ -150,7 +150,8 @@ def compare_styles(
     intro = f"Contents: {len(contents)}, styles: {len(styles)}, backbones: {len(names)}; {seconds:.0f} seconds."
     if any("apart" in str(row["pairs_ahead"]) for row in rows):
         typer.echo(
-            "the content distances of pairs apart do not overlap: use more --weights between those, or beyond them"
+            "the content distances of pairs apart do not overlap: use more --style-weights between those, or beyond"
+            " them"
         )
     typer.echo(write_page(out / "index.html", "Styles through several backbones", intro, sections).resolve())
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from gap.evaluation.evaluate import Evaluation
 
 EXAMPLE = (
-    "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json table.json"
+    "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json results.json"
 )
 
 Attacks = Annotated[
@@ -106,7 +106,10 @@ def evaluate(
     )
     for evaluation in benchmark:
         row = evaluation.row
-        typer.echo(f"{row['attack']} on {row['classifier']}: {row['accuracy_under_attack']:.2%} left", err=True)
+        typer.echo(
+            f"{row['attack']} on {row['classifier']}: accuracy under attack {row['accuracy_under_attack']:.2%}",
+            err=True,
+        )
         evaluations.append(evaluation)
     rows = [evaluation.row for evaluation in evaluations]
     table = {"rows": rows, "data": task.data.describe()}
@@ -115,7 +118,7 @@ def evaluate(
             write_json(json, table)
         if out:
             write_marker(out)
-            write_json(out / "table.json", table)
+            write_json(out / "results.json", table)
             save_image(_sheet(evaluations), out / "pictures.png")
     finally:
         print_table(for_display(rows), columns_for(rows), f"{task.data.name}, {rows[0]['images']} test images")

@@ -44,7 +44,7 @@ def perturb(
     budget: Annotated[
         str | None, typer.Option("--budget", help="Budget, in place of the one that the attack was trained with.")
     ] = None,
-    keep_size: Annotated[
+    original_size: Annotated[
         bool,
         typer.Option("--original-size", help="Perturb at the image's own size; the classifier gets a resized copy."),
     ] = False,
@@ -52,8 +52,8 @@ def perturb(
     """Apply a trained attack to image files and folders.
 
     For each image, writes an 8-bit PNG inside the budget and a side-by-side comparison (clean, perturbation amplified,
-    perturbed, with predictions of the classifier). Writes table.json for all images. Images are resized and cropped to
-    the size of the attack's training, except with --original-size.
+    perturbed, with predictions of the classifier). Writes results.json for all images. Images are resized and cropped
+    to the size of the attack's training, except with --original-size.
     """
     from gap.core.artifact import open_artifact, prepare_output_dir
     from gap.evaluation.image_files import perturb_files
@@ -69,10 +69,10 @@ def perturb(
         mean=options.mean,
         std=options.std,
         budget=budget,
-        keep_size=keep_size,
+        original_size=original_size,
     )
     try:
-        write_json(out / "table.json", {"rows": rows})
+        write_json(out / "results.json", {"rows": rows})
     finally:
         print_table(rows, COLUMNS, f"{artifact} on {len(rows)} picture{'s' if len(rows) > 1 else ''}")
     typer.echo(out)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from gap.cli import completion
-from gap.cli.options import with_options
+from gap.cli.options import is_given, with_options
 from gap.core.errors import GapError
 from gap.imagery.options import StyleTransferOptions, StylizeOptions
 
@@ -20,8 +20,11 @@ if TYPE_CHECKING:
 
 EXAMPLE = "gap stylize photo.jpg painting.jpg --size 256 --out stylized.png"
 
-# The options that are allowed with `--fast`.
-FAST_OPTIONS = ("content", "styles", "fast", "backbone", "weights", "size", "input", "mean", "std", "device", "out")
+# The options that are allowed with `--stylizer`.
+STYLIZER_OPTIONS = {
+    *("content", "styles", "stylizer", "out", "backbone", "weights", "size"),
+    *("input", "mean", "std", "device"),
+}
 
 # Shared with `gap texture`.
 Out = Annotated[Path, typer.Option("--out", help="File for the drawing, .png; it is updated during the optimization.")]
@@ -37,10 +40,10 @@ def stylize(
     context: typer.Context,
     content: Annotated[Path, typer.Argument(help="Content image.")],
     styles: Annotated[list[Path], typer.Argument(help="One or several style images.")],
-    fast: Annotated[
+    stylizer: Annotated[
         Path | None,
         typer.Option(
-            "--fast",
+            "--stylizer",
             help="Draw in one forward pass with a folder of gap train-stylizer.",
             autocompletion=completion.stylizers,
         ),
@@ -74,19 +77,19 @@ def stylize(
     from gap.imagery.style_transfer import normalize_weights
 
     options = read()
-    if fast:
-        _reject_options(context, "--fast", lambda name: name in FAST_OPTIONS)
+    if stylizer:
+        _reject_options(context, "--stylizer", lambda name: name in STYLIZER_OPTIONS)
     if grid_search:
         _reject_options(context, "--grid-search", lambda name: name not in ("style_weight", "log", "mask"))
     check_output(out, [content, *styles, *(mask or []), Path(options.init)])
     device = find_device(options)
     style_weights = normalize_weights(options.weights, len(styles))
     input_options = options.input, options.mean, options.std
-    if fast:
+    if stylizer:
         has_backbone = "backbone" in options.model_fields_set
         given_backbone = load_backbone(options.backbone, device, *input_options) if has_backbone else None
-        return _draw_fast(
-            load_stylizer(fast, given_backbone, device), content, styles, style_weights, options.size, out
+        return _draw_with_stylizer(
+            load_stylizer(stylizer, given_backbone, device), content, styles, style_weights, options.size, out
         )
     backbone = load_backbone(options.backbone, device, *input_options)
     content_network = (
@@ -131,12 +134,11 @@ def stylize(
 def _reject_options(context: typer.Context, flag: str, is_allowed: Callable[[str], bool]) -> None:
     """Raise GapError where an option was given that is not allowed with a flag."""
     for name in context.params:
-        source = context.get_parameter_source(name)
-        if source is not None and source.name == "COMMANDLINE" and not is_allowed(name):
+        if is_given(context, name) and not is_allowed(name):
             raise GapError(f"{flag} does not go with --{name.replace('_', '-')}; leave one of them out")
 
 
-def _draw_fast(
+def _draw_with_stylizer(
     stylizer: "FeedForwardStylizer",
     content: Path,
     styles: Sequence[Path],

@@ -14,8 +14,8 @@ def train_stylizer(
 ) -> None:
     """Train a network that draws any content in any style in one forward pass.
 
-    The backbone encodes its inputs and defines the loss, which is that of `gap stylize`. `gap stylize --fast FOLDER`
-    draws with the trained network.
+    The backbone encodes its inputs and defines the loss, which is that of `gap stylize`. `gap stylize --stylizer
+    FOLDER` draws with the trained network.
     """
     from gap.cli.run_training import run_training
     from gap.imagery.feed_forward.train import train_stylizer as work

@@ -34,7 +34,7 @@ def traverse(
     out: Annotated[
         Path,
         typer.Option(
-            "--out", help="File for the video, .mp4 or .gif; key frames are saved next to it, as .frames.png."
+            "--out", help="File for the video, .mp4 or .gif; key frames are saved next to it, as OUT-frames.png."
         ),
     ],
 ) -> None:
@@ -60,7 +60,7 @@ def traverse(
 
     options = read()
     check_video(out)
-    sheet = out.with_suffix(".frames.png")
+    sheet = out.with_name(f"{out.stem}-frames.png")
     budget = Budget.parse(options.budget) if options.budget else None
     device = find_device(options)
     shape = parse_input_shape(options.input)

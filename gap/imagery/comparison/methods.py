@@ -42,7 +42,7 @@ def run_comparison(
     methods: Sequence[StylizationMethod],
     judge: Classifier,
     *,
-    weights: Sequence[float] = SEARCH_WEIGHTS,
+    style_weights: Sequence[float] = SEARCH_WEIGHTS,
 ) -> Iterator[StylizationResult]:
     """Yield the drawings of every content in every style by every method, for each style weight.
 
@@ -52,7 +52,7 @@ def run_comparison(
         check_metric_network(judge, method.backbone)
     for (content_index, content_image), (style_index, style_image) in product(enumerate(contents), enumerate(styles)):
         metric = PerceptualMetric(judge, content_image, [style_image])
-        for method, weight in product(methods, weights):
+        for method, weight in product(methods, style_weights):
             options = method.options.model_copy(update={"style_weight": weight})
             picture = transfer_style(content_image, [style_image], method.backbone, options=options).image
             yield StylizationResult(content_index, style_index, method.name, weight, picture, *metric(picture))

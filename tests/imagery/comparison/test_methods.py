@@ -139,7 +139,7 @@ def test_run_comparison_gives_a_result_for_each_pair_method_and_weight() -> None
             images[1:],
             methods,
             make_classifier("judge", 2),
-            weights=(1.0, 90.0),
+            style_weights=(1.0, 90.0),
         )
     )
     assert [(result.style, result.method, result.weight) for result in results] == [
