@@ -65,7 +65,7 @@ def test_evaluate_untrained_softmax_network_warns_of_probabilities_and_chance_le
     assert result.code == 0, result.err
     softmax, chance = result.warnings
     assert "probabilities" in softmax and "logits" in softmax
-    assert "no better than chance" in chance and "--mean/--std" in chance
+    assert "no better than chance" in chance and "--mean, --std" in chance
 
 
 def test_train_ensemble_of_different_channels_exits_with_error(
