@@ -19,7 +19,7 @@ from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.registry import UNIVERSAL_ATTACKS, create_attack, init_folder_of, list_attacks
 from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import AttackTask, make_task
+from gap.classifiers.task import AttackTask, make_task, warn_if_any_at_chance
 from gap.core.artifact import Artifact, is_artifact, open_artifact
 from gap.core.errors import GapError, GapWarning, check_at_least, unknown_name_error
 from gap.core.network import device_of
@@ -172,6 +172,7 @@ def run_benchmark(
     for checked_budget in filter(None, budgets):
         checked_budget.check(task.data.channels, *task.data.size)
     check_entries(entries, task)
+    warn_if_any_at_chance(task, batch_size)
     names = unique_names(classifier.name for classifier in task.classifiers)
     for budget in budgets:
         for entry in entries:

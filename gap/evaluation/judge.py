@@ -11,7 +11,7 @@ import torch
 from gap.attacks.generator.options import DEFAULT_TRAINING_IMAGES
 from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import artifact_dir_of
-from gap.classifiers.task import AttackTask, make_task, with_labels_of
+from gap.classifiers.task import AttackTask, make_task, warn_if_any_at_chance, with_labels_of
 from gap.core.artifact import open_artifact, update_card
 from gap.core.errors import check_at_least
 from gap.data.adapters import evaluation_data, is_data_name, training_data
@@ -127,6 +127,7 @@ def judge_task(
     budget.check(classifier.spec.channels, *classifier.spec.size)
     entries = parse_attacks(attacks)
     check_entries(entries, replace(task, classifiers=[classifier]))
+    warn_if_any_at_chance(task, batch_size)
     others, adaptive = (
         [
             make_attack(entry, budget, classifier, task, machine.seed)

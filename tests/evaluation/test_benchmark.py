@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gap
 from gap.attacks.generator.model import load_attack
 from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.classifiers.task import AttackTask
@@ -106,6 +107,35 @@ def test_run_benchmark_transfer_warns_once_for_each_classifier(tmp_path: Path) -
         "two as it is, in weights and normalizer: this is transfer",
         "three as it is, in weights and normalizer: this is transfer",
     ]
+
+
+def guessing(name: str) -> Classifier:
+    """A classifier with constant logits."""
+    return classifier(name, 0.0)
+
+
+def guessable_images() -> tuple[Tensor, Tensor]:
+    """40 images with labels of three classes."""
+    images = torch.randint(0, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return images, torch.arange(40) % 3
+
+
+def test_evaluate_classifiers_at_chance_level_warns_once_for_each() -> None:
+    """Catches: a table of a network that guesses, without a warning in Python."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", GapWarning)
+        gap.evaluate(["noise", "checkerboard"], [guessing("one"), guessing("two")], guessable_images(), BUDGETS)
+    chance = [str(warning.message) for warning in warned if "no better than chance" in str(warning.message)]
+    assert [message.split()[0] for message in chance] == ["one", "two"]
+
+
+def test_evaluate_small_batch_size_bounds_the_batches_of_the_accuracy_check() -> None:
+    """Catches: a check of the accuracy that needs more memory than the attacks."""
+    sizes: list[int] = []
+    network = guessing("one")
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    gap.evaluate("noise", network, guessable_images(), BUDGETS[0], batch_size=7)
+    assert max(sizes) == 7
 
 
 @pytest.mark.parametrize(("mean", "std", "another"), [((0.1,), (0.3,), True), ((0.0,), (1.0,), False)])

@@ -39,7 +39,7 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the table, the plot and the page.")],
 ) -> None:
     """Compare attacks over several budgets: a table, a plot and a page."""
-    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.classifiers.task import load_task
     from gap.core.artifact import prepare_output_dir, write_marker
     from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
     from gap.evaluation.results import columns_for, curve_names, curves_of, for_display
@@ -59,8 +59,6 @@ def compare(
     prepare_output_dir(out)
     accelerator = make_accelerator(options)
     task = load_task(options.classifier, options, accelerator.device)
-    for classifier in task.classifiers:
-        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
     rows: list[dict[str, Any]] = []
     examples: list[Example] = []
     for evaluation in run_benchmark(

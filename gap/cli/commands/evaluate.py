@@ -75,7 +75,7 @@ def evaluate(
     All metrics are those of 8-bit images of the test split, with 95% intervals. There is a row for each attack and
     classifier.
     """
-    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.classifiers.task import load_task
     from gap.core.artifact import prepare_output_dir, write_marker
     from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
     from gap.evaluation.results import columns_for, for_display
@@ -91,8 +91,6 @@ def evaluate(
         prepare_output_dir(out)
     accelerator = make_accelerator(options)
     task = load_task(options.classifier, options, accelerator.device)
-    for classifier in task.classifiers:
-        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
     evaluations: list[Evaluation] = []
     benchmark = run_benchmark(
         entries,
