@@ -46,6 +46,28 @@ def test_judge_classifier_and_surrogate_at_chance_level_warns_once_for_each(
     assert len(chance) == 2 and all(warning.category is GapWarning for warning in chance)
 
 
+@pytest.mark.filterwarnings("ignore::gap.core.errors.GapWarning")
+@pytest.mark.parametrize("progress", [True, False])
+def test_judge_progress_prints_the_accuracy_under_each_attack_on_standard_error(
+    *, progress: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: AutoAttack in Python without a sign of life, or lines despite `progress=False`."""
+    shorten_judging(monkeypatch)
+    told: list[tuple[str, float]] = []
+    report = gap.judge(
+        gap.Classifier(Guess(), input_size=4, channels=1),
+        images_and_labels(),
+        BUDGET,
+        images=8,
+        fast=True,
+        progress=progress,
+        callback=lambda name, accuracy: told.append((name, accuracy)),
+    )
+    output = capsys.readouterr()
+    assert output.err.splitlines() == [f"{name}: {accuracy:.2%}" for name, accuracy in told] * progress
+    assert [name for name, _ in told] == ["clean", *report.attacks] and not output.out
+
+
 def test_noted_keeps_the_last_report_for_each_set_of_options() -> None:
     """Catches: a card that grows with every run, or that loses a report made with other options."""
     options = {"budget": "linf:0.1", "suite": "fast", "images": 60, "data": "mnist-5k"}

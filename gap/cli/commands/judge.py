@@ -86,7 +86,6 @@ def judge(
     from gap.classifiers.task import load_task
     from gap.evaluation.judge import judge_task
     from gap.threat import Budget
-    from gap.training.callbacks import ProgressBar
     from gap.training.runtime import make_accelerator
 
     options = read()
@@ -106,11 +105,9 @@ def judge(
             options,
             attacks=options.attack,
             adaptive_images=options.adaptive_images,
-            display=ProgressBar,
             images=options.images,
             fast=options.fast,
             batch_size=options.batch_size,
-            callback=lambda name, accuracy: typer.echo(f"{name}: {accuracy:.2%}", err=True),
         )
     except TrainingInterrupted as interruption:
         typer.echo("gap: stopped while an attack learned; there is no report", err=True)
