@@ -27,6 +27,8 @@ from gap.data.registry import converted, load_data
 
 # A drop of the accuracy that brings a warning, when it is also beyond sampling noise.
 LARGE_DROP = 0.1
+# Images per batch where only predictions are needed.
+BATCH_SIZE = 256
 
 
 @dataclass(frozen=True)
@@ -272,11 +274,13 @@ def parse_input_shape(text: str | None) -> InputShape | None:
 
 
 @torch.no_grad()
-def accuracy(classifier: Classifier, split: Split, device: torch.device | str = "cpu") -> float:
+def accuracy(
+    classifier: Classifier, split: Split, device: torch.device | str = "cpu", batch_size: int = BATCH_SIZE
+) -> float:
     """The share of a split's images that a classifier classifies correctly."""
     num_correct = 0
     with frozen(classifier):
-        for images, labels in split.batches(sequential_batches(split, 256), device):
+        for images, labels in split.batches(sequential_batches(split, batch_size), device):
             num_correct += int((classifier(images).argmax(dim=1) == labels).sum())
     return num_correct / max(1, len(split))
 
@@ -289,7 +293,17 @@ def is_at_chance_level(share: float, classes: int, split: Split) -> bool:
     return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
 
 
-def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device | str, data: str) -> None:
+def warn_if_any_at_chance(task: AttackTask, batch_size: int = BATCH_SIZE) -> None:
+    """Run `warn_if_at_chance` on each classifier of a task, in batches of at most `batch_size`."""
+    for classifier in task.classifiers:
+        warn_if_at_chance(
+            classifier, task.data.trial_split, classifier.device, task.data.name, min(batch_size, BATCH_SIZE)
+        )
+
+
+def warn_if_at_chance(
+    classifier: Classifier, split: Split, device: torch.device | str, data: str, batch_size: int = BATCH_SIZE
+) -> None:
     """Warn where a classifier is untrained, at chance level on this data, or far below the accuracy in its card.
 
     The results of attacks on such a classifier are meaningless.
@@ -299,7 +313,7 @@ def warn_if_at_chance(classifier: Classifier, split: Split, device: torch.device
         return
     if len(split) < MIN_IMAGES:
         return
-    measured = accuracy(classifier, split, device)
+    measured = accuracy(classifier, split, device, batch_size)
     at_chance = is_at_chance_level(measured, classifier.spec.classes, split)
     recorded = _recorded_accuracy(classifier)
     if recorded and recorded.is_far_above(measured, len(split)):

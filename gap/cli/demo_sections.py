@@ -18,9 +18,7 @@ from gap.classifiers.task import AttackTask, load_task
 from gap.core.artifact import Artifact, prepare_run_dir
 from gap.core.files import write_json
 from gap.core.options import Options
-from gap.evaluation.benchmark import make_attack, parse_attacks, run_benchmark
-from gap.evaluation.evaluate import Evaluation
-from gap.evaluation.results import columns_for, curves_of, for_display
+from gap.evaluation.benchmark import evaluate_task, make_attack, parse_attacks
 from gap.evaluation.robustness import evaluate_robustness
 from gap.hardening.options import HardenOptions
 from gap.hardening.train import harden_from_options
@@ -30,8 +28,7 @@ from gap.imagery.traversal import traverse_images
 from gap.models.feature_extractor import LOGITS
 from gap.report.image_grid import CaptionedImage, image_grid
 from gap.report.page import Figure, Section
-from gap.report.pictures import ContactRow, contact_sheet, save_image, to_image, to_png_bytes
-from gap.report.plots import accuracy_curves
+from gap.report.pictures import save_image, to_image, to_png_bytes
 from gap.report.tables import Column, Table
 from gap.report.traversal_frames import TraversalFrames, key_frames, traversal_frames
 from gap.report.video import save_video
@@ -120,23 +117,23 @@ def universal_section(stage: Stage) -> None:
 
 def comparison_section(stage: Stage) -> None:
     """Compare the generators with a gradient attack and baselines, over several budgets."""
-    task = stage.task()
     entries = parse_attacks([stage.path("per-image"), stage.path("universal"), "pgd", "noise", "checkerboard"])
     budgets = [Budget(BUDGET.norm, epsilon) for epsilon in CURVE]
-    all_rows = [evaluation.row for evaluation in run_benchmark(entries, task, budgets, images=500)]
-    curves = curves_of(all_rows)
-    rows = [row for row in all_rows if row["budget"] == str(BUDGET)]
-    write_json(stage.out / "results.json", {"rows": rows, "data": task.data.describe()})
-    plot = accuracy_curves(curves, "Accuracy under attack", "L2 threshold, pixels in [0, 1]")
+    result = evaluate_task(entries, stage.task(), budgets, images=500, progress=False)
+    at_budget = result.at(BUDGET)
+    write_json(stage.out / "results.json", at_budget.to_dict())
     text = (
         "PGD computes the classifier's gradient up to 80 times for each image; the generator needs one pass. Noise and"
         " the checkerboard are baselines that do not use the classifier."
         f"\n\nThe table is at {BUDGET}, on 8-bit images, with 95% intervals."
     )
-    figures = [
-        Figure(plot, "Accuracy under attack against epsilon", f"accuracy against epsilon for {', '.join(curves)}")
-    ]
-    stage.sections.append(Section("Measured", text, figures, Table(for_display(rows), columns_for(rows))))
+    figure = Figure(
+        result.curves_png("Accuracy under attack"),
+        "Accuracy under attack against epsilon",
+        f"accuracy against epsilon for {', '.join(result.curves())}",
+    )
+    table = at_budget.table()
+    stage.sections.append(Section("Measured", text, [figure], Table(table.rows, table.columns)))
 
 
 def hardening_section(stage: Stage) -> None:
@@ -275,19 +272,14 @@ SECTIONS: tuple[Callable[[Stage], None], ...] = (
 
 
 def _pictures_section(stage: Stage, title: str, text: str, name: str) -> Section:
-    (evaluation,) = run_benchmark(parse_attacks([stage.path(name)]), stage.task(), [BUDGET], images=500)
-    row = evaluation.row
+    entries = parse_attacks([stage.path(name)])
+    result = evaluate_task(entries, stage.task(), [BUDGET], images=500, progress=False)
+    (row,) = result.rows
     facts = {
         "accuracy under attack": f"{row['accuracy_under_attack']:.1%}",
         "before": f"{row['clean_accuracy']:.1%}",
         "time per image": f"{row['seconds_per_image'] * 1000:.2f} ms",
         "folder": stage.path(name),
     }
-    return Section(
-        title, text, [Figure(_sheet(evaluation, title), title, f"{title}: clean, perturbation, perturbed")], None, facts
-    )
-
-
-def _sheet(evaluation: Evaluation, title: str) -> bytes:
-    example = evaluation.example
-    return to_png_bytes(contact_sheet([ContactRow(title, example.clean, example.adversarial, example.captions)]))
+    figure = Figure(to_png_bytes(result.pictures()), title, f"{title}: clean, perturbation, perturbed")
+    return Section(title, text, [figure], None, facts)

@@ -1,4 +1,4 @@
-"""The progress display: a bar on a terminal, and otherwise a plain line from time to time."""
+"""The progress display: a bar on a terminal, and otherwise a plain line from time to time; single lines of results."""
 
 import sys
 import time
@@ -11,6 +11,12 @@ from gap.core.process import is_main_process
 
 # Seconds between two lines where there is no terminal.
 LINE_SECONDS = 10.0
+
+
+def print_progress(line: str) -> None:
+    """Print a line on standard error. Of several processes, only the main process prints."""
+    if is_main_process():
+        print(line, file=sys.stderr, flush=True)
 
 
 class StepBar:

@@ -19,11 +19,12 @@ from gap.attacks.names import ARTIFACT_KINDS
 from gap.attacks.registry import UNIVERSAL_ATTACKS, create_attack, init_folder_of, list_attacks
 from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import Classifier
-from gap.classifiers.task import AttackTask, make_task
+from gap.classifiers.task import AttackTask, make_task, warn_if_any_at_chance
 from gap.core.artifact import Artifact, is_artifact, open_artifact
 from gap.core.errors import GapError, GapWarning, check_at_least, unknown_name_error
 from gap.core.network import device_of
 from gap.core.paths import exists
+from gap.core.progress import print_progress
 from gap.data.adapters import evaluation_data
 from gap.evaluation.evaluate import Evaluation, evaluate_attack
 from gap.evaluation.names import unique_names
@@ -99,6 +100,7 @@ def evaluate(
     transfer: bool = False,
     seed: int = 0,
     device: torch.device | str | None = None,
+    progress: bool = True,
     callback: Callable[[Evaluation], None] = lambda evaluation: None,
     **options: Any,
 ) -> EvaluationResult:
@@ -119,7 +121,8 @@ def evaluate(
             classifiers.
         seed: the seed of all random choices.
         device: the torch device; by default that of the first model.
-        callback: a function that is called with each row as soon as it is complete.
+        progress: whether the accuracy under each attack is printed on standard error as soon as it is known.
+        callback: a function that is called with each `Evaluation`, whose `row` has all metrics, as soon as it is known.
         **options: further options of data by name: data_root, labels, input, mean, std.
 
     Returns:
@@ -135,8 +138,7 @@ def evaluate(
     entry_budgets = [common_budget(entries, item) for item in budgets]
     with torch.random.fork_rng():
         task = make_task(classifiers, evaluation_data, data, device=device, **options)
-        evaluations = []
-        for evaluation in run_benchmark(
+        return evaluate_task(
             entries,
             task,
             entry_budgets,
@@ -145,10 +147,49 @@ def evaluate(
             images=images,
             batch_size=batch_size,
             seed=seed,
-        ):
-            callback(evaluation)
-            evaluations.append(evaluation)
+            progress=progress,
+            callback=callback,
+        )
+
+
+def evaluate_task(
+    entries: Sequence[AttackEntry],
+    task: AttackTask,
+    budgets: Sequence[Budget | None],
+    *,
+    own_budgets: bool = False,
+    transfer: bool = False,
+    images: int | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    progress: bool = True,
+    callback: Callable[[Evaluation], None] = lambda evaluation: None,
+) -> EvaluationResult:
+    """The results of `run_benchmark`; `progress` and `callback` are those of `evaluate`."""
+    evaluations = []
+    for evaluation in run_benchmark(
+        entries,
+        task,
+        budgets,
+        own_budgets=own_budgets,
+        transfer=transfer,
+        images=images,
+        batch_size=batch_size,
+        seed=seed,
+    ):
+        if progress:
+            print_progress(_describe(evaluation, several_budgets=len(budgets) > 1, classifiers=len(task.classifiers)))
+        callback(evaluation)
+        evaluations.append(evaluation)
     return EvaluationResult(evaluations, task.data.describe())
+
+
+def _describe(evaluation: Evaluation, *, several_budgets: bool, classifiers: int) -> str:
+    """A row in one line: the attack, the classifier and the budget where there are several, and the accuracy left."""
+    row = evaluation.row
+    on = f" on {row['classifier']}" if classifiers > 1 or not several_budgets else ""
+    at = f" at {row['budget']}" if several_budgets else ""
+    return f"{row['attack']}{on}{at}: {row['accuracy_under_attack']:.2%} left"
 
 
 def run_benchmark(
@@ -172,6 +213,7 @@ def run_benchmark(
     for checked_budget in filter(None, budgets):
         checked_budget.check(task.data.channels, *task.data.size)
     check_entries(entries, task)
+    warn_if_any_at_chance(task, batch_size)
     names = unique_names(classifier.name for classifier in task.classifiers)
     for budget in budgets:
         for entry in entries:

@@ -11,9 +11,10 @@ import torch
 from gap.attacks.generator.options import DEFAULT_TRAINING_IMAGES
 from gap.classifiers.adapters import ClassifierLike
 from gap.classifiers.classifier import artifact_dir_of
-from gap.classifiers.task import AttackTask, make_task, with_labels_of
+from gap.classifiers.task import AttackTask, make_task, warn_if_any_at_chance, with_labels_of
 from gap.core.artifact import open_artifact, update_card
 from gap.core.errors import check_at_least
+from gap.core.progress import print_progress
 from gap.data.adapters import evaluation_data, is_data_name, training_data
 from gap.data.registry import converted, load_data
 from gap.evaluation.adaptive import adaptive_attacks
@@ -27,8 +28,6 @@ from gap.training.trainer import Callback
 
 # The key of reports in a card.
 EVALUATIONS = "robustness_evaluations"
-
-Display = Callable[[str], AbstractContextManager[Callback]]
 
 
 def judge(
@@ -66,8 +65,10 @@ def judge(
         batch_size: images per batch.
         seed: the seed of all random choices.
         device: the torch device; by default that of the model.
-        progress: whether the training of attacks shows a progress bar.
-        callback: a function that is called with the name of each attack and the accuracy under it.
+        progress: whether the accuracy under each attack is printed on standard error as soon as it is known, and the
+            training of attacks shows a progress bar.
+        callback: a function that is called with the name of each attack and the accuracy under it, as soon as it is
+            known; the first name is "clean".
         **options: further options of data by name: data_root, labels, input, mean, std.
 
     Returns:
@@ -90,17 +91,16 @@ def judge(
             training_set = with_labels_of(task, training_set, predicted=options.get("labels") == "predicted")
             task = replace(task, data=replace(task.data, train=training_set.train))
         machine = RuntimeOptions.read({"seed": seed, "device": str(task.classifiers[0].device)})
-        display: Display = ProgressBar if progress else lambda name: nullcontext(lambda progress: None)
         return judge_task(
             task,
             as_budget(budget),
             machine,
             attacks=attacks,
             adaptive_images=adaptive_images,
-            display=display,
             images=images,
             fast=fast,
             batch_size=batch_size,
+            progress=progress,
             callback=callback,
         )
 
@@ -112,21 +112,33 @@ def judge_task(
     *,
     attacks: Sequence[AttackLike],
     adaptive_images: int | None,
-    display: Display,
     images: int,
     fast: bool,
     batch_size: int,
-    callback: Callable[[str, float], None],
+    progress: bool = True,
+    callback: Callable[[str, float], None] = lambda name, accuracy: None,
 ) -> RobustnessReport:
     """Evaluate the robustness of the first classifier of a task; the second, if any, is the surrogate.
 
-    `display` makes the progress callback of a training from its name. If the classifier was loaded from a folder that
-    gap wrote, the report is also added to the card there.
+    `progress` and `callback` are those of `judge`. If the classifier was loaded from a folder that gap wrote, the
+    report is also added to the card there.
     """
+
+    def tell(name: str, accuracy: float) -> None:
+        if progress:
+            print_progress(f"{name}: {accuracy:.2%}")
+        callback(name, accuracy)
+
+    def display(name: str) -> AbstractContextManager[Callback]:
+        if progress:
+            return ProgressBar(name)
+        return nullcontext(lambda training_progress: None)
+
     classifier, surrogate = task.classifiers[0], task.classifiers[1] if len(task.classifiers) > 1 else None
     budget.check(classifier.spec.channels, *classifier.spec.size)
     entries = parse_attacks(attacks)
     check_entries(entries, replace(task, classifiers=[classifier]))
+    warn_if_any_at_chance(task, batch_size)
     others, adaptive = (
         [
             make_attack(entry, budget, classifier, task, machine.seed)
@@ -152,7 +164,7 @@ def judge_task(
         batch_size=batch_size,
         seed=machine.seed,
         data=task.data.name,
-        callback=callback,
+        callback=tell,
     )
     if folder := artifact_dir_of(classifier):
         update_card(folder, EVALUATIONS, noted(report.to_dict(), open_artifact(folder).card.get(EVALUATIONS)))

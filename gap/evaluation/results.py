@@ -11,7 +11,7 @@ from PIL import Image
 
 from gap.evaluation.evaluate import Evaluation
 from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
-from gap.report.tables import Column, csv_table, html_table, latex_table, markdown_table, text_table
+from gap.report.tables import Column, Table, csv_table, html_table, latex_table, markdown_table, text_table
 from gap.threat import L2, LINF, NORMS, Budget, Norm
 
 SOURCE = Column("source", "made on")
@@ -44,17 +44,28 @@ class EvaluationResult:
         """All values except the images, as plain values for JSON."""
         return {"rows": self.rows, "data": self.data}
 
+    def table(self) -> Table:
+        """The rows and columns that are shown, with the title as caption."""
+        return Table(for_display(self.rows), columns_for(self.rows), self.title)
+
+    def at(self, budget: Budget) -> "EvaluationResult":
+        """The evaluations at one budget."""
+        return EvaluationResult([e for e in self.evaluations if e.row["budget"] == str(budget)], self.data)
+
     def to_text(self) -> str:
         """The table as plain text."""
-        return f"{self.title}\n{text_table(*self._table())}"
+        table = self.table()
+        return f"{table.caption}\n{text_table(table.rows, table.columns)}"
 
     def to_markdown(self) -> str:
         """The table in Markdown."""
-        return markdown_table(*self._table())
+        table = self.table()
+        return markdown_table(table.rows, table.columns)
 
     def to_latex(self) -> str:
         """The table in LaTeX, for the booktabs package."""
-        return latex_table(*self._table(), caption=self.title)
+        table = self.table()
+        return latex_table(table.rows, table.columns, caption=table.caption)
 
     def to_csv(self, path: str | Path) -> None:
         """Save all rows, unrounded, as CSV."""
@@ -71,14 +82,25 @@ class EvaluationResult:
             ]
         )
 
+    def curves(self) -> dict[str, list[tuple[float, float, float, float]]]:
+        """Curves of accuracy against epsilon by name; a point is (epsilon, accuracy, low, high)."""
+        return curves_of(self.rows)
+
+    def curves_png(self, title: str | None = None) -> bytes:
+        """The PNG file of the curves of rows whose budgets are of one norm."""
+        from gap.report.plots import accuracy_curves  # imported here because it imports matplotlib
+
+        norm = Budget.parse(self.rows[0]["budget"]).norm
+        return accuracy_curves(self.curves(), title or self.title, f"{norm} threshold, pixels in [0, 1]")
+
     def plot(self) -> Image.Image:
         """Curves of accuracy against epsilon if there are several budgets of one norm, else a bar for each attack."""
-        from gap.report.plots import accuracy_curves, grouped_bars  # imported here because it imports matplotlib
+        from gap.report.plots import grouped_bars  # imported here because it imports matplotlib
 
         budgets = {row["budget"] for row in self.rows if row["budget"]}
         norms = {Budget.parse(budget).norm for budget in budgets}
         if len(budgets) > 1 and len(norms) == 1 and all(row["budget"] for row in self.rows):
-            png = accuracy_curves(curves_of(self.rows), self.title, f"{norms.pop()} threshold, pixels in [0, 1]")
+            png = self.curves_png()
         else:
             png = grouped_bars(_bars_of(self.rows), self.title, "accuracy under attack")
         return Image.open(io.BytesIO(png))
@@ -89,10 +111,8 @@ class EvaluationResult:
     def _repr_html_(self) -> str:
         """The HTML that a notebook shows."""
         png = base64.b64encode(to_png_bytes(self.pictures())).decode()
-        return f'{html_table(*self._table(), caption=self.title)}<img src="data:image/png;base64,{png}">'
-
-    def _table(self) -> tuple[list[dict[str, Any]], list[Column]]:
-        return for_display(self.rows), columns_for(self.rows)
+        table = self.table()
+        return f'{html_table(table.rows, table.columns, table.caption)}<img src="data:image/png;base64,{png}">'
 
 
 def _bars_of(rows: list[dict[str, Any]]) -> dict[str, dict[str, tuple[float, float, float]]]:

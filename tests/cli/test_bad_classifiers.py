@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from judging import shorten_judging
 from PIL import Image
 from torch import nn
 
@@ -66,6 +67,25 @@ def test_evaluate_untrained_softmax_network_warns_of_probabilities_and_chance_le
     softmax, chance = result.warnings
     assert "probabilities" in softmax and "logits" in softmax
     assert "no better than chance" in chance and "--mean, --std" in chance
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["evaluate", "noise", "checkerboard", "--classifier"],
+        ["compare", "noise", "--epsilons=0.05,0.1", "--out=out", "--classifier"],
+        ["judge", "--fast"],
+    ],
+)
+def test_attack_commands_classifier_at_chance_level_gives_one_warning(
+    run: Callable[..., Any], networks: Path, command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Catches: a warning of the command and one of the function that it calls."""
+    shorten_judging(monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    result = run(*command, f"{networks}:Net", "--data=mnist-5k", "--budget=linf:0.1", "--images=4")
+    assert result.code == 0, result.err
+    assert len([line for line in result.warnings if "no better than chance" in line]) == 1, result.err
 
 
 def test_train_ensemble_of_different_channels_exits_with_error(

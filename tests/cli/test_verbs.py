@@ -205,6 +205,7 @@ def test_evaluate_all_kinds_of_attacks_gives_a_row_for_each(
         low, high = row["accuracy_under_attack_interval"]
         assert low <= row["accuracy_under_attack"] <= high
         assert row["attack"] in result.out
+        assert f"{row['attack']} on {classifier}: {row['accuracy_under_attack']:.2%} left\n" in result.err
     assert rows["pgd:steps=5"]["accuracy_under_attack"] < rows["noise"]["accuracy_under_attack"]
     assert rows[pgd_from_generator]["accuracy_under_attack"] <= rows["per-image"]["accuracy_under_attack"]
     assert table(tmp_path / "out" / "results.json") == list(rows.values())
@@ -231,6 +232,9 @@ def test_compare_two_epsilons_writes_table_plot_and_page(
     assert [(row["attack"], row["budget"]) for row in rows] == [
         ("per-image", "l2:1"), ("noise", "l2:1"), ("per-image", "l2:3"), ("noise", "l2:3"),
     ]  # fmt: skip
+    assert [line.partition(": ")[0] for line in result.err.splitlines() if line.endswith(" left")] == [
+        f"{row['attack']} at {row['budget']}" for row in rows
+    ]
     assert Image.open(tmp_path / "out" / "accuracy-against-epsilon.png").width > 100
     assert "--transfer" in run(*command, "--out", tmp_path / "out", "--transfer").error_line
     page = (tmp_path / "out" / "index.html").read_text()
@@ -400,8 +404,10 @@ def test_demo_with_short_training_writes_the_page_and_all_results(
     monkeypatch.setattr(sections, "STEPS", 6)
     monkeypatch.setattr(sections, "EVALUATIONS", 3)
     monkeypatch.setattr(sections, "CURVE", (sections.BUDGET.epsilon,))
-    original = sections.run_benchmark
-    monkeypatch.setattr(sections, "run_benchmark", lambda *inputs, images: original(*inputs, images=20))
+    original = sections.evaluate_task
+    monkeypatch.setattr(
+        sections, "evaluate_task", lambda *inputs, images, progress: original(*inputs, images=20, progress=progress)
+    )
     result = run("demo", "--out", tmp_path / "demo")
     assert result.code == 0, result.err
     page = Path(result.out.splitlines()[-1])

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import gap
 from gap.attacks.generator.model import load_attack
 from gap.classifiers.classifier import Classifier, ClassifierSpec
 from gap.classifiers.task import AttackTask
@@ -21,6 +22,7 @@ from gap.evaluation.benchmark import parse_attacks, run_benchmark
 from gap.evaluation.results import EvaluationResult, _bars_of, curve_names
 from gap.threat import Budget
 
+NAMES = ["one", "two"]
 BUDGETS = [Budget("linf", 0.1), Budget("linf", 0.2)]
 
 
@@ -106,6 +108,71 @@ def test_run_benchmark_transfer_warns_once_for_each_classifier(tmp_path: Path) -
         "two as it is, in weights and normalizer: this is transfer",
         "three as it is, in weights and normalizer: this is transfer",
     ]
+
+
+def guessing(name: str) -> Classifier:
+    """A classifier with constant logits."""
+    return classifier(name, 0.0)
+
+
+def guessable_images() -> tuple[Tensor, Tensor]:
+    """40 images with labels of three classes."""
+    images = torch.randint(0, 256, (40, 1, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8)
+    return images, torch.arange(40) % 3
+
+
+def test_evaluate_classifiers_at_chance_level_warns_once_for_each() -> None:
+    """Catches: a table of a network that guesses, without a warning in Python."""
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always", GapWarning)
+        gap.evaluate(["noise", "checkerboard"], [guessing(name) for name in NAMES], guessable_images(), BUDGETS)
+    chance = [str(warning.message) for warning in warned if "no better than chance" in str(warning.message)]
+    assert [message.split()[0] for message in chance] == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("names", "budgets", "labels"),
+    [
+        (["one"], BUDGETS[:1], ["noise on one", "checkerboard on one"]),
+        (["one"], BUDGETS, [f"{attack} at {budget}" for budget in BUDGETS for attack in ("noise", "checkerboard")]),
+        (["one", "two"], BUDGETS[:1], [f"{attack} on {n}" for attack in ("noise", "checkerboard") for n in NAMES]),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:.*no better than chance")
+def test_evaluate_progress_prints_a_line_for_each_row_on_standard_error(
+    names: list[str], budgets: list[Budget], labels: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Catches: a long evaluation in Python without a sign of life, or a row that the callback does not get."""
+    rows: list[dict[str, Any]] = []
+    result = gap.evaluate(
+        ["noise", "checkerboard"],
+        [guessing(name) for name in names],
+        guessable_images(),
+        budgets,
+        callback=lambda evaluation: rows.append(evaluation.row),
+    )
+    output = capsys.readouterr()
+    accuracies = [row["accuracy_under_attack"] for row in result.rows]
+    assert output.err.splitlines() == [
+        f"{label}: {accuracy:.2%} left" for label, accuracy in zip(labels, accuracies, strict=True)
+    ]
+    assert rows == result.rows and not output.out
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than chance")
+def test_evaluate_without_progress_prints_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    gap.evaluate("noise", guessing("one"), guessable_images(), BUDGETS, progress=False)
+    assert capsys.readouterr() == ("", "")
+
+
+@pytest.mark.filterwarnings("ignore:.*no better than chance")
+def test_evaluate_small_batch_size_bounds_the_batches_of_the_accuracy_check() -> None:
+    """Catches: a check of the accuracy that needs more memory than the attacks."""
+    sizes: list[int] = []
+    network = guessing("one")
+    network.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
+    gap.evaluate("noise", network, guessable_images(), BUDGETS[0], batch_size=7, progress=False)
+    assert max(sizes) == 7
 
 
 @pytest.mark.parametrize(("mean", "std", "another"), [((0.1,), (0.3,), True), ((0.0,), (1.0,), False)])
@@ -215,6 +282,25 @@ def test_bars_of_one_attack_at_several_norms_has_a_bar_for_each() -> None:
     budgets = [Budget("linf", 0.1), Budget("l2", 0.5)]
     result = EvaluationResult(list(run_benchmark(parse_attacks(["noise"]), task(ONE), budgets)), {"name": "noise"})
     assert list(_bars_of(result.rows)["one"]) == ["noise at linf:0.1", "noise at l2:0.5"]
+
+
+def test_evaluation_result_at_one_budget_has_its_rows_alone() -> None:
+    """Catches: pictures or a table of all budgets under the title of one."""
+    result = EvaluationResult(
+        list(run_benchmark(parse_attacks(["noise", "checkerboard"]), task(ONE), BUDGETS)), {"name": "noise"}
+    )
+    largest = result.at(BUDGETS[1])
+    assert largest.rows == result.rows[2:] and largest.data == result.data
+    assert list(result.table().rows[0]) == list(largest.table().rows[0]) and largest.table().caption == result.title
+    assert largest.pictures().height < result.pictures().height
+
+
+def test_evaluation_result_curves_png_of_one_budget_shows_curves() -> None:
+    """Catches: bars in the file of `gap compare` for the curves, where there is one epsilon."""
+    evaluations = list(run_benchmark(parse_attacks(["noise"]), task(ONE), BUDGETS[:1]))
+    result = EvaluationResult(evaluations, {"name": "noise"})
+    assert [epsilon for epsilon, *_ in result.curves()["noise"]] == [0.0, 0.1]
+    assert result.curves_png()[:4] == b"\x89PNG"
 
 
 def test_run_benchmark_classifiers_of_one_name_source_is_that_of_the_card(tmp_path: Path) -> None:

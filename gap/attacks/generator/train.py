@@ -26,7 +26,7 @@ from gap.attacks.losses import Loss, find_loss
 from gap.classifiers.adapters import ClassifierLike, name_of
 from gap.classifiers.fuse import fuse_conv_bn
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import AttackTask, find_device, load_task, warn_if_at_chance
+from gap.classifiers.task import AttackTask, find_device, load_task, warn_if_any_at_chance
 from gap.core.artifact import PERTURBATION, Artifact
 from gap.core.errors import GapWarning
 from gap.core.frozen import frozen
@@ -147,7 +147,7 @@ def train_from_options(
     spec = task.classifiers[0].spec
     for text in filter(None, (options.budget, options.target_norm)):
         Budget.parse(text).check(spec.channels, *spec.size)
-    warn_if_at_chance(task.classifiers[0], task.data.trial_split, device, task.data.name)
+    warn_if_any_at_chance(task)
     return train_against(task, options, run, loss)
 
 

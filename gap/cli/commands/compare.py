@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 import typer
 from pydantic import Field
@@ -12,9 +12,6 @@ from gap.cli.options import with_options
 from gap.core.errors import GapError
 from gap.core.files import write_bytes, write_json
 from gap.report.tables import Table, print_table
-
-if TYPE_CHECKING:
-    from gap.evaluation.evaluate import Example
 
 EXAMPLE = (
     "gap compare runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --epsilons 0.6,1.2,2.4 --out out/"
@@ -43,13 +40,11 @@ def compare(
     out: Annotated[Path, typer.Option("--out", help="Folder for the table, the plot and the page.")],
 ) -> None:
     """Compare attacks over several budgets: a table, a plot and a page."""
-    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.classifiers.task import load_task
     from gap.core.artifact import prepare_output_dir, write_marker
-    from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
-    from gap.evaluation.results import columns_for, curve_names, curves_of, for_display
+    from gap.evaluation.benchmark import common_budget, evaluate_task, parse_attacks
     from gap.report.page import Figure, Section, write_page
-    from gap.report.pictures import ContactRow, contact_sheet, to_png_bytes
-    from gap.report.plots import accuracy_curves
+    from gap.report.pictures import to_png_bytes
     from gap.threat import Budget
     from gap.training.runtime import make_accelerator
 
@@ -63,44 +58,31 @@ def compare(
     prepare_output_dir(out)
     accelerator = make_accelerator(options)
     task = load_task(options.classifier, options, accelerator.device)
-    for classifier in task.classifiers:
-        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
-    rows: list[dict[str, Any]] = []
-    examples: list[Example] = []
-    for evaluation in run_benchmark(
+    result = evaluate_task(
         entries, task, budgets, images=options.images, batch_size=options.batch_size, seed=options.seed
-    ):
-        row = evaluation.row
-        typer.echo(
-            f"{row['attack']} at {row['budget']}: accuracy under attack {row['accuracy_under_attack']:.2%}", err=True
-        )
-        rows.append(row)
-        examples.append(evaluation.example)
-    curves = curves_of(rows)
-    contact_rows = [
-        ContactRow(name, example.clean, example.adversarial, example.captions)
-        for name, row, example in zip(curve_names(rows), rows, examples, strict=True)
-        if row["budget"] == str(budgets[-1])
-    ]
-    title = f"{task.data.name}, {rows[0]['images']} test images"
-    plot = accuracy_curves(curves, title, f"{largest_budget.norm} threshold, pixels in [0, 1]")
+    )
+    plot, table = result.curves_png(), result.table()
     try:
         write_marker(out)
-        write_json(out / "results.json", {"rows": rows, "data": task.data.describe()})
+        write_json(out / "results.json", result.to_dict())
         write_bytes(out / "accuracy-against-epsilon.png", plot)
     finally:
-        print_table(for_display(rows), columns_for(rows), title)
+        print_table(table.rows, table.columns, table.caption)
     section = Section(
         "Accuracy against epsilon",
         "The accuracy under attack at each epsilon, with 95% intervals, on 8-bit images.",
         [
-            Figure(plot, "Accuracy under attack against epsilon", f"accuracy against epsilon for {', '.join(curves)}"),
             Figure(
-                to_png_bytes(contact_sheet(contact_rows)),
+                plot,
+                "Accuracy under attack against epsilon",
+                f"accuracy against epsilon for {', '.join(result.curves())}",
+            ),
+            Figure(
+                to_png_bytes(result.at(budgets[-1]).pictures()),
                 f"Pictures at {budgets[-1]}",
                 "clean, perturbation and perturbed",
             ),
         ],
-        Table(for_display(rows), columns_for(rows)),
+        Table(table.rows, table.columns),
     )
-    typer.echo(write_page(out / "index.html", "Attacks compared", title, [section]))
+    typer.echo(write_page(out / "index.html", "Attacks compared", result.title, [section]))

@@ -1,8 +1,8 @@
 """Evaluate attacks, trained or not, on one or several classifiers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 from pydantic import Field
@@ -13,11 +13,6 @@ from gap.cli.options import Json, with_options
 from gap.core.files import check_writable, write_json
 from gap.report.tables import print_table
 from gap.training.options import RuntimeOptions
-
-if TYPE_CHECKING:
-    from PIL import Image
-
-    from gap.evaluation.evaluate import Evaluation
 
 EXAMPLE = (
     "gap evaluate runs/per-image pgd noise --classifier runs/mnist-cnn --data mnist --budget l2:2.4 --json results.json"
@@ -75,10 +70,9 @@ def evaluate(
     All metrics are those of 8-bit images of the test split, with 95% intervals. There is a row for each attack and
     classifier.
     """
-    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.classifiers.task import load_task
     from gap.core.artifact import prepare_output_dir, write_marker
-    from gap.evaluation.benchmark import common_budget, parse_attacks, run_benchmark
-    from gap.evaluation.results import columns_for, for_display
+    from gap.evaluation.benchmark import common_budget, evaluate_task, parse_attacks
     from gap.report.pictures import save_image
     from gap.training.runtime import make_accelerator
 
@@ -91,10 +85,7 @@ def evaluate(
         prepare_output_dir(out)
     accelerator = make_accelerator(options)
     task = load_task(options.classifier, options, accelerator.device)
-    for classifier in task.classifiers:
-        warn_if_at_chance(classifier, task.data.trial_split, accelerator.device, task.data.name)
-    evaluations: list[Evaluation] = []
-    benchmark = run_benchmark(
+    result = evaluate_task(
         entries,
         task,
         [budget],
@@ -104,30 +95,13 @@ def evaluate(
         batch_size=options.batch_size,
         seed=options.seed,
     )
-    for evaluation in benchmark:
-        row = evaluation.row
-        typer.echo(
-            f"{row['attack']} on {row['classifier']}: accuracy under attack {row['accuracy_under_attack']:.2%}",
-            err=True,
-        )
-        evaluations.append(evaluation)
-    rows = [evaluation.row for evaluation in evaluations]
-    table = {"rows": rows, "data": task.data.describe()}
     try:
         if json:
-            write_json(json, table)
+            write_json(json, result.to_dict())
         if out:
             write_marker(out)
-            write_json(out / "results.json", table)
-            save_image(_sheet(evaluations), out / "pictures.png")
+            write_json(out / "results.json", result.to_dict())
+            save_image(result.pictures(), out / "pictures.png")
     finally:
-        print_table(for_display(rows), columns_for(rows), f"{task.data.name}, {rows[0]['images']} test images")
-
-
-def _sheet(evaluations: "Sequence[Evaluation]") -> "Image.Image":
-    """A contact sheet of example images of each attack."""
-    from gap.report.pictures import ContactRow, contact_sheet
-
-    return contact_sheet(
-        [ContactRow(e.row["attack"], e.example.clean, e.example.adversarial, e.example.captions) for e in evaluations]
-    )
+        table = result.table()
+        print_table(table.rows, table.columns, table.caption)

@@ -83,10 +83,9 @@ def judge(
     attacks. The verdict is holds, masked (a check failed, so the accuracy is not reliable) or inconclusive (too few
     images are classified correctly). For a folder that gap wrote, the report is also added to its card.
     """
-    from gap.classifiers.task import load_task, warn_if_at_chance
+    from gap.classifiers.task import load_task
     from gap.evaluation.judge import judge_task
     from gap.threat import Budget
-    from gap.training.callbacks import ProgressBar
     from gap.training.runtime import make_accelerator
 
     options = read()
@@ -99,7 +98,6 @@ def judge(
     name = f"{options.architecture}@{options.classifier}" if options.architecture else options.classifier
     names = [name, *([options.surrogate] if options.surrogate else [])]
     task = load_task(names, options, accelerator.device)
-    warn_if_at_chance(task.classifiers[0], task.data.trial_split, accelerator.device, task.data.name)
     try:
         report = judge_task(
             task,
@@ -107,11 +105,9 @@ def judge(
             options,
             attacks=options.attack,
             adaptive_images=options.adaptive_images,
-            display=ProgressBar,
             images=options.images,
             fast=options.fast,
             batch_size=options.batch_size,
-            callback=lambda name, accuracy: typer.echo(f"{name}: {accuracy:.2%}", err=True),
         )
     except TrainingInterrupted as interruption:
         typer.echo("gap: stopped while an attack learned; there is no report", err=True)
