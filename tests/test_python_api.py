@@ -260,6 +260,7 @@ def test_python_functions_missing_device_is_refused_by_name(
         lambda: gap.pretrain(model, digits, device=device, progress=False),
         lambda: gap.harden(model, digits, BUDGET, device=device, progress=False),
         lambda: gap.train_generator(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.train_stylizer(digits[0], digits[0], device=device, progress=False),
         lambda: gap.evaluate("fgsm", model, digits, BUDGET, device=device),
         lambda: gap.judge(model, digits, BUDGET, device=device, progress=False),
         lambda: gap.load_attack(tmp_path, device=device),
