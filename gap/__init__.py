@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from gap.imagery.drawings import traverse as traverse
     from gap.imagery.drawings import visualize as visualize
     from gap.imagery.feature_visualization import Feature as Feature
-    from gap.imagery.feed_forward.options import StylizerOptions as StylizerOptions
     from gap.imagery.feed_forward.stylizer import load_stylizer as load_stylizer
     from gap.imagery.feed_forward.train import train_stylizer as train_stylizer
     from gap.threat import Budget as Budget
@@ -40,7 +39,6 @@ HOMES = {
     "Feature": "gap.imagery.feature_visualization",
     "GapError": "gap.core.errors",
     "GapWarning": "gap.core.errors",
-    "StylizerOptions": "gap.imagery.feed_forward.options",
     "as_classifier": "gap.classifiers.adapters",
     "create_attack": "gap.attacks.registry",
     "evaluate": "gap.evaluation.benchmark",

@@ -17,7 +17,7 @@ from gap.core.errors import GapError, unknown_name_error
 
 # A value this close to the next 8-bit level, in levels, counts as having reached it: k / 255 is not exact in floats.
 LEVEL_TOLERANCE = 1e-4
-# A value this close to the next 8-bit level, in levels, has reached it: floats do not hold k / 255 exactly.
+# The raw output of a network is scaled down to this root mean square before the tanh of an Linf bound: tanh would be
 # saturated for most pixels, and the gradients of the generator would vanish.
 MAX_PRE_TANH_RMS = 4.0
 # Clamping to [0, 1] shortens a perturbation. This many times, its other pixels are scaled up to restore its norm.

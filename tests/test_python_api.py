@@ -133,6 +133,10 @@ def test_documented_block_runs_as_written(
     attack = gap.attacks.PGD(BUDGET, steps=10, step_size=0.05, step_schedule="constant")
     adv = attack(model, images, labels)
     assert adv.shape == images.shape and (adv - images).abs().max() <= 0.2 + 1e-6
+    normalized = gap.Classifier(model, mean=(0.13,), std=(0.31,))
+    adv = attack(normalized, images[:20], labels[:20])
+    assert 0 < (adv - images[:20]).abs().max() <= 0.2 + 1e-6
+    assert torch.equal(normalized(images), model((images - 0.13) / 0.31))
     generator.save("runs/g")
     loaded = gap.load_attack("runs/g")
     assert torch.equal(loaded(model, images, labels), generator(model, images, labels))
@@ -169,10 +173,14 @@ def test_documented_block_runs_as_written(
         Image.fromarray((np.random.default_rng(seed).random((40, 48, 3)) * 255).astype("uint8")) for seed in (0, 1)
     )
     content.save("photo.png")
-    stylized = gap.stylize("photo.png", style, size=48, evaluations=2, progress=False)
+    mixed = gap.harden(
+        model, train, BUDGET, attacks=["generator-start", "pgd"], steps=1, epochs=0.2, val_images=50, progress=False
+    )
+    assert mixed.artifact.card["adversarial_training"]["attacks"] == {"generator-start": 0.5, "pgd": 0.5}
+    stylized = gap.stylize("photo.png", style, backbone=hardened.classifier, size=48, evaluations=2, progress=False)
     assert stylized.to_pil().size == (48, 40) and stylized._repr_png_()[:4] == b"\x89PNG"
-    sheet = gap.visualize(model, ["conv1:0-2", "logit:3"], size=28, steps=2, progress=False)
-    assert len(sheet.images) == 4 and sheet.captions[-1] == "class 3"
+    sheet = gap.visualize(hardened.classifier, ["conv2:0-15", "logit:3"], size=28, steps=2, progress=False)
+    assert len(sheet.images) == 17 and sheet.captions[-1] == "class digit 3"
     traversal = gap.traverse(model, images[:2], target=3, steps=3, progress=False)
     traversal.save("walk.mp4")
     assert Path("walk.mp4").stat().st_size > 500 and model.training
@@ -252,6 +260,7 @@ def test_python_functions_missing_device_is_refused_by_name(
         lambda: gap.pretrain(model, digits, device=device, progress=False),
         lambda: gap.harden(model, digits, BUDGET, device=device, progress=False),
         lambda: gap.train_generator(model, digits, BUDGET, device=device, progress=False),
+        lambda: gap.train_stylizer(digits[0], digits[0], device=device, progress=False),
         lambda: gap.evaluate("fgsm", model, digits, BUDGET, device=device),
         lambda: gap.judge(model, digits, BUDGET, device=device, progress=False),
         lambda: gap.load_attack(tmp_path, device=device),

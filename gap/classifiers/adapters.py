@@ -12,7 +12,7 @@ from torch import nn
 
 from gap.classifiers.classifier import Classifier, check_normalizer, load_classifier, validate_forward
 from gap.core.errors import GapError, GapWarning, first_line
-from gap.core.network import NetworkError
+from gap.core.network import NetworkError, is_on
 
 ClassifierLike = Classifier | nn.Module | str | PathLike[str]
 T = TypeVar("T", bound=ClassifierLike)
@@ -84,6 +84,11 @@ def copied(model: T) -> T:
         raise GapError(
             f"{name_of(model)} cannot be copied ({first_line(error)}); let it keep no outputs of its layers"
         ) from error
+
+
+def on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
+    """The classifier if it is on that device, else a copy on the device."""
+    return classifier if is_on(classifier, device) else copied(classifier).to(device)
 
 
 def _at_shape_that_works(classifier: Classifier, channels: int | None, size: tuple[int, int] | None) -> Classifier:

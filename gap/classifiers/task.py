@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gap.classifiers.adapters import ClassifierLike, as_classifier, copied
+from gap.classifiers.adapters import ClassifierLike, as_classifier, on_device
 from gap.classifiers.classifier import Classifier, check_compatible, check_normalizer, load_classifier, model_dir_of
 from gap.classifiers.memory_format import use_channels_last
 from gap.classifiers.options import DataOptions
@@ -20,7 +20,7 @@ from gap.core.artifact import open_artifact
 from gap.core.device import pick_device
 from gap.core.errors import GapError, GapWarning
 from gap.core.frozen import frozen
-from gap.core.network import device_of, is_on
+from gap.core.network import device_of
 from gap.data.class_names import find_difference, match_classes
 from gap.data.dataset import MIN_IMAGES, Dataset, Split, sequential_batches
 from gap.data.registry import converted, load_data
@@ -123,7 +123,7 @@ def load_task(
         )
     for index, (model, classifier) in enumerate(zip(models, classifiers, strict=True)):
         if isinstance(model, nn.Module):  # the user decides on the device and memory format of these
-            classifiers[index] = _on_device(classifier, device)
+            classifiers[index] = on_device(classifier, device)
         else:
             use_channels_last(classifier.to(device))
     if data.labels_index_model:
@@ -167,11 +167,6 @@ def find_device(models: Sequence[ClassifierLike], device: torch.device | str | N
         return pick_device(device)
     network = next((model for model in models if isinstance(model, nn.Module)), None)
     return pick_device("auto") if network is None else device_of(network)
-
-
-def _on_device(classifier: Classifier, device: torch.device | str) -> Classifier:
-    """The classifier if it is on that device, else a copy on the device."""
-    return classifier if is_on(classifier, device) else copied(classifier).to(device)
 
 
 def label_with_predictions(data: Dataset, classifier: Classifier, device: torch.device | str = "cpu") -> Dataset:

@@ -38,6 +38,8 @@ from gap.data.items import (
     image_and_label,
     image_levels,
     is_columns,
+    is_image,
+    is_image_list,
     label_index,
     label_indices,
     read_batch,
@@ -204,6 +206,40 @@ def training_data(data: Any) -> Dataset:
         images.part(torch.arange(0)),
         "5% held out at random for validation; no test images",
     )
+
+
+def image_data(data: Any) -> Dataset:
+    """A Dataset of a user's images for a training that needs no labels: 5% of them, at random, are for validation.
+
+    Args:
+        data: images alone, as a tensor or an array of N images, a list of images, or a torch Dataset whose items are
+            images; or data with labels in a form that `training_data` takes.
+
+    Raises:
+        GapError: as `training_data`.
+    """
+    if isinstance(data, TensorDataset) and len(data.tensors) == 1:
+        data = data.tensors[0]
+    if is_image_list(data):
+        data = (data, torch.zeros(len(data), dtype=torch.long))
+    elif isinstance(data, torch.utils.data.Dataset) and not isinstance(data, IterableDataset):
+        count = len(data) if hasattr(data, "__len__") else 0
+        if count and is_image(data[0]):
+            return replace(training_data(_ImagesAlone(data, count)), name=type(_root(data)).__name__)
+    return training_data(data)
+
+
+class _ImagesAlone(torch.utils.data.Dataset[tuple[Any, int]]):
+    """A dataset of images without labels, with the label 0 for each."""
+
+    def __init__(self, images: torch.utils.data.Dataset[Any], count: int) -> None:
+        self.images, self.targets = images, [0] * count
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self.images[index], 0
 
 
 def evaluation_data(data: Any) -> Dataset:

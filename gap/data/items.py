@@ -45,7 +45,7 @@ def read_batch(batch: Any) -> tuple[Tensor, Tensor]:
         images, labels = zip(*map(image_and_label, batch), strict=True)
         return batch_levels(images), label_indices(labels)
     images, labels = image_and_label(batch)
-    if _is_image(images) and _is_single(images, labels):
+    if is_image(images) and _is_single(images, labels):
         return image_levels(images)[None], torch.tensor([label_index(labels)])
     return batch_levels(images), label_indices(labels)
 
@@ -55,8 +55,22 @@ def is_columns(data: Any) -> bool:
     if not isinstance(data, tuple | list) or len(data) != 2:
         return False
     images, labels = data
-    listed = isinstance(images, tuple | list) and len(images) > 0 and all(map(_is_image, images))
+    listed = isinstance(images, tuple | list) and len(images) > 0 and all(map(is_image, images))
     return (_is_array(images) or listed) and (_is_array(labels) or isinstance(labels, tuple | list))
+
+
+def is_image(value: Any) -> bool:
+    """Whether a value is an image: a PIL image, or an array of two dimensions or more."""
+    return isinstance(value, Image.Image) or (_is_array(value) and value.ndim >= 2)
+
+
+def is_image_list(data: Any) -> bool:
+    """Whether data is images without labels: an array of N images, or a list of images, each with its channels."""
+    if _is_array(data):
+        return len(data.shape) == 4
+    if not isinstance(data, tuple | list) or not data:
+        return False
+    return all(is_image(item) and (isinstance(item, Image.Image) or len(item.shape) == 3) for item in data)
 
 
 def image_levels(image: Any) -> Tensor:
@@ -168,11 +182,7 @@ def _is_item(value: Any) -> bool:
     """Whether an entry of a list is an item, and not all images or all labels of a batch."""
     if isinstance(value, Mapping):
         return True
-    return isinstance(value, tuple | list) and len(value) >= 2 and _is_image(value[0]) and not _is_image(value[1])
-
-
-def _is_image(value: Any) -> bool:
-    return isinstance(value, Image.Image) or (_is_array(value) and value.ndim >= 2)
+    return isinstance(value, tuple | list) and len(value) >= 2 and is_image(value[0]) and not is_image(value[1])
 
 
 def _is_single(image: Any, label: Any) -> bool:

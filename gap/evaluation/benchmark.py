@@ -185,11 +185,11 @@ def evaluate_task(
 
 
 def _describe(evaluation: Evaluation, *, several_budgets: bool, classifiers: int) -> str:
-    """A row in one line: the attack, the classifier and the budget where there are several, and the accuracy left."""
+    """A row in one line: the attack, the classifier and the budget where there are several, and the accuracy."""
     row = evaluation.row
     on = f" on {row['classifier']}" if classifiers > 1 or not several_budgets else ""
     at = f" at {row['budget']}" if several_budgets else ""
-    return f"{row['attack']}{on}{at}: {row['accuracy_under_attack']:.2%} left"
+    return f"{row['attack']}{on}{at}: accuracy under attack {row['accuracy_under_attack']:.2%}"
 
 
 def run_benchmark(

@@ -3,6 +3,8 @@
 Distances are relative to the target image, so that the same weight works for any network.
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -122,6 +124,17 @@ class SlicedWassersteinLoss(Objective):
         actual = (self.axes @ feature_maps(activations, self.layers[0]).flatten(2)).sort(dim=2).values
         target = F.interpolate(self.target, actual.shape[2], mode="linear", align_corners=True)
         return (actual - target).square().flatten(1).mean(dim=1) / self.scale
+
+
+# A function of a layer, its output for the style image, a mask (1 x 1 x H x W) and a seed.
+StyleLoss = Callable[[str, Tensor, Tensor | None, int], Objective]
+STYLE_LOSSES: dict[str, StyleLoss] = {
+    "gram": lambda layer, target, mask, seed: GramLoss(layer, target, mask),
+    "moments": lambda layer, target, mask, seed: MomentLoss(layer, target),
+    "sliced": lambda layer, target, mask, seed: SlicedWassersteinLoss(layer, target, seed),
+}
+# The style losses that use the mask.
+MASKED_STYLE_LOSSES = ("gram",)
 
 
 class Logit(Objective):

@@ -21,6 +21,7 @@ TV_WEIGHT = 10.0
 COLOR_WEIGHT = 1.0
 # The style weights of a comparison. Above the last one, drawings of standard backbones hardly change.
 SEARCH_WEIGHTS = (0.03, 0.3, 3.0, 30.0, 300.0, 3000.0)
+# The keys of `gap.imagery.losses.STYLE_LOSSES`.
 StyleLossName = Literal["gram", "moments", "sliced"]
 # `none`: steps of constant norm in a ball (Santurkar et al., 2019); `natural`: a Fourier canvas with decorrelated
 # colors, and random transforms (Olah et al., 2017).

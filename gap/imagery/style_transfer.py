@@ -19,7 +19,7 @@ from gap.imagery.backbone import (
     prepare_backbone,
 )
 from gap.imagery.canvas import PixelCanvas, fit_size, resize
-from gap.imagery.losses import ColorGramLoss, ContentLoss, GramLoss, MomentLoss, SlicedWassersteinLoss, feature_maps
+from gap.imagery.losses import MASKED_STYLE_LOSSES, STYLE_LOSSES, ColorGramLoss, ContentLoss, feature_maps
 from gap.imagery.memory import check_memory
 from gap.imagery.objectives import Activations, Objective, TotalVariation
 from gap.imagery.optimize import OptimizationProgress, no_callback, optimize
@@ -82,8 +82,8 @@ def transfer_style(
     """
     options = options or StyleTransferOptions()
     style_weights = normalize_weights(weights, len(styles))
-    if masks is not None and options.style_loss != "gram":
-        raise GapError(f"masks go with the style loss gram, not {options.style_loss}")
+    if masks is not None and options.style_loss not in MASKED_STYLE_LOSSES:
+        raise GapError(f"masks go with `style_loss` {' or '.join(MASKED_STYLE_LOSSES)}, not {options.style_loss}")
     if masks is not None and len(masks) != len(styles):
         raise GapError(f"{len(styles)} styles need as many masks, in their order; got {len(masks)}")
     if masks is not None and any(mask.shape[-2:] != content.shape[-2:] for mask in masks):
@@ -174,6 +174,7 @@ def _build_loss(
         content_layers = [name_by_path.get(resolve_layer(backbone.network, name), name) for name in content_layers]
         by_prefix = {"": prepare(backbone, [*layers, *(name for name in content_layers if name not in layers)])}
     extractors = MultiFeatureExtractor(by_prefix, half=use_bf16(options.precision, content.device))
+    style_loss = STYLE_LOSSES[options.style_loss]
     parts: list[Objective] = []
     with torch.no_grad(), extractors.frozen():
         if options.smooth_activations:
@@ -185,7 +186,7 @@ def _build_loss(
                 parts.append(
                     relative_weight * options.style_weight * options.color_weight * ColorGramLoss(style[None], mask)
                 )
-            parts += [weight * _distance(options, name, feature_maps(activations, name), mask) for name in layers]
+            parts += [weight * style_loss(name, feature_maps(activations, name), mask, options.seed) for name in layers]
         if content_layers:
             activations = Activations(content[None], extractors(content[None]))
             parts += [
@@ -196,16 +197,6 @@ def _build_loss(
         parts.append(options.tv_weight * TotalVariation())
     first, *others = parts
     return extractors, sum(others, start=first)
-
-
-def _distance(options: StyleTransferOptions, layer: str, target: Tensor, mask: Tensor | None) -> Objective:
-    match options.style_loss:
-        case "gram":
-            return GramLoss(layer, target, mask)
-        case "moments":
-            return MomentLoss(layer, target)
-        case _:
-            return SlicedWassersteinLoss(layer, target, options.seed)
 
 
 def normalize_weights(weights: Sequence[float] | None, count: int) -> list[float]:

@@ -11,7 +11,8 @@ import pytest
 from gap.models.classifier_names import BUILTIN_DESCRIPTIONS
 from gap.models.classifiers import BUILTIN
 
-from gap.attacks.names import ATTACK_NAMES
+from gap.attacks.losses import LOSSES
+from gap.attacks.names import ATTACK_NAMES, LOSS_NAMES
 from gap.attacks.registry import list_attacks
 from gap.cli.app import COMMANDS
 
@@ -124,4 +125,5 @@ def test_show_completion_option_prints_a_script(run: Callable[..., Any]) -> None
 
 def test_name_lists_without_torch_equal_the_registries() -> None:
     assert set(ATTACK_NAMES) == set(list_attacks())
+    assert set(LOSS_NAMES) == set(LOSSES)
     assert set(BUILTIN_DESCRIPTIONS) == set(BUILTIN)

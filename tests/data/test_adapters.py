@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler, Subset, TensorDataset
 
 from gap.core.errors import GapError, GapWarning
-from gap.data.adapters import evaluation_data, training_data
+from gap.data.adapters import evaluation_data, image_data, training_data
 from gap.data.dataset import sequential_batches
 from gap.data.images import as_image, load_image
 
@@ -314,6 +314,28 @@ def test_training_data_loader_with_workers_gives_the_images_of_the_dataset() -> 
     assert rows.train.workers == 2  # type: ignore[attr-defined]
     by_rows = torch.cat([batch for batch, _ in rows.train.batches(sequential_batches(rows.train, 4))])
     assert torch.equal(with_workers, plain) and torch.equal(by_rows, plain)
+
+
+def test_image_data_of_every_form_gives_the_same_images() -> None:
+    """Catches: labels that are required where none are needed, and a list of two images taken for images and labels."""
+    images, labels = sample()
+    forms = (
+        images,
+        images.numpy(),
+        list(images),
+        TensorDataset(images),
+        Rows(lambda i: images[i]),
+        (images, labels),
+        Rows(lambda i: (images[i], labels[i])),
+    )
+    pixels = []
+    for form in forms:
+        data = image_data(form)
+        pixels.append(torch.cat([batch for batch, _ in data.train.batches(sequential_batches(data.train, 4))]))
+        assert len(data.train) + len(data.validation) == len(images) and not len(data.test)
+    assert all(torch.equal(batch, pixels[0]) for batch in pixels)
+    assert image_data(Rows(lambda i: images[i])).name == "Rows"
+    assert len(image_data(list(images[:2])).train) == 1
 
 
 def test_evaluation_data_loader_with_a_sampler_gives_as_many_images_as_it_draws() -> None:

@@ -4,6 +4,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
+from gap.attacks.names import LOSS_NAMES
 from gap.attacks.options import CONFIDENCE
 from gap.classifiers.options import DataOptions
 from gap.core.errors import GapError
@@ -67,7 +68,7 @@ class TrainOptions(TrainRuntimeOptions, DataOptions):
     )
     loss: Annotated[
         str,
-        Field(description="Loss: margin, cross-entropy, capped-cross-entropy, log-cross-entropy or relativistic."),
+        Field(description=f"Loss: {', '.join(LOSS_NAMES[:-1])} or {LOSS_NAMES[-1]}."),
     ] = "margin"
     confidence: Annotated[
         float,

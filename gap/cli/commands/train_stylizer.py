@@ -18,6 +18,6 @@ def train_stylizer(
     FOLDER` draws with the trained network.
     """
     from gap.cli.run_training import run_training
-    from gap.imagery.feed_forward.train import train_stylizer as work
+    from gap.imagery.feed_forward.train import train_stylizer_from_options as work
 
     run_training("train-stylizer", read, work, out, resume, overwrite)

@@ -1,6 +1,8 @@
 """Training of a feed-forward stylizer, from options to artifact."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -8,22 +10,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from gap.classifiers.adapters import ClassifierLike, name_of, on_device
+from gap.classifiers.classifier import Classifier
 from gap.classifiers.provenance import data_fingerprints
-from gap.classifiers.task import load_classifiers, parse_input_shape
+from gap.classifiers.task import find_device, load_classifiers, parse_input_shape
 from gap.core.artifact import Artifact
 from gap.core.errors import GapError
 from gap.core.frozen import frozen
 from gap.core.network import to_channels_last
+from gap.data.adapters import data_name, image_data, is_data_name
 from gap.data.dataset import Dataset, Split
-from gap.data.registry import load_data
+from gap.data.registry import converted, load_data
 from gap.imagery.backbone import default_content_layers, default_layers, prepare_backbone
 from gap.imagery.feed_forward.options import StylizerOptions
-from gap.imagery.feed_forward.stylizer import KIND, extract
+from gap.imagery.feed_forward.stylizer import KIND, TrainedStylizer, extract, load_stylizer_artifact
 from gap.imagery.losses import ColorGramLoss, ContentLoss, GramLoss
 from gap.imagery.objectives import Activations, TotalVariation
+from gap.imagery.options import BACKBONE
 from gap.models.feature_extractor import FeatureExtractor
 from gap.models.stylizers import Stylizer, make_stylizer
 from gap.training.augmentation import make_augmentation
+from gap.training.run import run_training
 from gap.training.runtime import main_first, make_accelerator, preserve_process_state
 from gap.training.task import Backward, TrainingTask, with_adamw
 from gap.training.trainer import Callback, TrainingRun, TrainSchedule, train
@@ -110,31 +117,112 @@ class StylizerTraining(TrainingTask):
         return drawings, {"objective": total, "style": style, "content": content, "colors": colors}
 
 
+@dataclass(frozen=True)
+class StylizerParts:
+    """The backbone of a stylizer, and the images that it is trained on."""
+
+    backbone: Classifier
+    contents: Dataset
+    styles: Dataset
+
+
 @preserve_process_state()
 def train_stylizer(
-    options: StylizerOptions, folder: Path | str, callbacks: Sequence[Callback] = (), *, resume: bool = False
+    content: Any,
+    style: Any,
+    *,
+    backbone: ClassifierLike = BACKBONE,
+    epochs: float | None = None,
+    batch_size: int = 8,
+    seed: int = 0,
+    device: torch.device | str | None = None,
+    out: Path | str | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+    **options: Any,
+) -> TrainedStylizer:
+    """Train a network that draws any content in any style in one forward pass.
+
+    Args:
+        content: a name such as "cifar10" or "folder:PATH", or images of one size: a tensor or an array of N images, a
+            list, a torch Dataset. Labels are not needed, and are ignored. 5% of the images are the validation set.
+        style: the style images, in the same forms; two or more.
+        backbone: the network that encodes the images and defines the loss: a name, a folder, a `gap.Classifier` or any
+            `nn.Module`.
+        epochs: passes over the content images; by default those of `gap train-stylizer`.
+        batch_size: images per step.
+        seed: the seed of all random choices.
+        device: the torch device; by default that of the backbone.
+        out: a folder for the result, with checkpoints and logs. Without one, the result stays in memory.
+        resume: whether an unfinished training in `out` is continued.
+        overwrite: whether the files of an earlier training in `out` are replaced.
+        callbacks: functions that are called with a `TrainingProgress` every 20 steps and after each epoch.
+        progress: whether a progress bar is shown.
+        **options: further options of `gap train-stylizer` by name: type, size, style_weight, lr...
+
+    Returns:
+        A stylizer: a function of a content C x H x W in [0, 1] and a list of style images. It has the metrics during
+        the training (`history`) and a method `save`; `gap.load_stylizer` loads a saved stylizer.
+
+    Raises:
+        GapError: when the backbone and the images do not match, or there are too few images.
+        TrainingInterrupted: after Ctrl-C or SIGTERM, with the state saved in `out`.
+
+    References:
+        Johnson et al., 2016; Huang and Belongie, 2017 (AdaIN).
+    """
+    torch_device = find_device([backbone], device)
+    given = {
+        "content": data_name(content),
+        "style": data_name(style),
+        "backbone": name_of(backbone),
+        "batch_size": batch_size,
+        "seed": seed,
+        "device": str(torch_device),
+    }
+    stylizer_options = StylizerOptions.read(given | ({} if epochs is None else {"epochs": epochs}), options)
+    parts = _load_parts(stylizer_options, backbone, content, style)
+    artifact, history = run_training(
+        "train-stylizer", partial(train_stylizer_from_options, parts=parts), stylizer_options, out,
+        resume=resume, overwrite=overwrite, callbacks=callbacks, progress=progress,
+    )  # fmt: skip
+    return TrainedStylizer(load_stylizer_artifact(artifact, parts.backbone, torch_device), artifact, history)
+
+
+def train_stylizer_from_options(
+    options: StylizerOptions,
+    folder: Path | str,
+    callbacks: Sequence[Callback] = (),
+    *,
+    resume: bool = False,
+    parts: StylizerParts | None = None,
 ) -> Artifact:
     """Train a stylizer and save it as an artifact in `folder`, which the caller has prepared.
 
-    Raises GapError when the backbone and the images do not match.
+    `parts` replaces the backbone and the images of the options.
+
+    Raises GapError when the backbone and the images do not match, or there are too few images.
     """
     run = TrainingRun(Path(folder), make_accelerator(options), callbacks, resume)
     device = run.accelerator.device
-    load_size = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
-    with main_first(run.accelerator):
-        requested_shape = parse_input_shape(options.input)
-        (backbone,) = load_classifiers([options.backbone], requested_shape, (3, load_size), options.mean, options.std)
-        channels = backbone.spec.channels
-        contents, styles = (
-            load_data(name, options.data_root, channels=channels, size=load_size)
-            for name in (options.content, options.style)
-        )
-    if not len(styles.train):
-        raise GapError(f"{options.style} has no pictures to train on beside those held out; give five or more")
+    if parts is None:
+        with main_first(run.accelerator):
+            parts = _load_parts(options, options.backbone, options.content, options.style)
+    contents, styles = parts.contents, parts.styles
+    for argument, images in (("content", contents), ("style", styles)):
+        if not len(images.train) or not len(images.validation):
+            raise GapError(
+                f"{images.name} has too few pictures for `{argument}`: some are held out for validation; give five or"
+                " more"
+            )
+    backbone = on_device(parts.backbone, device)
+    channels = backbone.spec.channels
     layers, content_layers = default_layers(backbone), default_content_layers(backbone)
-    backbone.to(device)
     sample = _images_at(contents.train, torch.arange(min(8, len(contents.train))), device)
     extractor = prepare_backbone(backbone, sample, list(dict.fromkeys([*layers, *content_layers])))
+    torch.manual_seed(options.seed)  # loading the backbone and the images draws random numbers
     network, widths = _initialize_stylizer(options.type, extractor, layers, sample, channels)
     training = StylizerTraining(network, extractor, layers, content_layers, styles, options)
     schedule = TrainSchedule(options.epochs, options.batch_size, options.seed)
@@ -151,6 +239,21 @@ def train_stylizer(
         "options": options.to_dict(),
     }
     return run.save(KIND, network.state_dict(), card)
+
+
+def _load_parts(options: StylizerOptions, backbone: ClassifierLike, content: Any, style: Any) -> StylizerParts:
+    """The backbone and the images, given by name or as objects, in the channels of the backbone and in one size."""
+    load_size = (LOAD_SCALE * options.size, LOAD_SCALE * options.size)
+    shape = parse_input_shape(options.input)
+    (classifier,) = load_classifiers([backbone], shape, (3, load_size), options.mean, options.std)
+    channels = classifier.spec.channels
+
+    def load(data: Any) -> Dataset:
+        if is_data_name(data):
+            return load_data(str(data), options.data_root, channels=channels, size=load_size)
+        return converted(image_data(data), channels, load_size)
+
+    return StylizerParts(classifier, load(content), load(style))
 
 
 @torch.no_grad()

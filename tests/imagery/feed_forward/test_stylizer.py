@@ -8,15 +8,16 @@ import pytest
 import torch
 import yaml
 from gap.models.stylizers import make_stylizer
-from torch import Tensor
+from torch import Tensor, nn
+from torch.utils.data import Dataset
 
-from gap.classifiers.classifier import load_classifier
+from gap.classifiers.classifier import Classifier, load_classifier
 from gap.core.errors import GapError
 from gap.data.images import load_image
 from gap.imagery.feed_forward import train as train_module
 from gap.imagery.feed_forward.options import StylizerOptions
 from gap.imagery.feed_forward.stylizer import FeedForwardStylizer, extract, load_stylizer
-from gap.imagery.feed_forward.train import train_stylizer
+from gap.imagery.feed_forward.train import train_stylizer, train_stylizer_from_options
 from gap.imagery.losses import ContentLoss
 from gap.report.pictures import save_image, to_image
 
@@ -97,7 +98,7 @@ def test_train_stylizer_lowers_the_loss_and_its_artifact_draws(
     losses: list[float] = []
     folder = tmp_path / form
     folder.mkdir()
-    artifact = train_stylizer(
+    artifact = train_stylizer_from_options(
         StylizerOptions.read(options), folder, [lambda progress: losses.append(progress.metrics.get("loss", math.inf))]
     )
     # The first value is reported before the first training step.
@@ -127,7 +128,7 @@ def test_train_stylizer_content_loss_is_at_the_default_content_layer(
     )
     (tmp_path / "out").mkdir()
     options = {"content": f"folder:{folders[0]}", "style": f"folder:{folders[1]}", "size": 16, "epochs": 1}
-    artifact = train_stylizer(StylizerOptions.read(options | {"device": "cpu"}), tmp_path / "out")
+    artifact = train_stylizer_from_options(StylizerOptions.read(options | {"device": "cpu"}), tmp_path / "out")
     assert set(layers) == {"conv1"} and "conv1" not in artifact.card["layers"]
     assert load_stylizer(tmp_path / "out")(torch.rand(3, 20, 30), [torch.rand(3, 24, 18)]).shape == (3, 20, 30)
 
@@ -168,4 +169,87 @@ def test_train_stylizer_layer_without_gradient_is_refused_by_name(
 
     monkeypatch.setattr(train_module, "extract", detached)
     with pytest.raises(GapError, match="passes no gradient to the drawing"):
-        train_stylizer(StylizerOptions.read(options), tmp_path, [])
+        train_stylizer_from_options(StylizerOptions.read(options), tmp_path, [])
+
+
+class Images(Dataset[Tensor]):
+    """A torch dataset of images without labels."""
+
+    def __init__(self, images: Tensor) -> None:
+        self.images = images
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.images[index]
+
+
+class Net(nn.Module):
+    """A network of the user, in training mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, padding=1)
+        self.body = nn.Conv2d(4, 8, 3, stride=2, padding=1)
+        self.head = nn.Linear(8, 5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.head(self.body(self.stem(images).relu()).relu().mean(dim=(2, 3)))
+        return logits
+
+
+@pytest.mark.parametrize("normalized", [False, True], ids=["module", "classifier"])
+def test_train_stylizer_of_objects_gives_a_stylizer_in_memory_that_is_saved(tmp_path: Path, normalized: bool) -> None:
+    """Catches: images or a network that are only taken by name, and a user's network that is changed."""
+    torch.manual_seed(0)
+    net = Net()
+    backbone = Classifier(net, mean=(0.4, 0.5, 0.6), std=(0.2, 0.3, 0.2)) if normalized else net
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    contents, styles = torch.rand(12, 3, 30, 34), list(torch.rand(6, 3, 40, 40))
+    random_state = torch.get_rng_state()
+    stylizer = train_stylizer(
+        Images(contents), styles, backbone=backbone, size=16, epochs=4, batch_size=4, progress=False
+    )
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert net.training and all(parameter.requires_grad for parameter in net.parameters())
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert [row["epoch"] for row in stylizer.history if "validation_objective" in row] == [1.0, 2.0, 3.0, 4.0]
+    assert set(stylizer.metrics["validation"]) == {"objective", "style", "content", "colors"}
+    options = stylizer.artifact.card["options"]
+    assert (options["content"], options["style"]) == ("Images", "list") and options["epochs"] == 4
+    drawn = stylizer(contents[0], styles[:1])
+    assert drawn.shape == (3, 30, 34) and drawn.isfinite().all()
+    stylizer.save(tmp_path / "saved")
+    assert torch.equal(load_stylizer(tmp_path / "saved", backbone)(contents[0], styles[:1]), drawn)
+    with pytest.raises(GapError, match="give it as `backbone`"):
+        load_stylizer(tmp_path / "saved")
+
+
+def test_train_stylizer_of_names_equals_that_of_the_command_line_and_resumes(
+    folders: tuple[Path, Path], tmp_path: Path
+) -> None:
+    """Catches: other defaults than those of the command line, and a finished folder that is trained again."""
+    content, style = (f"folder:{folder}" for folder in folders)
+    steps: list[int] = []
+    settings = {"size": 16, "epochs": 1, "device": "cpu"}
+    for _ in range(2):
+        trained = train_stylizer(
+            content, style, out=tmp_path / "python", resume=True, progress=False, **settings,
+            callbacks=[lambda progress: steps.append(progress.step)],
+        )  # fmt: skip
+    assert steps and not trained.history and steps == sorted(steps)
+    (tmp_path / "options").mkdir()
+    options = StylizerOptions.read({"content": content, "style": style, **settings})
+    artifact = train_stylizer_from_options(options, tmp_path / "options")
+    assert artifact.card["options"] == trained.artifact.card["options"]
+    assert all(torch.equal(value, trained.artifact.tensors()[name]) for name, value in artifact.tensors().items())
+
+
+@pytest.mark.parametrize("argument", ["content", "style"])
+def test_train_stylizer_of_one_image_is_refused_by_the_name_of_the_argument(argument: str) -> None:
+    """Catches: a division by zero, as no image is held out."""
+    images = {"content": torch.rand(6, 3, 32, 32), "style": torch.rand(6, 3, 32, 32)}
+    images[argument] = images[argument][:1]
+    with pytest.raises(GapError, match=f"too few pictures for `{argument}`"):
+        train_stylizer(images["content"], images["style"], size=16, device="cpu", progress=False)
