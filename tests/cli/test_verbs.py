@@ -232,7 +232,7 @@ def test_compare_two_epsilons_writes_table_plot_and_page(
     assert [(row["attack"], row["budget"]) for row in rows] == [
         ("per-image", "l2:1"), ("noise", "l2:1"), ("per-image", "l2:3"), ("noise", "l2:3"),
     ]  # fmt: skip
-    assert [line.partition(": ")[0] for line in result.err.splitlines() if line.endswith(" left")] == [
+    assert [line.partition(": ")[0] for line in result.err.splitlines() if ": accuracy under attack" in line] == [
         f"{row['attack']} at {row['budget']}" for row in rows
     ]
     assert Image.open(tmp_path / "out" / "accuracy-against-epsilon.png").width > 100

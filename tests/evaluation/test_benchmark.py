@@ -154,7 +154,7 @@ def test_evaluate_progress_prints_a_line_for_each_row_on_standard_error(
     output = capsys.readouterr()
     accuracies = [row["accuracy_under_attack"] for row in result.rows]
     assert output.err.splitlines() == [
-        f"{label}: {accuracy:.2%} left" for label, accuracy in zip(labels, accuracies, strict=True)
+        f"{label}: accuracy under attack {accuracy:.2%}" for label, accuracy in zip(labels, accuracies, strict=True)
     ]
     assert rows == result.rows and not output.out
 
