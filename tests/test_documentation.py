@@ -54,6 +54,7 @@ def test_python_blocks_of_the_documents_run_and_write_their_files(
 ) -> None:
     """Catches: documented code with a name, an argument or a result that does not exist."""
     shorten_judging(monkeypatch)
+    torch.manual_seed(0)
     monkeypatch.chdir(tmp_path)
     for seed, name in enumerate(PICTURES):
         save_image(to_image(torch.rand(3, 40, 48, generator=torch.Generator().manual_seed(seed))), Path(name))
@@ -61,6 +62,6 @@ def test_python_blocks_of_the_documents_run_and_write_their_files(
     run_blocks(python_blocks(readme.read_text(encoding="utf-8")), README_SUBSTITUTIONS, readme.name)
     assert all((tmp_path / file).stat().st_size > 100 for file in FILES)
     output = capsys.readouterr().out
-    assert "bounded_generator" in output and "inconclusive" in output
+    assert "bounded_generator" in output and re.search("holds|masked|inconclusive", output)
     python_section = section(guide.read_text(encoding="utf-8"), "Python")
     run_blocks(python_blocks(python_section), GUIDE_SUBSTITUTIONS, guide.name)
