@@ -27,6 +27,8 @@ from gap.data.registry import converted, load_data
 
 # A drop of the accuracy that brings a warning, when it is also beyond sampling noise.
 LARGE_DROP = 0.1
+# The largest number of images on which a classifier is checked before an attack.
+TRIAL_IMAGES = 2000
 # Images per batch where only predictions are needed.
 BATCH_SIZE = 256
 
@@ -270,22 +272,30 @@ def parse_input_shape(text: str | None) -> InputShape | None:
 
 @torch.no_grad()
 def accuracy(
-    classifier: Classifier, split: Split, device: torch.device | str = "cpu", batch_size: int = BATCH_SIZE
+    classifier: Classifier,
+    split: Split,
+    device: torch.device | str = "cpu",
+    batches: Sequence[Tensor] | None = None,
 ) -> float:
-    """The share of a split's images that a classifier classifies correctly."""
+    """The share of a split's images, or of those with the indices in `batches`, that are classified correctly."""
+    if batches is None:
+        batches = sequential_batches(split, BATCH_SIZE)
     num_correct = 0
     with frozen(classifier):
-        for images, labels in split.batches(sequential_batches(split, batch_size), device):
+        for images, labels in split.batches(batches, device):
             num_correct += int((classifier(images).argmax(dim=1) == labels).sum())
-    return num_correct / max(1, len(split))
+    return num_correct / max(1, sum(map(len, batches)))
 
 
-def is_at_chance_level(share: float, classes: int, split: Split) -> bool:
-    """Whether an accuracy is no better than that of random guessing, or of always predicting the most common label."""
+def is_at_chance_level(share: float, classes: int, split: Split, images: int | None = None) -> bool:
+    """Whether an accuracy is no better than that of random guessing, or of always predicting the most common label.
+
+    `images` is the number of images of the accuracy, if it is not that of the split.
+    """
     labels = split.labels if split.labels is not None else torch.zeros(0, dtype=torch.int64)
     majority = labels.bincount(minlength=1).max().item() / max(1, len(split))
     chance = max(1 / classes, majority)
-    return share < chance + 2 * (chance * (1 - chance) / max(1, len(split))) ** 0.5
+    return share < chance + 2 * (chance * (1 - chance) / max(1, images or len(split))) ** 0.5
 
 
 def warn_if_any_at_chance(task: AttackTask, batch_size: int = BATCH_SIZE) -> None:
@@ -301,17 +311,20 @@ def warn_if_at_chance(
 ) -> None:
     """Warn where a classifier is untrained, at chance level on this data, or far below the accuracy in its card.
 
-    The results of attacks on such a classifier are meaningless.
+    The results of attacks on such a classifier are meaningless. The accuracy is that on at most TRIAL_IMAGES images, a
+    fixed sample.
     """
     if is_untrained(classifier.name):
         warnings.warn(f"{classifier.name} has randomly initialized weights", GapWarning, stacklevel=2)
         return
     if len(split) < MIN_IMAGES:
         return
-    measured = accuracy(classifier, split, device, batch_size)
-    at_chance = is_at_chance_level(measured, classifier.spec.classes, split)
+    order = torch.randperm(len(split), generator=torch.Generator().manual_seed(0))
+    sample = order[:TRIAL_IMAGES].sort().values
+    measured = accuracy(classifier, split, device, sample.split(batch_size))
+    at_chance = is_at_chance_level(measured, classifier.spec.classes, split, len(sample))
     recorded = _recorded_accuracy(classifier)
-    if recorded and recorded.is_far_above(measured, len(split)):
+    if recorded and recorded.is_far_above(measured, len(sample)):
         guessing = ", no better than chance," if at_chance else ""
         warnings.warn(
             f"{classifier.name} has an accuracy of {measured:.1%} on {data}{guessing} and had {recorded.accuracy:.1%}"

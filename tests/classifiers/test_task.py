@@ -10,9 +10,9 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from gap.classifiers.classifier import Classifier, load_classifier
+from gap.classifiers.classifier import Classifier, ClassifierSpec, load_classifier
 from gap.classifiers.options import DataOptions
 from gap.classifiers.task import is_at_chance_level, load_task, name_classes, warn_if_at_chance
 from gap.core.artifact import save_artifact
@@ -311,6 +311,26 @@ def test_warn_if_at_chance_without_recorded_accuracy_gives_no_warning(
     tmp_path: Path, chance_warnings: ChanceWarnings, card: dict[str, Any]
 ) -> None:
     assert not chance_warnings(load_classifier(save_small_classifier(tmp_path / "net", **card)), 0.6)
+
+
+def test_warn_if_at_chance_many_images_uses_a_sample_of_all_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Catches: a pass over a large test set before an attack on few images, or a sample of the first class alone."""
+    monkeypatch.setattr("gap.classifiers.task.TRIAL_IMAGES", 200)
+    labels = torch.arange(1000) // 100
+    split = InMemorySplit((labels * 20).to(torch.uint8)[:, None, None, None].expand(-1, 1, 4, 4).contiguous(), labels)
+    levels: list[Tensor] = []
+
+    class Level(nn.Module):
+        """The class is the gray level, so that the accuracy is 1."""
+
+        def forward(self, images: Tensor) -> Tensor:
+            levels.append((images[:, 0, 0, 0] * 255 / 20).round().long())
+            return nn.functional.one_hot(levels[-1], 10).float()
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_if_at_chance(Classifier(Level(), ClassifierSpec(1, (4, 4), 10)), split, "cpu", "levels")
+    assert len(torch.cat(levels)) == 200 and len(torch.cat(levels).unique()) == 10
 
 
 def test_warn_if_at_chance_card_of_other_weights_is_ignored(tmp_path: Path, chance_warnings: ChanceWarnings) -> None:
