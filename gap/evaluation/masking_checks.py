@@ -207,7 +207,7 @@ def check_more_steps(batch: EvaluationBatch) -> CheckResult:
     return CheckResult(
         "more steps and restarts do not hurt the attack",
         not exceeds_tolerance(strong - weak, images),
-        f"PGD with 5 steps leaves {weak / images:.1%}, with 50 steps and restarts {strong / images:.1%}",
+        f"accuracy under PGD with 5 steps {weak / images:.1%}, with 50 steps and restarts {strong / images:.1%}",
     )
 
 
@@ -219,6 +219,6 @@ def check_transfer(batch: EvaluationBatch, surrogate: Classifier) -> CheckResult
     return CheckResult(
         "transfer does not beat white-box attacks",
         not exceeds_tolerance(count, len(fooled)),
-        f"{count / len(fooled):.1%} of the images fall only to attacks on {surrogate.name}, which reads {clean:.1%}"
-        " rightly",
+        f"{count / len(fooled):.1%} of the images are misclassified only under attacks on {surrogate.name}, whose"
+        f" clean accuracy is {clean:.1%}",
     )
