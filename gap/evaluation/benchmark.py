@@ -313,7 +313,7 @@ def _parse_attack(attack: AttackLike) -> AttackEntry:
         init = init_folder_of(text)
         return AttackEntry(text, text, init=open_artifact(init, *ARTIFACT_KINDS) if init else None)
     if exists(text):
-        raise GapError(f"{text} is not a folder that gap train left, nor the name of an attack")
+        raise GapError(f"{text} is not a folder that gap train wrote, nor the name of an attack")
     if "/" in text:
         raise GapError(f"there is no folder {text}; name one that gap train left, or an attack (see `gap attacks`)")
     raise unknown_name_error("attack", name, list_attacks())
