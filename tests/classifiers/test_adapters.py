@@ -131,7 +131,7 @@ def test_evaluate_on_another_device_leaves_the_network_of_the_user_in_place(
     model = wrap(network)
     state = copy.deepcopy(network.state_dict())
     gap.evaluate("fgsm", model, data(1), "linf:0.1", device="cpu")
-    monkeypatch.setattr("gap.classifiers.task.is_on", lambda network, device: False)
+    monkeypatch.setattr("gap.classifiers.adapters.is_on", lambda network, device: False)
     task = load_task([model], DataOptions(), "cpu", data=evaluation_data(data(1)))
     inner = task.classifiers[0].network
     assert inner is not network and inner.moves and not network.moves

@@ -205,7 +205,8 @@ def test_evaluate_all_kinds_of_attacks_gives_a_row_for_each(
         low, high = row["accuracy_under_attack_interval"]
         assert low <= row["accuracy_under_attack"] <= high
         assert row["attack"] in result.out
-        assert f"{row['attack']} on {classifier}: {row['accuracy_under_attack']:.2%} left\n" in result.err
+        accuracy = f"accuracy under attack {row['accuracy_under_attack']:.2%}"
+        assert f"{row['attack']} on {classifier}: {accuracy}\n" in result.err
     assert rows["pgd:steps=5"]["accuracy_under_attack"] < rows["noise"]["accuracy_under_attack"]
     assert rows[pgd_from_generator]["accuracy_under_attack"] <= rows["per-image"]["accuracy_under_attack"]
     assert table(tmp_path / "out" / "results.json") == list(rows.values())
