@@ -11,9 +11,11 @@ import yaml
 from judging import shorten_judging
 from PIL import Image
 
+from gap.attacks.generator.options import TrainOptions
 from gap.cli import demo_sections as sections
 from gap.cli.app import COMMANDS
 from gap.data.registry import load_data
+from gap.hardening.options import SmallGeneratorOptions
 from gap.report.pictures import save_image
 
 ROW_KEYS = {
@@ -393,9 +395,13 @@ def test_demo_with_short_training_writes_the_page_and_all_results(
     """Runs all sections of the demo, each with a very short training."""
 
     def shortened(function: Callable[..., Any]) -> Callable[..., Any]:
-        return lambda options, *arguments, **keywords: function(
-            options.model_copy(update={"epochs": 0.1}), *arguments, **keywords
-        )
+        def run_shortened(options: Any, *arguments: Any, **keywords: Any) -> Any:
+            changes: dict[str, Any] = {"epochs": 0.1}
+            if isinstance(options, TrainOptions):
+                changes["generator"] = SmallGeneratorOptions()
+            return function(options.model_copy(update=changes), *arguments, **keywords)
+
+        return run_shortened
 
     monkeypatch.setattr(sections, "pretrain_from_options", shortened(sections.pretrain_from_options))
     monkeypatch.setattr(sections, "train_from_options", shortened(sections.train_from_options))
