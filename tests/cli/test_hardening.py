@@ -140,7 +140,7 @@ def test_judge_all_attacks_writes_the_report_to_json_and_card(
     assert report["verdict"] == "holds" and "verdict: holds" in result.out
     assert all(check.keys() == {"name", "passed", "details"} for check in report["checks"])
     (transfer,) = [check["details"] for check in report["checks"] if check["name"].startswith("transfer")]
-    assert float(transfer.partition("which reads ")[2].partition("%")[0]) > 80
+    assert float(transfer.partition("whose clean accuracy is ")[2].partition("%")[0]) > 80
     card = yaml.safe_load((hardened / "card.yaml").read_text())
     assert card["robustness_evaluations"] == [report]
 
