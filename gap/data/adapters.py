@@ -308,6 +308,7 @@ def _reads_all(loader: DataLoader[Any]) -> bool:
     sampler: Any = loader.sampler
     if not isinstance(sampler, SequentialSampler | RandomSampler) or getattr(sampler, "replacement", False):
         return False
+    # A sampler by index asks its dataset for its length, which the type `Dataset` does not declare.
     return len(sampler) == len(loader.dataset)  # type: ignore[arg-type]
 
 

@@ -168,6 +168,7 @@ def test_verbs_network_of_another_precision_is_left_unchanged(verb: str, dtype: 
 
 def test_copied_network_that_stores_its_outputs_raises_a_one_line_error() -> None:
     network = Flat(1)
+    # A plain attribute, as people set it; the type of modules allows only tensors and modules.
     network.kept = network(torch.rand(2, 1, SIDE, SIDE))  # type: ignore[assignment]
     with pytest.raises(
         GapError, match=r"^Flat cannot be copied \(.*\); let it keep no outputs of its layers$"
